@@ -1,0 +1,1 @@
+//! The resources: one Rust type per kind is the only schema.

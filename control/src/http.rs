@@ -1,0 +1,1 @@
+//! Bodies, callers and the handler trait: what the API and the transports share.

@@ -1,0 +1,1 @@
+//! Exchange of Router resources between nodes.

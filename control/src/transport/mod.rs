@@ -1,0 +1,1 @@
+//! Serving the API over HTTP/3 and TCP.
