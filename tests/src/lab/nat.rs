@@ -1,0 +1,64 @@
+//! The kinds of NAT that stand between an edge node and the world.
+
+use std::net::Ipv4Addr;
+
+use super::tools::{forget_flows, nft, sysctl};
+
+/// How a NAT chooses the outside port. Both drop what nobody inside asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NatKind {
+    /// One outside port per inside port, whoever is called (RFC 4787: endpoint-independent mapping, address and
+    /// port-dependent filtering). What most home routers do.
+    Home,
+    /// Another, random outside port for every destination (address and port-dependent mapping). Mobile carriers.
+    Symmetric,
+}
+
+/// One NAT of a lab.
+#[derive(Debug)]
+pub struct Nat {
+    netns: String,
+    /// Its address on the internet: where its host seems to call from.
+    pub public: Ipv4Addr,
+}
+
+impl Nat {
+    pub(super) fn set_up(netns: String, public: Ipv4Addr, kind: NatKind) -> anyhow::Result<Self> {
+        sysctl(&netns, "net.ipv4.ip_forward=1")?;
+        // Without this table an unsolicited packet makes a conntrack entry that takes the port which a mapping needs.
+        nft(
+            &netns,
+            "table inet fw {\n chain in { type filter hook input priority 0\n iifname \"wan\" ct state new drop\n }\n chain over { \
+             type filter hook forward priority 0\n iifname \"wan\" ct state new drop\n }\n}\n",
+        )?;
+        let nat = Self { netns, public };
+        nat.map(&match kind {
+            NatKind::Home => format!("oifname \"wan\" snat to {public}"),
+            NatKind::Symmetric => "oifname \"wan\" masquerade fully-random".to_owned(),
+        })?;
+        Ok(nat)
+    }
+
+    /// Gives every flow through the NAT a new outside port, silently, as after a restart of a home router: answers to
+    /// the old ports are lost until the inside sends again.
+    ///
+    /// # Errors
+    /// If the rules cannot be changed.
+    pub fn rebind(&self) -> anyhow::Result<()> {
+        nft(&self.netns, "delete table ip nat\n")?;
+        self.map(&format!(
+            "oifname \"wan\" meta l4proto {{ tcp, udp }} snat to {}:30000-39999 random",
+            self.public
+        ))?;
+        forget_flows(&self.netns)
+    }
+
+    fn map(&self, rule: &str) -> anyhow::Result<()> {
+        nft(
+            &self.netns,
+            &format!(
+                "table ip nat {{\n chain post {{ type nat hook postrouting priority srcnat\n {rule}\n }}\n}}\n"
+            ),
+        )
+    }
+}

@@ -1,0 +1,132 @@
+//! What a test needs from the machine, and how a test that cannot run says so.
+//!
+//! libtest knows no "skipped": such a test returns early, and the line it leaves in `$KEEL_SKIPPED` is what
+//! `tests/run` counts. `KEEL_REQUIRE=all` (set in CI) turns every skip into a failure, but for `kubectl`, which no
+//! Debian package carries: it is required only when named (`KEEL_REQUIRE=all,kubectl`).
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// One thing outside the repository that a test leans on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The super user, for namespaces, NAT and port 53.
+    Root,
+    /// `redis-server`, `redis-cli`, `redis-benchmark`.
+    Redis,
+    /// `mariadbd`, `mariadb-install-db`, `mariadb`, `mariadb-dump`.
+    MariaDb,
+    /// `dig`.
+    Dig,
+    /// `curl`.
+    Curl,
+    /// `kubectl`.
+    Kubectl,
+    /// A Python with `curl_cffi`, an HTTP/3 client that shares no line with ours.
+    CurlCffi,
+    /// `faketime`, for clocks that are far off.
+    Faketime,
+}
+
+impl Need {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Redis => "redis-server",
+            Self::MariaDb => "mariadb-server",
+            Self::Dig => "dig",
+            Self::Curl => "curl",
+            Self::Kubectl => "kubectl",
+            Self::CurlCffi => "curl_cffi",
+            Self::Faketime => "faketime",
+        }
+    }
+
+    fn is_there(self) -> bool {
+        match self {
+            Self::Root => {
+                nix::unistd::geteuid().is_root()
+                    && ["ip", "nft", "conntrack"]
+                        .into_iter()
+                        .all(|tool| find(tool).is_some())
+            }
+            Self::Redis => ["redis-server", "redis-cli", "redis-benchmark"]
+                .into_iter()
+                .all(|tool| find(tool).is_some()),
+            Self::MariaDb => ["mariadbd", "mariadb-install-db", "mariadb", "mariadb-dump"]
+                .into_iter()
+                .all(|tool| find(tool).is_some()),
+            Self::CurlCffi => python().is_some(),
+            other => find(other.name()).is_some(),
+        }
+    }
+}
+
+/// Finds a program on the path or where Debian keeps the programs of root.
+#[must_use]
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+/// The Python whose `curl_cffi` speaks HTTP/3: `$KEEL_PYTHON`, else the environment that `tests/run` makes under the
+/// target directory.
+#[must_use]
+pub fn python() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("KEEL_PYTHON") {
+        return Some(PathBuf::from(named));
+    }
+    let target = crate::process::bin_dir().ok()?;
+    Some(target.parent()?.join("venv/bin/python")).filter(|python| python.is_file())
+}
+
+/// Whether the calling test must stop here because something is missing; it has said so.
+///
+/// # Panics
+/// If the environment (`KEEL_REQUIRE`) says that nothing may be missing.
+#[must_use]
+pub fn lacking(needs: &[Need]) -> bool {
+    let missing: Vec<_> = needs
+        .iter()
+        .filter(|need| !need.is_there())
+        .map(|need| need.name())
+        .collect();
+    if missing.is_empty() {
+        return false;
+    }
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("?");
+    let required = std::env::var("KEEL_REQUIRE").unwrap_or_default();
+    let required: Vec<_> = required.split(',').collect();
+    for name in &missing {
+        let must =
+            required.contains(name) || (required.contains(&"all") && *name != Need::Kubectl.name());
+        assert!(
+            !must,
+            "{test} needs {name}, which is required here (KEEL_REQUIRE) and missing"
+        );
+    }
+    eprintln!("SKIPPED {test}: no {}", missing.join(", "));
+    if let Some(list) = std::env::var_os("KEEL_SKIPPED") {
+        note(
+            Path::new(&list),
+            &format!("{test}: no {}\n", missing.join(", ")),
+        );
+    }
+    true
+}
+
+fn note(list: &Path, line: &str) {
+    let written = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(list)
+        .and_then(|mut file| file.write_all(line.as_bytes()));
+    if let Err(error) = written {
+        eprintln!("the skip could not be noted in {}: {error}", list.display());
+    }
+}
