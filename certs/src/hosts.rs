@@ -1,0 +1,119 @@
+//! The DNS names and addresses that a node's certificates carry, so that ordinary TLS clients believe them.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// DNS names and IP addresses of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hosts {
+    /// DNS names, lower case.
+    #[serde(default)]
+    pub dns: BTreeSet<String>,
+    /// Addresses.
+    #[serde(default)]
+    pub ips: BTreeSet<IpAddr>,
+}
+
+impl Hosts {
+    /// `localhost` and the two loopback addresses: what every node has.
+    #[must_use]
+    pub fn loopback() -> Self {
+        Self {
+            dns: BTreeSet::from(["localhost".to_owned()]),
+            ips: BTreeSet::from([Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]),
+        }
+    }
+
+    /// Loopback, this machine's host name and the addresses of its interfaces (link-local ones left out: they mean
+    /// nothing without an interface).
+    #[must_use]
+    pub fn local() -> Self {
+        let mut hosts = Self::loopback();
+        if let Some(name) = nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+        {
+            hosts.add(&name);
+        }
+        for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
+            let Some(address) = interface.address else {
+                continue;
+            };
+            let v4 = address
+                .as_sockaddr_in()
+                .map(|address| IpAddr::V4(address.ip()));
+            let v6 = address
+                .as_sockaddr_in6()
+                .map(|address| IpAddr::V6(address.ip()));
+            hosts.ips.extend(v4.or(v6).filter(|ip| !is_link_local(*ip)));
+        }
+        hosts
+    }
+
+    /// Adds a host name or address, as users write it. Text that is neither is ignored.
+    pub fn add(&mut self, host: &str) {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            if !ip.is_unspecified() {
+                self.ips.insert(ip);
+            }
+        } else if is_dns_name(host) {
+            self.dns
+                .insert(host.trim_end_matches('.').to_ascii_lowercase());
+        }
+    }
+
+    /// Adds all of `other`.
+    pub fn extend(&mut self, other: &Self) {
+        self.dns.extend(other.dns.iter().cloned());
+        self.ips.extend(other.ips.iter().copied());
+    }
+}
+
+/// Whether `host` is a DNS name that a certificate may carry (no wildcard, no underscore at the ends of a label).
+pub(crate) fn is_dns_name(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    rustls_pki_types::DnsName::try_from(host).is_ok() && host.len() <= 253
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_has_loopback_and_no_link_local() {
+        let hosts = Hosts::local();
+        assert!(hosts.dns.contains("localhost"));
+        assert!(hosts.ips.contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert!(!hosts.ips.iter().any(|ip| is_link_local(*ip)));
+    }
+
+    #[test]
+    fn add_sorts_names_from_addresses() {
+        let mut hosts = Hosts::default();
+        for host in [
+            "A.example.net",
+            "192.0.2.1",
+            "[2001:db8::1]",
+            "0.0.0.0",
+            "*.example.net",
+            "a b",
+            "",
+        ] {
+            hosts.add(host);
+        }
+        assert_eq!(hosts.dns, BTreeSet::from(["a.example.net".to_owned()]));
+        assert_eq!(hosts.ips.len(), 2);
+    }
+}
