@@ -78,7 +78,7 @@ impl Profile {
                 send_window: 2 << 20,
                 datagrams: 64 << 10,
                 bidi_at_start: 256,
-                bidi_max: 256,
+                bidi_max: 1024,
                 uni: 16,
             },
         }
