@@ -1,1 +1,30 @@
 //! The resources: one Rust type per kind is the only schema.
+//!
+//! [`Router`] is what the API serves, stores and documents; [`schema`] derives the OpenAPI schema from it, [`decode`] reads
+//! bodies by that schema (the spec strictly, the status leniently), [`Status`] is how Kubernetes clients are told what went wrong.
+
+pub mod answer;
+pub mod decode;
+pub mod meta;
+pub mod router;
+pub mod schema;
+pub mod state;
+mod validate;
+
+pub use answer::{Cause, Reason, Status};
+pub use meta::{ObjectMeta, Revision, Time};
+pub use router::{AdvertisedService, Frps, PortRange, Router, RouterSpec, Secret, Transport, WebServer};
+pub use state::{
+    ActiveService, ClientStatus, Condition, ProviderStatus, RouterStatus, ServiceStatus, Source,
+};
+
+/// The API group of the resources.
+pub const GROUP: &str = "edge.example.com";
+/// The version of the group.
+pub const VERSION: &str = "v1";
+/// `apiVersion` of every resource of the group.
+pub const API_VERSION: &str = "edge.example.com/v1";
+/// The kind of [`Router`].
+pub const KIND: &str = "Router";
+/// The plural, as it is written in paths.
+pub const PLURAL: &str = "routers";

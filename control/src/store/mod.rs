@@ -1,1 +1,273 @@
 //! The store: SQLite, one writer, one revision counter.
+//!
+//! A write is a decision (a function from the current object to a [`Change`]) that the writer task runs; it answers after its
+//! commit. The writer collects writes into batches, so one `fsync` pays for many of them. Object and event go in one transaction, so
+//! a watch sees exactly what was committed. Readers have connections of their own and never wait for the writer.
+//!
+//! The hub ([`Store::revision`]) carries numbers only: whoever follows the store keeps a cursor and reads what is behind it,
+//! from the [`ring`] or, further back, from the database. The store never calls the network and knows no resource's schema.
+
+mod open;
+mod read;
+mod ring;
+mod tokens;
+mod writer;
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sqlx::SqlitePool;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::api::Revision;
+use ring::Ring;
+use writer::{Job, Writer};
+
+pub use open::OpenError;
+pub use read::EventsError;
+pub use tokens::{ConsumeError, Consumed, TokenRecord, TokenScope};
+
+/// How the store batches, keeps and forgets.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Writes in one transaction at most.
+    pub batch: usize,
+    /// How long a batch waits for more after its first write.
+    pub linger: Duration,
+    /// Events kept in memory at most.
+    pub ring: usize,
+    /// Bytes of the events in memory at most; a node's share of memory wins over the number of events.
+    pub ring_bytes: usize,
+    /// Events kept for resuming watches at least.
+    pub keep_events: u64,
+    /// How long events are kept at least.
+    pub keep_for: Duration,
+    /// How often old events are looked for.
+    pub compact_every: Duration,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            // 16 to 64 rows is where sqlx on SQLite writes most rows per second; beyond that a batch only gets later.
+            batch: 64,
+            linger: Duration::from_millis(2),
+            ring: 10_000,
+            ring_bytes: 16 << 20,
+            keep_events: 10_000,
+            keep_for: Duration::from_secs(3600),
+            compact_every: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What an object is found by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Resource, with its group: `routers.edge.example.com`.
+    pub resource: Cow<'static, str>,
+    /// Name of the object.
+    pub name: String,
+}
+
+/// An object as it was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Revision of its last change.
+    pub revision: Revision,
+    /// The object, encoded.
+    pub data: Bytes,
+}
+
+/// What a write does to the object.
+#[derive(Debug)]
+pub enum Change {
+    /// Nothing: the object is as it should be, or the write is refused.
+    Keep,
+    /// The object becomes this.
+    Put(Bytes),
+    /// The object goes; this is what watchers are told about it last.
+    Delete(Bytes),
+}
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// It is new.
+    Added,
+    /// It is gone.
+    Deleted,
+    /// It is another.
+    Modified,
+}
+
+/// One committed change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Revision of the change.
+    pub revision: Revision,
+    /// What happened.
+    pub kind: EventKind,
+    /// To which object.
+    pub key: Key,
+    /// The object after the change; of a deleted one, its last state.
+    pub object: Bytes,
+    /// The object before the change.
+    pub previous: Option<Bytes>,
+}
+
+/// Why the store did not do it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store is being closed.
+    #[error("the store is closed")]
+    Closed,
+    /// SQLite said no; a write did not happen as far as the caller is concerned, though it may be found done.
+    #[error("the store failed to {doing}")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// What SQLite said.
+        #[source]
+        source: Arc<sqlx::Error>,
+    },
+}
+
+impl StoreError {
+    fn database(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |source| Self::Database { doing, source: Arc::new(source) }
+    }
+}
+
+/// A handle on the store; clones share it.
+///
+/// [`Store::close`] ends it properly. If the last handle is dropped instead, the writer finishes what it has and closes by itself.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    /// Writes wait here when the writer is busy; a full queue makes callers wait, it drops nothing.
+    jobs: mpsc::Sender<Job>,
+    shared: Arc<Shared>,
+    readers: SqlitePool,
+    /// The writer task. A lock because `close` takes it out through a shared handle.
+    task: Mutex<JoinSet<()>>,
+}
+
+/// What writer and readers share.
+#[derive(Debug)]
+struct Shared {
+    /// The last commits. A std lock: held for a short copy, never across an await.
+    ring: RwLock<Ring>,
+    /// The last published revision.
+    revision: watch::Sender<Revision>,
+    /// Events up to here are gone. Raised before they are deleted, so that a reader who read half of them can tell.
+    compacted: AtomicU64,
+    /// Numbers that were skipped after an unclean stop: a cursor inside may have seen what was lost.
+    gaps: Vec<(Revision, Revision)>,
+}
+
+/// Writes that may wait for the writer: a few batches.
+const QUEUE: usize = 256;
+
+impl Store {
+    /// The last revision that can be read, followed: it changes with every batch of commits, after they can be read.
+    #[must_use]
+    pub fn revision(&self) -> watch::Receiver<Revision> {
+        self.inner.shared.revision.subscribe()
+    }
+
+    /// The last revision that can be read.
+    #[must_use]
+    pub fn current(&self) -> Revision {
+        *self.inner.shared.revision.borrow()
+    }
+
+    /// Up to where events are forgotten.
+    #[must_use]
+    pub fn compacted(&self) -> Revision {
+        self.inner.shared.compacted()
+    }
+
+    /// Where the store is kept.
+    #[must_use]
+    pub fn path(&self) -> &std::path::Path {
+        &self.inner.path
+    }
+
+    /// Lets `decide` see the object and change it, then commits and gives its answer.
+    ///
+    /// `decide` gets the object as it is in the commit's order, and the revision that the change will have; it runs once, in the
+    /// writer task, so it must be quick and must not block. The answer comes after the commit (at once if nothing changes). Dropping
+    /// the future does not undo the write.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`], or [`StoreError::Database`] if the commit failed.
+    pub async fn write<T, F>(&self, key: Key, decide: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(Option<&Object>, Revision) -> (Change, T) + Send + 'static,
+        T: Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        self.send(Job::Write(Box::new(writer::Decision { key, decide: Some(decide), outcome: None, answer }))).await?;
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Forgets the events up to `upto`, as far as they are there. Objects stay.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub async fn compact(&self, upto: Revision) -> Result<(), StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Job::Compact { upto, answer }).await?;
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Finishes what is queued, marks the store as cleanly closed and closes the file. Other handles get [`StoreError::Closed`].
+    pub async fn close(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.send(Job::Close { answer }).await.is_ok() {
+            // An error means that the writer ended another way; the join below waits for it.
+            let _ = answered.await;
+        }
+        let mut task = std::mem::take(&mut *self.inner.task.lock().unwrap_or_else(PoisonError::into_inner));
+        while task.join_next().await.is_some() {}
+        self.inner.readers.close().await;
+    }
+
+    async fn send(&self, job: Job) -> Result<(), StoreError> {
+        self.inner.jobs.send(job).await.map_err(|_| StoreError::Closed)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The writer is never cancelled: it ends by itself when the queue's sender (a field of this) is gone.
+        self.task.get_mut().unwrap_or_else(PoisonError::into_inner).detach_all();
+    }
+}
+
+impl Shared {
+    fn compacted(&self) -> Revision {
+        Revision(self.compacted.load(Ordering::Acquire))
+    }
+
+    /// Makes committed events readable, then tells that they are.
+    fn publish(&self, events: Vec<Arc<Event>>) {
+        let Some(last) = events.last().map(|event| event.revision) else { return };
+        self.ring.write().unwrap_or_else(PoisonError::into_inner).extend(events);
+        self.revision.send_replace(last);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! `Status`: how Kubernetes clients are told what went wrong, or that a deletion went well.
+
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::{GROUP, PLURAL};
+
+/// Kubernetes' `Status` object.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase", default)]
+#[error("{message}")]
+pub struct Status {
+    /// Always `Status`.
+    pub kind: String,
+    /// Always `v1`.
+    pub api_version: String,
+    /// Empty, but clients expect it.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// `Success` or `Failure`.
+    pub status: String,
+    /// A sentence for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// One word for programs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// What the message is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<Box<Details>>,
+    /// The HTTP status code.
+    pub code: u16,
+}
+
+/// What a [`Status`] is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Details {
+    /// Name of the object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// API group of the object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub group: String,
+    /// Resource (or kind) of the object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kind: String,
+    /// Identity of the object that was deleted.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// The fields that are wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<Cause>,
+    /// How many seconds to wait before trying again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u32>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cause {
+    /// One word for programs, e.g. `FieldValueInvalid`.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+    /// Path of the field.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub field: String,
+}
+
+/// Kubernetes' words for why a request failed. The closed table of what this server answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// An object of that name is there already.
+    AlreadyExists,
+    /// The request makes no sense.
+    BadRequest,
+    /// The object is not what the caller thinks it is.
+    Conflict,
+    /// The revision asked for is compacted away.
+    Expired,
+    /// The caller may not do that.
+    Forbidden,
+    /// The server failed.
+    InternalError,
+    /// The object has wrong content.
+    Invalid,
+    /// The path does not take that method.
+    MethodNotAllowed,
+    /// There is no such object or path.
+    NotFound,
+    /// The body is too large.
+    RequestEntityTooLarge,
+    /// The server cannot do it now.
+    ServiceUnavailable,
+    /// The server did not get that far in time.
+    Timeout,
+    /// The caller has no identity.
+    Unauthorized,
+    /// The body is in a format that this path does not take.
+    UnsupportedMediaType,
+    /// A reason that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Reason {
+    /// The HTTP status code that goes with the reason.
+    #[must_use]
+    pub fn code(self) -> StatusCode {
+        match self {
+            Self::AlreadyExists | Self::Conflict => StatusCode::CONFLICT,
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Expired => StatusCode::GONE,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::InternalError | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::RequestEntityTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        }
+    }
+}
+
+impl Status {
+    /// A failure without details.
+    pub fn failure(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            kind: "Status".into(),
+            api_version: "v1".into(),
+            status: "Failure".into(),
+            message: message.into(),
+            reason: Some(reason),
+            code: reason.code().as_u16(),
+            ..Self::default()
+        }
+    }
+
+    /// A failure that is about the router of this name.
+    pub fn router(reason: Reason, name: &str, message: impl Into<String>) -> Self {
+        let details = Details { name: name.into(), group: GROUP.into(), kind: PLURAL.into(), ..Details::default() };
+        Self { details: Some(Box::new(details)), ..Self::failure(reason, message) }
+    }
+
+    /// There is no router of this name.
+    pub fn not_found(name: &str) -> Self {
+        Self::router(Reason::NotFound, name, format!("{PLURAL}.{GROUP} {name:?} not found"))
+    }
+
+    /// The router is no longer what the writer thinks it is.
+    pub fn conflict(name: &str, why: &str) -> Self {
+        let message = format!("Operation cannot be fulfilled on {PLURAL}.{GROUP} {name:?}: {why}");
+        Self::router(Reason::Conflict, name, message)
+    }
+
+    /// The revision is compacted away.
+    pub fn expired(message: impl Into<String>) -> Self {
+        Self::failure(Reason::Expired, message)
+    }
+
+    /// The revision is ahead of this server.
+    pub fn too_large(asked: super::Revision, current: super::Revision) -> Self {
+        let message = format!("Too large resource version: {asked}, current: {current}");
+        let cause =
+            Cause { reason: "ResourceVersionTooLarge".into(), message: "Too large resource version".into(), ..Cause::default() };
+        let details = Details { causes: vec![cause], retry_after_seconds: Some(1), ..Details::default() };
+        Self { details: Some(Box::new(details)), ..Self::failure(Reason::Timeout, message) }
+    }
+
+    /// The router was deleted.
+    pub fn deleted(name: &str, uid: &str) -> Self {
+        let details =
+            Details { name: name.into(), group: GROUP.into(), kind: PLURAL.into(), uid: uid.into(), ..Details::default() };
+        Self {
+            kind: "Status".into(),
+            api_version: "v1".into(),
+            status: "Success".into(),
+            details: Some(Box::new(details)),
+            code: 200,
+            ..Self::default()
+        }
+    }
+
+    /// Whether one of the causes has this reason.
+    #[must_use]
+    pub fn has_cause(&self, reason: &str) -> bool {
+        self.details.iter().flat_map(|details| &details.causes).any(|cause| cause.reason == reason)
+    }
+}

@@ -1,0 +1,63 @@
+//! The OpenAPI schema of a kind, derived from its Rust type.
+
+use std::sync::LazyLock;
+
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value};
+
+use super::router::Router;
+
+/// The schema of [`Router`]: structural (no references, no unions), as Kubernetes wants it of a custom resource.
+pub fn router() -> &'static Value {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+        let mut settings = SchemaSettings::openapi3();
+        settings.inline_subschemas = true;
+        let mut schema = settings.into_generator().into_root_schema_for::<Router>().to_value();
+        tidy(&mut schema);
+        if let Some(properties) = schema.pointer_mut("/properties").and_then(Value::as_object_mut) {
+            let kind = "Kind of the object: `Router`.";
+            properties.insert("kind".into(), serde_json::json!({"type": "string", "description": kind}));
+        }
+        schema
+    });
+    &SCHEMA
+}
+
+/// Takes away what Kubernetes' structural schemas do not have, and names integer formats as it does.
+fn tidy(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else { return };
+    for key in ["$schema", "title", "default", "nullable", "examples", "$comment"] {
+        object.remove(key);
+    }
+    if let Some(format) = object.get_mut("format") {
+        match format.as_str() {
+            Some("uint8" | "uint16" | "int8" | "int16") => *format = "int32".into(),
+            Some("uint32" | "uint64" | "uint") => *format = "int64".into(),
+            _ => {}
+        }
+    }
+    for key in ["properties", "patternProperties"] {
+        if let Some(children) = object.get_mut(key).and_then(Value::as_object_mut) {
+            children.values_mut().for_each(tidy);
+        }
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(child) = object.get_mut(key) {
+            tidy(child);
+        }
+    }
+}
+
+/// The child schema of an object's field; `None` if the schema does not know it.
+pub(super) fn field<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    match schema.get("properties").and_then(|properties| properties.get(name)) {
+        Some(child) => Some(child),
+        None => schema.get("additionalProperties").filter(|child| child.is_object()),
+    }
+}
+
+/// Whether fields that the schema does not know are kept as they are.
+pub(super) fn keeps_unknown(schema: &Map<String, Value>) -> bool {
+    schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true))
+        || schema.get("additionalProperties") == Some(&Value::Bool(true))
+}

@@ -1,0 +1,185 @@
+//! Checks an object against its schema, in the words of a Kubernetes server, and prunes what the schema does not know.
+
+use std::net::IpAddr;
+
+use serde_json::{Map, Value};
+
+use super::answer::Cause;
+use super::schema;
+
+/// How many wrong fields are told before the rest is left out: an answer must stay readable, and bounded.
+const MAX_FINDINGS: usize = 50;
+
+/// One wrong field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FieldError {
+    path: String,
+    reason: &'static str,
+    message: String,
+}
+
+impl FieldError {
+    pub(super) fn duplicate(path: String, value: &str) -> Self {
+        Self { path, reason: "FieldValueDuplicate", message: format!("Duplicate value: {value:?}") }
+    }
+
+    pub(super) fn invalid(path: String, value: &str, why: &str) -> Self {
+        Self { path, reason: "FieldValueInvalid", message: format!("Invalid value: {value:?}: {why}") }
+    }
+
+    pub(super) fn required(path: String, why: &str) -> Self {
+        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+        Self { path, reason: "FieldValueRequired", message: format!("Required value{why}") }
+    }
+
+    fn in_body(path: &str, reason: &'static str, shown: &str, rule: &str) -> Self {
+        Self { path: path.into(), reason, message: format!("Invalid value: {shown}: {path} in body {rule}") }
+    }
+
+    /// The error as Kubernetes writes it into a message: `spec.x: Invalid value: ...`.
+    pub(super) fn text(&self) -> String {
+        format!("{}: {}", self.path, self.message)
+    }
+
+    pub(super) fn cause(&self) -> Cause {
+        Cause { reason: self.reason.into(), message: self.message.clone(), field: self.path.clone() }
+    }
+}
+
+/// What a walk over an object found.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// Values that the schema does not allow.
+    pub(super) errors: Vec<FieldError>,
+    /// Paths of fields that the schema does not know; they were taken out.
+    pub(super) unknown: Vec<String>,
+}
+
+/// Checks `value`, found at `path`, against `schema`; takes out unknown fields, and nulls, which count as absent.
+pub(super) fn check(value: &mut Value, schema: &Value, path: &str, findings: &mut Findings) {
+    let Some(schema) = schema.as_object() else { return };
+    if findings.errors.len() >= MAX_FINDINGS {
+        return;
+    }
+    if let Some(wanted) = schema.get("type").and_then(Value::as_str)
+        && !has_type(value, wanted)
+    {
+        let found = type_name(value);
+        let rule = format!("must be of type {wanted}: \"{found}\"");
+        findings.errors.push(FieldError::in_body(path, "FieldValueTypeInvalid", &format!("\"{found}\""), &rule));
+        return;
+    }
+    match value {
+        Value::Object(fields) => check_fields(fields, schema, path, findings),
+        Value::Array(items) => {
+            let Some(item) = schema.get("items") else { return };
+            for (index, value) in items.iter_mut().enumerate() {
+                check(value, item, &format!("{path}[{index}]"), findings);
+            }
+        }
+        Value::Number(number) => {
+            let shown = number.to_string();
+            let bound = |key: &str| schema.get(key).and_then(Value::as_i64);
+            let found = number.as_i64().map_or(i128::from(number.as_u64().unwrap_or(u64::MAX)), i128::from);
+            if let Some(least) = bound("minimum").filter(|least| found < i128::from(*least)) {
+                let rule = format!("should be greater than or equal to {least}");
+                findings.errors.push(FieldError::in_body(path, "FieldValueInvalid", &shown, &rule));
+            }
+            if let Some(most) = bound("maximum").filter(|most| found > i128::from(*most)) {
+                let rule = format!("should be less than or equal to {most}");
+                findings.errors.push(FieldError::in_body(path, "FieldValueInvalid", &shown, &rule));
+            }
+        }
+        Value::String(text) => check_text(text, schema, path, findings),
+        Value::Bool(_) | Value::Null => {}
+    }
+}
+
+fn check_fields(fields: &mut Map<String, Value>, schema: &Map<String, Value>, path: &str, findings: &mut Findings) {
+    let keeps_unknown = schema::keeps_unknown(schema);
+    fields.retain(|name, value| {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        match schema::field(schema, name) {
+            Some(_) if value.is_null() => false,
+            Some(child) => {
+                check(value, child, &path, findings);
+                true
+            }
+            None if keeps_unknown => true,
+            None => {
+                if findings.unknown.len() < MAX_FINDINGS {
+                    findings.unknown.push(path);
+                }
+                false
+            }
+        }
+    });
+    let required = schema.get("required").and_then(Value::as_array);
+    for name in required.into_iter().flatten().filter_map(Value::as_str) {
+        if !fields.contains_key(name) {
+            findings.errors.push(FieldError::required(format!("{path}.{name}"), ""));
+        }
+    }
+}
+
+fn check_text(text: &str, schema: &Map<String, Value>, path: &str, findings: &mut Findings) {
+    let shown: String = format!("{:?}", text.chars().take(100).collect::<String>());
+    if let Some(allowed) = schema.get("enum").and_then(Value::as_array)
+        && !allowed.iter().any(|one| one.as_str() == Some(text))
+    {
+        let allowed: Vec<String> = allowed.iter().map(Value::to_string).collect();
+        let message = format!("Unsupported value: {shown}: supported values: {}", allowed.join(", "));
+        findings.errors.push(FieldError { path: path.into(), reason: "FieldValueNotSupported", message });
+    }
+    let Some(format) = schema.get("format").and_then(Value::as_str) else { return };
+    let (holds, rule) = match format {
+        "ip" => (text.parse::<IpAddr>().is_ok(), "must be an IP address".to_owned()),
+        "host-port" => (is_host_port(text), "must be host:port, e.g. 203.0.113.10:7000 or [2001:db8::1]:7000".to_owned()),
+        "label" => match text.parse::<keel_certs::Namespace>() {
+            Ok(_) => (true, String::new()),
+            Err(error) => (false, format!("must be a DNS label: {error}")),
+        },
+        _ => return,
+    };
+    if !holds {
+        findings.errors.push(FieldError::in_body(path, "FieldValueInvalid", &shown, &rule));
+    }
+}
+
+/// Whether the text is `host:port` with a port of at least 1; an IPv6 address stands in brackets.
+fn is_host_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let host_holds = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host.len() <= 253
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+        }
+    };
+    host_holds && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+fn has_type(value: &Value, wanted: &str) -> bool {
+    match wanted {
+        "array" => value.is_array(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "object" => value.is_object(),
+        "string" => value.is_string(),
+        _ => true,
+    }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Array(_) => "array",
+        Value::Bool(_) => "boolean",
+        Value::Null => "null",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::Object(_) => "object",
+        Value::String(_) => "string",
+    }
+}

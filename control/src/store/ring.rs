@@ -1,0 +1,50 @@
+//! The last committed events, in memory.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::Event;
+use crate::api::Revision;
+
+/// The last events, at most so many and so large. What they share (an object is the next event's `previous`) is counted twice.
+#[derive(Debug)]
+pub(super) struct Ring {
+    events: VecDeque<Arc<Event>>,
+    bytes: usize,
+    max_events: usize,
+    max_bytes: usize,
+    /// Every event after this revision is in the ring.
+    floor: Revision,
+}
+
+impl Ring {
+    pub(super) fn new(floor: Revision, max_events: usize, max_bytes: usize) -> Self {
+        Self { events: VecDeque::new(), bytes: 0, max_events, max_bytes, floor }
+    }
+
+    /// Takes events in the order of their revisions.
+    pub(super) fn extend(&mut self, events: Vec<Arc<Event>>) {
+        for event in events {
+            self.bytes += size(&event);
+            self.events.push_back(event);
+        }
+        while self.events.len() > self.max_events || self.bytes > self.max_bytes {
+            let Some(oldest) = self.events.pop_front() else { break };
+            self.bytes -= size(&oldest);
+            self.floor = oldest.revision;
+        }
+    }
+
+    /// The first `max` events after the revision; `None` if the ring does not reach back that far.
+    pub(super) fn after(&self, after: Revision, max: usize) -> Option<Vec<Arc<Event>>> {
+        if after < self.floor {
+            return None;
+        }
+        let start = self.events.partition_point(|event| event.revision <= after);
+        Some(self.events.range(start..).take(max).cloned().collect())
+    }
+}
+
+fn size(event: &Event) -> usize {
+    event.object.len() + event.previous.as_ref().map_or(0, bytes::Bytes::len) + size_of::<Event>()
+}
