@@ -1,0 +1,241 @@
+//! Connections and attempts at them.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use keel_certs::{IdentityError, PeerIdentity, peer_identity};
+use quinn::VarInt;
+use quinn::crypto::rustls::HandshakeData;
+use rustls_pki_types::CertificateDer;
+use tokio::task::JoinSet;
+
+use super::error::{ConnectError, Lost};
+use super::stream::Half;
+use super::{Profile, RecvStream, SendStream};
+
+/// Application code with which a connection is closed at the end of its peer's certificate.
+const CLOSE_EXPIRED: u32 = 0x45;
+
+/// The server's configuration for peers elsewhere and on this host.
+#[derive(Debug, Clone)]
+pub(super) struct ServerConfigs {
+    pub(super) network: Arc<quinn::ServerConfig>,
+    pub(super) loopback: Arc<quinn::ServerConfig>,
+}
+
+/// A connection attempt that waits for its handshake.
+///
+/// Dropping it refuses the attempt.
+#[derive(Debug)]
+pub struct Incoming {
+    incoming: quinn::Incoming,
+    configs: ServerConfigs,
+    profile: Profile,
+}
+
+impl Incoming {
+    pub(super) const fn new(incoming: quinn::Incoming, configs: ServerConfigs, profile: Profile) -> Self {
+        Self { incoming, configs, profile }
+    }
+
+    /// Where the attempt comes from; proven only if [`Self::is_validated`].
+    #[must_use]
+    pub fn remote_address(&self) -> SocketAddr {
+        self.incoming.remote_address()
+    }
+
+    /// Whether the peer has shown that it receives at that address.
+    #[must_use]
+    pub fn is_validated(&self) -> bool {
+        self.incoming.remote_address_validated()
+    }
+
+    /// Tells the peer no.
+    pub fn refuse(self) {
+        self.incoming.refuse();
+    }
+
+    /// Asks the peer to come back with a proof of its address; refuses it if it already did.
+    pub fn retry(self) {
+        if let Err(error) = self.incoming.retry() {
+            error.into_incoming().refuse();
+        }
+    }
+
+    /// Does the handshake. Give it a deadline: it lasts as long as the peer wants, up to the idle time.
+    ///
+    /// # Errors
+    /// [`ConnectError::Handshake`] says why it failed.
+    pub async fn handshake(self) -> Result<Connection, ConnectError> {
+        let loopback = self.incoming.remote_address().ip().to_canonical().is_loopback();
+        let config = if loopback { self.configs.loopback } else { self.configs.network };
+        let connection = self.incoming.accept_with(config).map_err(Lost::from)?.await.map_err(Lost::from)?;
+        Ok(Connection::new(connection, self.profile))
+    }
+}
+
+/// An established connection; cheap to clone.
+///
+/// It ends by itself when the peer's certificate expires. It is closed when its last clone and stream are dropped.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    inner: quinn::Connection,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    peer: Option<Result<PeerIdentity, IdentityError>>,
+    streams: Arc<Streams>,
+    /// Ends the connection at the peer's not-after; aborted when the last clone is dropped.
+    _expiry: Mutex<JoinSet<()>>,
+}
+
+/// Counts the streams that the peer holds open, to allow more of them in time.
+#[derive(Debug)]
+pub(super) struct Streams {
+    halves: AtomicU32,
+    allowed: AtomicU32,
+    max: u32,
+}
+
+impl Streams {
+    pub(super) fn half_closed(&self) {
+        self.halves.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Registers one stream of the peer; returns the new allowance if it should grow.
+    fn opened(&self) -> Option<u32> {
+        let halves = self.halves.fetch_add(2, Ordering::Relaxed) + 2;
+        let allowed = self.allowed.load(Ordering::Relaxed);
+        if halves / 2 < allowed / 2 || allowed >= self.max {
+            return None;
+        }
+        let grown = allowed.saturating_mul(2).min(self.max);
+        self.allowed.store(grown, Ordering::Relaxed);
+        Some(grown)
+    }
+}
+
+impl Connection {
+    pub(super) fn new(inner: quinn::Connection, profile: Profile) -> Self {
+        let certs = inner.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let peer = certs.filter(|certs| !certs.is_empty()).map(|certs| peer_identity(&certs));
+        let mut expiry = JoinSet::new();
+        if let Some(Ok(peer)) = &peer {
+            expiry.spawn(expire(inner.clone(), peer.not_after));
+        }
+        let (allowed, max) = profile.bidi();
+        let streams = Arc::new(Streams { halves: AtomicU32::new(0), allowed: AtomicU32::new(allowed), max });
+        Self { inner, shared: Arc::new(Shared { peer, streams, _expiry: Mutex::new(expiry) }) }
+    }
+
+    /// The peer's identity; `None` if it showed no certificate.
+    ///
+    /// # Errors
+    /// [`IdentityError`] if it showed a certificate that names nobody we know of.
+    pub fn peer(&self) -> Result<Option<&PeerIdentity>, &IdentityError> {
+        match &self.shared.peer {
+            None => Ok(None),
+            Some(Ok(peer)) => Ok(Some(peer)),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// The application protocol agreed on.
+    #[must_use]
+    pub fn alpn(&self) -> Option<Vec<u8>> {
+        self.inner.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol
+    }
+
+    /// Where the peer is now; changes when it moves.
+    #[must_use]
+    pub fn remote_address(&self) -> SocketAddr {
+        self.inner.remote_address()
+    }
+
+    /// The smoothed round trip time.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        self.inner.rtt()
+    }
+
+    /// A number that no other living connection of the process has.
+    #[must_use]
+    pub fn stable_id(&self) -> usize {
+        self.inner.stable_id()
+    }
+
+    /// Opens a bidirectional stream; waits while the peer allows no more. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Lost`] if the connection has ended.
+    pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), Lost> {
+        let (send, recv) = self.inner.open_bi().await?;
+        Ok((SendStream::new(send, Half::own()), RecvStream::new(recv, Half::own())))
+    }
+
+    /// Takes the next bidirectional stream of the peer. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Lost`] if the connection has ended.
+    pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), Lost> {
+        let (send, recv) = self.inner.accept_bi().await?;
+        let streams = &self.shared.streams;
+        if let Some(allowed) = streams.opened() {
+            self.inner.set_max_concurrent_bi_streams(VarInt::from_u32(allowed));
+        }
+        let half = || Half::of_peer(Arc::clone(streams));
+        Ok((SendStream::new(send, half()), RecvStream::new(recv, half())))
+    }
+
+    /// Opens a unidirectional stream. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Lost`] if the connection has ended.
+    pub async fn open_uni(&self) -> Result<SendStream, Lost> {
+        Ok(SendStream::new(self.inner.open_uni().await?, Half::own()))
+    }
+
+    /// Takes the next unidirectional stream of the peer. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Lost`] if the connection has ended.
+    pub async fn accept_uni(&self) -> Result<RecvStream, Lost> {
+        Ok(RecvStream::new(self.inner.accept_uni().await?, Half::own()))
+    }
+
+    /// Closes the connection at once with an application code; streams are cut.
+    pub fn close(&self, code: u64, reason: &[u8]) {
+        self.inner.close(VarInt::from_u64(code).unwrap_or(VarInt::MAX), reason);
+    }
+
+    /// Waits for the end of the connection. Cancel safe.
+    pub async fn closed(&self) -> Lost {
+        self.inner.closed().await.into()
+    }
+
+    /// Why the connection has ended; `None` while it lives.
+    #[must_use]
+    pub fn close_reason(&self) -> Option<Lost> {
+        self.inner.close_reason().map(Into::into)
+    }
+}
+
+/// Closes `connection` when the wall clock reaches `not_after`.
+async fn expire(connection: quinn::Connection, not_after: SystemTime) {
+    // The wall clock may be set while we sleep, so look at it now and then.
+    const LOOK: Duration = Duration::from_secs(30);
+    while let Ok(left) = not_after.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.min(LOOK) + Duration::from_millis(1)).await;
+    }
+    connection.close(VarInt::from_u32(CLOSE_EXPIRED), b"the peer's certificate has expired");
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self._expiry.get_mut().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+}

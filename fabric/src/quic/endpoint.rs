@@ -1,0 +1,178 @@
+//! Endpoints: one or two UDP sockets that make and take connections.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{EndpointConfig, ServerConfig, VarInt};
+
+use super::connection::{Connection, Incoming, ServerConfigs};
+use super::error::{BindError, ConnectError, Lost};
+use super::{ListenAddr, Profile, QuicKeys, socket, transport};
+
+/// Handshakes that wait at once; more are ignored.
+const MAX_INCOMING: usize = 1024;
+/// Bytes buffered for handshakes that wait.
+const INCOMING_BUFFER: u64 = 8 << 20;
+
+/// A QUIC endpoint over one IPv4 socket, one IPv6-only socket, or both.
+///
+/// Cheap to clone. Must be made inside the runtime that shall drive it; everything it does runs there.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    v4: Option<quinn::Endpoint>,
+    v6: Option<quinn::Endpoint>,
+    profile: Profile,
+    server: Option<ServerConfigs>,
+}
+
+impl Endpoint {
+    /// Binds an endpoint; with `server` it also takes connections.
+    ///
+    /// # Errors
+    /// [`BindError`] names the address.
+    pub fn bind(
+        listen: &ListenAddr,
+        server: Option<Arc<rustls::ServerConfig>>,
+        keys: &QuicKeys,
+        profile: Profile,
+    ) -> Result<Self, BindError> {
+        let server = server.map(|tls| server_configs(tls, keys, profile)).transpose()?;
+        let (mut v4, mut v6) = (None, None);
+        for socket in socket::bind(listen)? {
+            let addr = socket.local_addr().map_err(|source| BindError::Io { addr: unspecified(), source })?;
+            let endpoint = drive(socket, server.as_ref().map(|s| s.network.as_ref().clone()), keys)
+                .map_err(|source| BindError::Io { addr, source })?;
+            let slot = if addr.is_ipv4() { &mut v4 } else { &mut v6 };
+            *slot = Some(endpoint);
+        }
+        Ok(Self { inner: Arc::new(Inner { v4, v6, profile, server }) })
+    }
+
+    /// An endpoint that only dials, on free ports of both families.
+    ///
+    /// # Errors
+    /// [`BindError`] if not even an IPv4 socket can be had.
+    pub fn client(profile: Profile) -> Result<Self, BindError> {
+        let keys = QuicKeys::ephemeral();
+        let v4_addr = unspecified();
+        let v6_addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let dial_from = |addr| -> io::Result<quinn::Endpoint> { drive(socket::bind_one(addr)?, None, &keys) };
+        let v4 = dial_from(v4_addr).map_err(|source| BindError::Io { addr: v4_addr, source })?;
+        let v6 = dial_from(v6_addr)
+            .inspect_err(|error| tracing::debug!(%error, "no IPv6 socket: IPv6 peers cannot be reached"))
+            .ok();
+        Ok(Self { inner: Arc::new(Inner { v4: Some(v4), v6, profile, server: None }) })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &quinn::Endpoint> {
+        self.inner.v4.iter().chain(self.inner.v6.iter())
+    }
+
+    /// The addresses really bound, IPv4 first.
+    #[must_use]
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.all().filter_map(|endpoint| endpoint.local_addr().ok()).collect()
+    }
+
+    /// The next connection attempt, not yet handshaken; `None` once the endpoint is closed.
+    ///
+    /// Cancel safe.
+    pub async fn accept(&self) -> Option<Incoming> {
+        let server = self.inner.server.as_ref()?;
+        let take = |endpoint: Option<&quinn::Endpoint>| {
+            let endpoint = endpoint.cloned();
+            async move {
+                match endpoint {
+                    Some(endpoint) => endpoint.accept().await,
+                    None => std::future::pending().await,
+                }
+            }
+        };
+        let incoming = tokio::select! {
+            incoming = take(self.inner.v4.as_ref()) => incoming,
+            incoming = take(self.inner.v6.as_ref()) => incoming,
+        }?;
+        Some(Incoming::new(incoming, server.clone(), self.inner.profile))
+    }
+
+    /// Connects to `addr` and finishes the handshake. Dropping the future gives the attempt up.
+    ///
+    /// `server_name` goes into TLS; who the peer must be is decided by `tls`.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; how long a peer may stay silent is bounded by the idle time (15 s).
+    pub async fn connect(
+        &self,
+        addr: SocketAddr,
+        server_name: &str,
+        tls: Arc<rustls::ClientConfig>,
+    ) -> Result<Connection, ConnectError> {
+        let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+        let endpoint = if addr.is_ipv4() { &self.inner.v4 } else { &self.inner.v6 };
+        let Some(endpoint) = endpoint else {
+            return Err(ConnectError::Address { addr, why: "no socket of its family here".into() });
+        };
+        let crypto = QuicClientConfig::try_from(tls).map_err(|error| ConnectError::Tls(error.to_string()))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(self.inner.profile.transport(addr.ip().is_loopback()));
+        let connecting = endpoint.connect_with(config, addr, server_name).map_err(|error| match error {
+            quinn::ConnectError::EndpointStopping => ConnectError::Closed,
+            other => ConnectError::Address { addr, why: other.to_string() },
+        })?;
+        let connection = connecting.await.map_err(Lost::from)?;
+        Ok(Connection::new(connection, self.inner.profile))
+    }
+
+    /// Closes all connections at once with an application code.
+    pub fn close(&self, code: u64, reason: &[u8]) {
+        let code = VarInt::from_u64(code).unwrap_or(VarInt::MAX);
+        for endpoint in self.all() {
+            endpoint.close(code, reason);
+        }
+    }
+
+    /// Waits until the peers of all closed connections have been told.
+    pub async fn wait_idle(&self) {
+        for endpoint in self.all() {
+            endpoint.wait_idle().await;
+        }
+    }
+}
+
+fn unspecified() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
+}
+
+fn drive(socket: UdpSocket, server: Option<ServerConfig>, keys: &QuicKeys) -> io::Result<quinn::Endpoint> {
+    let mut config = EndpointConfig::new(keys.reset_key());
+    let cids = keys.cids(0);
+    config.cid_generator(move || Box::new(cids.clone()));
+    // Ids carry a keyed tag, so only packets of former connections are answered with a reset, and those all at once.
+    config.min_reset_interval(Duration::ZERO);
+    config.max_udp_payload_size(transport::MAX_UDP_PAYLOAD).map_err(io::Error::other)?;
+    quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
+}
+
+fn server_configs(
+    tls: Arc<rustls::ServerConfig>,
+    keys: &QuicKeys,
+    profile: Profile,
+) -> Result<ServerConfigs, BindError> {
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| BindError::Tls(error.to_string()))?;
+    let mut network = ServerConfig::new(Arc::new(crypto), keys.token_key());
+    network
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size_total(INCOMING_BUFFER)
+        .transport_config(profile.transport(false));
+    let mut loopback = network.clone();
+    loopback.transport_config(profile.transport(true));
+    Ok(ServerConfigs { network: Arc::new(network), loopback: Arc::new(loopback) })
+}

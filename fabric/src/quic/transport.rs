@@ -1,0 +1,123 @@
+//! Transport parameters by role.
+//!
+//! Memory of one connection is at most `receive_window + send_window + 2 x datagram_buffer`: received bytes that nobody
+//! has read, sent bytes that nobody has acknowledged, and datagrams both ways. Everything else per connection is a few
+//! kilobytes plus about 100 bytes for each stream that the peer may open.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::congestion::CubicConfig;
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+/// Segments that the driver hands to one send; the product with the packet size must fit into one UDP datagram.
+const SEGMENTS: u16 = 10;
+/// What one UDP send takes over IPv4.
+const UDP_MAX: u16 = 65_507;
+/// Largest UDP payload on Ethernet.
+const MTU_NETWORK: u16 = 1472;
+/// Largest UDP payload that is looked for on loopback.
+const MTU_LOOPBACK: u16 = 6500;
+const _: () = assert!(MTU_LOOPBACK <= UDP_MAX / SEGMENTS);
+
+/// Streams that a peer may hold open on one connection at most.
+pub(super) const MAX_BIDI: u32 = 65_535;
+
+/// Largest UDP payload that an endpoint takes.
+pub(super) const MAX_UDP_PAYLOAD: u16 = MTU_LOOPBACK;
+
+/// What an endpoint is used for; fixes windows, streams and timeouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// A router's endpoint: large windows, many peers.
+    Router,
+    /// A sidecar's endpoint: small windows, few peers.
+    Sidecar,
+    /// An API server's or its client's endpoint.
+    Control,
+}
+
+struct Numbers {
+    stream_window: u32,
+    receive_window: u32,
+    send_window: u64,
+    datagrams: usize,
+    bidi_at_start: u32,
+    bidi_max: u32,
+    uni: u32,
+}
+
+const KIB: u32 = 1 << 10;
+const MIB: u32 = 1 << 20;
+
+impl Profile {
+    const fn numbers(self) -> Numbers {
+        match self {
+            // A stream's window is the largest flow credit plus what may travel before it is granted.
+            Self::Router => Numbers {
+                stream_window: 4 * MIB + 64 * KIB,
+                receive_window: 16 * MIB,
+                send_window: 8 << 20,
+                datagrams: 1 << 20,
+                bidi_at_start: 1024,
+                bidi_max: MAX_BIDI,
+                uni: 16,
+            },
+            Self::Sidecar => Numbers {
+                stream_window: MIB + 64 * KIB,
+                receive_window: 4 * MIB,
+                send_window: 2 << 20,
+                datagrams: 64 << 10,
+                bidi_at_start: 512,
+                bidi_max: MAX_BIDI,
+                uni: 16,
+            },
+            Self::Control => Numbers {
+                stream_window: MIB,
+                receive_window: 4 * MIB,
+                send_window: 2 << 20,
+                datagrams: 64 << 10,
+                bidi_at_start: 256,
+                bidi_max: 1024,
+                uni: 16,
+            },
+        }
+    }
+
+    /// How many streams a peer may hold open: at the start, and at most.
+    ///
+    /// The implementation keeps a table entry for each stream that it has allowed, so the number grows with use.
+    pub(super) const fn bidi(self) -> (u32, u32) {
+        let numbers = self.numbers();
+        (numbers.bidi_at_start, numbers.bidi_max)
+    }
+
+    /// The parameters towards a peer on this host or elsewhere.
+    pub(super) fn transport(self, loopback: bool) -> Arc<TransportConfig> {
+        let numbers = self.numbers();
+        let mtu = if loopback { MTU_LOOPBACK } else { MTU_NETWORK };
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(mtu);
+        let mut congestion = CubicConfig::default();
+        // A packet that is not smaller than the window would never leave.
+        congestion.initial_window(u64::from(mtu) * u64::from(SEGMENTS));
+        let mut config = TransportConfig::default();
+        config
+            .max_concurrent_bidi_streams(VarInt::from_u32(numbers.bidi_at_start))
+            .max_concurrent_uni_streams(VarInt::from_u32(numbers.uni))
+            .stream_receive_window(VarInt::from_u32(numbers.stream_window))
+            .receive_window(VarInt::from_u32(numbers.receive_window))
+            .send_window(numbers.send_window)
+            .datagram_receive_buffer_size(Some(numbers.datagrams))
+            .datagram_send_buffer_size(numbers.datagrams)
+            // Short enough to outlive the idle time of home NATs and to bring a client's new address to the server.
+            .keep_alive_interval(Some(Duration::from_secs(if loopback { 5 } else { 2 })))
+            .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
+            .mtu_discovery_config(Some(discovery))
+            .congestion_controller_factory(Arc::new(congestion));
+        Arc::new(config)
+    }
+}
+
+/// Silence after which a connection is given up: several lost keep-alives, and well inside the resume window.
+const IDLE_MS: u32 = 15_000;
