@@ -12,4 +12,6 @@
 //! The bytes of a flow live in its two ends only, so a router may die without hurting it: the consumer's end opens
 //! another leg and both machines go on where the far end stopped.
 
+pub mod flow;
 pub mod quic;
+pub mod wire;

@@ -1,0 +1,242 @@
+//! Frames that leave on a leg, and the change of legs.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Flow, Header, Leg, State};
+use crate::wire::{AbortCode, Frame, Generation, GoneCode, Open, Resume, Role, VERSION};
+
+impl Flow {
+    /// The next frame for the leg with this generation, or `None` if there is nothing now, or the leg is not the newest.
+    ///
+    /// A frame that came out counts as sent. If it cannot be written, call [`leg_lost`](Self::leg_lost).
+    pub fn transmit(&mut self, generation: Generation, now: Instant) -> Option<Frame> {
+        if generation != self.generation {
+            return None;
+        }
+        match self.leg {
+            Leg::None => return None,
+            Leg::Header(header, wait) => {
+                self.leg = if wait { Leg::Waiting } else { Leg::Up };
+                return self.header(header);
+            }
+            Leg::Waiting | Leg::Up => {}
+        }
+        if self.outbox.abort.is_some() {
+            return self.abort_frame();
+        }
+        if std::mem::take(&mut self.outbox.complete) {
+            return Some(Frame::Gone { code: GoneCode::Complete });
+        }
+        if let State::Refused { code, text } = &self.state {
+            let text = text.clone();
+            return std::mem::take(&mut self.outbox.refuse).then_some(Frame::Refuse { code: *code, text });
+        }
+        if self.leg != Leg::Up || self.is_over() {
+            return None;
+        }
+        if self.role == Role::Terminator {
+            if !self.accepted {
+                return None;
+            }
+            if std::mem::take(&mut self.outbox.accept) {
+                return Some(Frame::Accept { limit: self.recv.grant(), max_datagram: self.max_datagram });
+            }
+        }
+        self.flowing(now)
+    }
+
+    /// Frames of a leg that is up.
+    fn flowing(&mut self, now: Instant) -> Option<Frame> {
+        if self.accepted && self.recv.ack_due(self.send.is_pending(), now) {
+            let (recv, limit) = self.recv.report();
+            return Some(Frame::Ack { recv, limit });
+        }
+        if let Some((offset, bytes)) = self.send.next_data() {
+            return Some(Frame::Data { offset, bytes });
+        }
+        if let Some(offset) = self.send.next_fin() {
+            return Some(Frame::Fin { offset });
+        }
+        if std::mem::take(&mut self.outbox.request_move) {
+            return Some(Frame::Move);
+        }
+        std::mem::take(&mut self.outbox.ping).then_some(Frame::Ping)
+    }
+
+    /// Bytes that the application had written before its reset, then the ABORT.
+    fn abort_frame(&mut self) -> Option<Frame> {
+        if self.leg == Leg::Up && (self.role == Role::Initiator || self.accepted) {
+            if std::mem::take(&mut self.outbox.accept) {
+                return Some(Frame::Accept { limit: self.recv.limit(), max_datagram: self.max_datagram });
+            }
+            if let Some((offset, bytes)) = self.send.next_data() {
+                return Some(Frame::Data { offset, bytes });
+            }
+        }
+        let code = self.outbox.abort.take()?;
+        let offset = self.send.sent();
+        self.send.clear();
+        Some(Frame::Abort { code, offset })
+    }
+
+    fn header(&mut self, header: Header) -> Option<Frame> {
+        if header == Header::Resumed {
+            let proof = self.secret.prove(self.id, self.generation, Role::Terminator);
+            let (recv, limit) = if self.accepted { self.recv.report() } else { (self.recv.owned(), self.recv.limit()) };
+            return Some(Frame::Resumed { generation: self.generation, recv, limit, proof });
+        }
+        // Only an initiator sends the other two, and it keeps its OPEN.
+        let open = self.open.as_deref()?;
+        self.opened = true;
+        if header == Header::Open {
+            return Some(Frame::Open(Box::new(Open { generation: self.generation, ..open.clone() })));
+        }
+        let (recv, limit) = self.recv.report();
+        Some(Frame::Resume(Box::new(Resume {
+            version: VERSION,
+            flow: self.id,
+            generation: self.generation,
+            service: open.service.clone(),
+            port: open.port,
+            provider: open.provider.clone(),
+            recv,
+            limit,
+            proof: self.secret.prove(self.id, self.generation, Role::Initiator),
+            from: None,
+        })))
+    }
+
+    /// The leg with this generation ended or was reset. Starts the resume window; a leg that was fenced is ignored.
+    pub fn leg_lost(&mut self, generation: Generation, now: Instant) {
+        if generation != self.generation || self.leg == Leg::None {
+            return;
+        }
+        self.leg = Leg::None;
+        if self.is_over() {
+            self.send.clear();
+            return;
+        }
+        if !matches!(self.state, State::Detached { .. }) {
+            self.detach(self.limits.resume_window, now);
+        }
+    }
+
+    /// Whether the initiator should dial another leg: the flow has none, or was asked to move.
+    pub fn wants_leg(&self) -> bool {
+        let lost = self.leg == Leg::None && (!self.is_over() || self.outbox.abort.is_some());
+        self.role == Role::Initiator && (lost || (self.move_requested && !self.is_over()))
+    }
+
+    /// Initiator: a new leg is there. Fences the leg before, if there still is one, and returns the generation of the new
+    /// one, whose first `transmit` is RESUME (or OPEN again, while there was no answer to it). `None`: the flow is over
+    /// and needs no leg.
+    pub fn resume(&mut self, now: Instant) -> Option<Generation> {
+        let telling = self.outbox.abort.is_some() && self.opened;
+        if self.role != Role::Initiator || (self.is_over() && !telling) {
+            return None;
+        }
+        if !self.is_over() && !matches!(self.state, State::Detached { .. }) {
+            // A move, or a leg that is only suspected: also a flow that is not kept over a loss may try this.
+            self.detach(self.limits.resume_window.max(MOVE_WINDOW), now);
+        }
+        self.generation = self.generation.next();
+        let header = if self.accepted { Header::Resume } else { Header::Open };
+        self.leg = Leg::Header(header, self.opened);
+        self.move_requested = false;
+        Some(self.generation)
+    }
+
+    /// Terminator: a RESUME came in on a new leg. Fences the leg before; the new one carries `resume.generation`, and its
+    /// first `transmit` is RESUMED.
+    ///
+    /// # Errors
+    /// The code for the GONE that the new leg must be answered with. The leg before stays as it is, unless the RESUME was
+    /// genuine and contradicts the flow: then the flow is aborted.
+    pub fn attach(&mut self, resume: &Resume, now: Instant) -> Result<(), GoneCode> {
+        if self.role != Role::Terminator || resume.flow != self.id {
+            return Err(GoneCode::Unknown);
+        }
+        if !self.secret.accepts(&resume.proof, self.id, resume.generation, Role::Initiator) {
+            return Err(GoneCode::Forbidden);
+        }
+        self.admit(resume.generation, now)?;
+        if !self.accepted || self.send.resume_at(resume.recv, true).is_err() {
+            self.cut_and_tell(AbortCode::Protocol);
+            return Err(GoneCode::Aborted);
+        }
+        self.send.raise(resume.limit);
+        if self.all_owned() {
+            self.complete();
+            return Err(GoneCode::Complete);
+        }
+        self.take_leg(resume.generation);
+        Ok(())
+    }
+
+    /// Terminator: an OPEN of a flow that is known already came in, because its initiator saw no answer. Attaches the new
+    /// leg, so that the backend is never dialled twice; as [`attach`](Self::attach).
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn attach_open(&mut self, open: &Open, now: Instant) -> Result<(), GoneCode> {
+        if self.role != Role::Terminator || open.flow != self.id {
+            return Err(GoneCode::Unknown);
+        }
+        if !self.secret.matches(&open.secret) {
+            return Err(GoneCode::Forbidden);
+        }
+        self.admit(open.generation, now)?;
+        if self.send.resume_at(0, true).is_err() {
+            self.cut_and_tell(AbortCode::Protocol);
+            return Err(GoneCode::Aborted);
+        }
+        self.outbox.accept = self.accepted;
+        self.take_leg(open.generation);
+        Ok(())
+    }
+
+    /// Whether a flow in this state takes a genuine leg of this generation.
+    fn admit(&mut self, generation: Generation, now: Instant) -> Result<(), GoneCode> {
+        self.tick(now);
+        match &self.state {
+            State::Done | State::Draining => Err(GoneCode::Complete),
+            State::Refused { .. } => Err(GoneCode::Refused),
+            State::Aborted(AbortCode::WindowExpired) => Err(GoneCode::Expired),
+            State::Aborted(_) | State::Aborting { .. } => Err(GoneCode::Aborted),
+            _ if generation <= self.generation => Err(GoneCode::Stale),
+            _ => Ok(()),
+        }
+    }
+
+    fn take_leg(&mut self, generation: Generation) {
+        self.generation = generation;
+        self.leg = Leg::Header(Header::Resumed, false);
+        self.state = if self.accepted { State::Attached(generation) } else { State::Opening };
+        self.move_requested = false;
+        self.resumes += 1;
+    }
+
+    fn detach(&mut self, window: Duration, now: Instant) {
+        self.state = State::Detached { until: now + window };
+        self.recv.hold_ack();
+        if window.is_zero() {
+            self.expire();
+        }
+    }
+
+    /// The resume window has passed.
+    pub(super) fn expire(&mut self) {
+        self.leg = Leg::None;
+        if self.accepted && self.all_owned() {
+            // Only the other end's last word was lost. It holds everything, and so does this end.
+            self.complete();
+        } else {
+            self.cut(AbortCode::WindowExpired);
+        }
+    }
+}
+
+/// How long a flow that is asked to move may take to get its new leg answered, if its own window is shorter.
+const MOVE_WINDOW: Duration = Duration::from_secs(10);

@@ -1,0 +1,145 @@
+//! The application's side of a flow, and the provider's decision.
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{Flow, Header, Leg, Outbox, RecvHalf, State};
+use crate::wire::{AbortCode, EARLY, Open, RefuseCode, Role};
+
+impl Flow {
+    /// Bytes that [`write`](Self::write) may be given now. 0 means: do not read the application's socket (also not in
+    /// order to see its end; what it sent stays in the kernel).
+    pub fn writable(&self) -> usize {
+        match self.state {
+            State::Opening | State::Attached(_) | State::Detached { .. } => self.send.writable(),
+            _ => 0,
+        }
+    }
+
+    /// Takes bytes of the application, at most [`writable`](Self::writable). They are kept until the other end owns them.
+    pub fn write(&mut self, bytes: Bytes) {
+        debug_assert!(bytes.len() <= self.writable(), "wrote {} of {} bytes", bytes.len(), self.writable());
+        if !self.is_over() {
+            self.send.write(bytes);
+        }
+    }
+
+    /// The application closed its writing side: a FIN follows the bytes.
+    pub fn finish(&mut self) {
+        if !self.is_over() {
+            self.send.finish();
+        }
+    }
+
+    /// Cuts the flow because of this end: its application was reset (`RESET`, `BACKEND_RESET`: bytes written before
+    /// still go first) or it may not go on (any other code). The state is `Aborted` at once; on a leg, `transmit` gives the
+    /// ABORT. Without a leg the other end learns it if a leg comes back in time, else by its own window.
+    pub fn abort(&mut self, code: AbortCode) {
+        if self.is_over() {
+            if let State::Aborting { code, .. } = self.state {
+                self.cut(code);
+            } else if self.state == State::Draining {
+                self.cut(code);
+            }
+            return;
+        }
+        if !matches!(code, AbortCode::Reset | AbortCode::BackendReset) || matches!(self.leg, Leg::None) {
+            self.send.clear();
+        }
+        self.outbox.abort = self.opened.then_some(code);
+        self.cut(code);
+    }
+
+    /// Bytes for the application, in order; empty before the flow is accepted.
+    pub fn readable(&self) -> impl Iterator<Item = &Bytes> {
+        self.recv.chunks().take(if self.accepted { usize::MAX } else { 0 })
+    }
+
+    /// The application took the first `count` bytes of [`readable`](Self::readable). Credit for the other end follows.
+    pub fn consumed(&mut self, count: usize) {
+        self.recv.take(count);
+        match self.state {
+            State::Draining if self.recv.is_consumed() => self.state = State::Done,
+            State::Aborting { code, .. } if self.recv.buffered() == 0 => self.cut(code),
+            _ => {}
+        }
+    }
+
+    /// Whether the other end's FIN was reached and all bytes before it were taken. Stays true in `Done`.
+    pub fn at_eof(&self) -> bool {
+        self.accepted
+            && self.recv.is_consumed()
+            && !matches!(self.state, State::Aborting { .. } | State::Aborted(_) | State::Refused { .. })
+    }
+
+    /// Terminator: the backend is connected. `max_datagram` is what this end can use, 0 for none.
+    pub fn accept(&mut self, max_datagram: u64) {
+        if self.role != Role::Terminator || self.accepted || self.is_over() {
+            return;
+        }
+        self.accepted = true;
+        self.max_datagram = self.max_datagram.min(max_datagram);
+        self.outbox.accept = true;
+        if self.state == State::Opening {
+            self.state = State::Attached(self.generation);
+        }
+    }
+
+    /// Terminator: the flow is not taken. Nothing was delivered, so the initiator may go elsewhere.
+    pub fn refuse(&mut self, code: RefuseCode, text: impl Into<String>) {
+        if self.role != Role::Terminator || self.accepted || self.is_over() {
+            return;
+        }
+        self.outbox.refuse = true;
+        self.send.clear();
+        self.recv.clear();
+        self.state = State::Refused { code, text: text.into() };
+    }
+
+    /// Initiator: tries another provider with the same early bytes, under the new id and secret of `open`, on a first
+    /// leg again. Possible after `Refused`, and while no leg has been given the OPEN; otherwise nothing happens and the
+    /// answer is `false` (the provider may have dialled: only a resume is allowed).
+    pub fn restart(&mut self, open: Open) -> bool {
+        let possible = matches!(self.state, State::Refused { .. }) || (!self.opened && !self.is_over());
+        if self.role != Role::Initiator || !possible {
+            return false;
+        }
+        let window = self.limits.window.min(self.limits.max_window);
+        self.recv = RecvHalf::new(window as u64, window, self.limits.max_window);
+        self.send.restart();
+        self.set_open(open);
+        self.state = State::Opening;
+        self.leg = Leg::Header(Header::Open, false);
+        self.opened = false;
+        self.outbox = Outbox::default();
+        debug_assert!(self.send.written() <= EARLY, "more than the early bytes were written before ACCEPT");
+        true
+    }
+
+    /// Asks the other end for another leg (MOVE), for example because this end's router stops.
+    pub fn request_move(&mut self) {
+        self.outbox.request_move = true;
+    }
+
+    /// Sends a PING; the other end answers it with an ACK at once.
+    pub fn ping(&mut self) {
+        self.outbox.ping = true;
+    }
+
+    /// Whether the application's side takes no part any more (or only drains).
+    pub(super) fn is_over(&self) -> bool {
+        self.state.is_final() || matches!(self.state, State::Aborting { .. } | State::Draining)
+    }
+
+    /// Starts the way to `Aborted` after the other end's ABORT.
+    pub(super) fn abort_received(&mut self, code: AbortCode, now: Instant) {
+        self.send.clear();
+        self.outbox = Outbox::default();
+        let in_order = matches!(code, AbortCode::Reset | AbortCode::BackendReset);
+        if in_order && self.accepted && self.recv.buffered() > 0 {
+            self.state = State::Aborting { code, until: now + super::ABORT_LINGER };
+        } else {
+            self.cut(code);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Frames that arrive on a leg.
+
+use tokio::time::Instant;
+
+use super::{Flow, Leg, State, Violation};
+use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof, RefuseCode, Role};
+
+impl Flow {
+    /// Takes a frame of the leg with this generation. Frames of a leg that was fenced, lost or is over are ignored.
+    ///
+    /// # Errors
+    /// A [`Violation`]: drop the leg. The flow is `Aborted(PROTOCOL)` then and `transmit` has an ABORT for the other end;
+    /// only after [`Violation::Proof`] it is `Detached` and lives on.
+    pub fn receive(&mut self, generation: Generation, frame: Frame, now: Instant) -> Result<(), Violation> {
+        if generation != self.generation || self.leg == Leg::None || self.is_over() {
+            return Ok(());
+        }
+        let result = self.dispatch(frame, now);
+        match result {
+            Ok(()) => {}
+            Err(Violation::Proof) => self.leg_lost(generation, now),
+            Err(_) => self.cut_and_tell(AbortCode::Protocol),
+        }
+        result
+    }
+
+    fn dispatch(&mut self, frame: Frame, now: Instant) -> Result<(), Violation> {
+        let unexpected = Err(Violation::Unexpected { frame: frame.name() });
+        let initiator = self.role == Role::Initiator;
+        let up = self.leg == Leg::Up;
+        match frame {
+            Frame::Accept { limit, max_datagram } if initiator && !self.accepted => {
+                self.accept_received(limit, max_datagram);
+                Ok(())
+            }
+            Frame::Refuse { code, text } if initiator && !self.accepted => {
+                self.refused(code, text);
+                Ok(())
+            }
+            Frame::Resumed { generation, recv, limit, proof } if initiator && self.leg == Leg::Waiting => {
+                self.resumed(generation, recv, limit, &proof)
+            }
+            Frame::Gone { code: GoneCode::Complete } if initiator => self.completed(),
+            Frame::Gone { code } if initiator && self.leg == Leg::Waiting => {
+                self.gone(code, now);
+                Ok(())
+            }
+            Frame::Abort { code, .. } => {
+                self.abort_received(code, now);
+                Ok(())
+            }
+            Frame::Data { offset, bytes } if up => self.recv.data(offset, bytes, now),
+            Frame::Fin { offset } if up => {
+                self.recv.finish(offset)?;
+                self.check_complete();
+                Ok(())
+            }
+            Frame::Ack { recv, limit } if up && self.accepted => {
+                self.send.ack(recv)?;
+                self.send.raise(limit);
+                self.check_complete();
+                Ok(())
+            }
+            Frame::Move => {
+                self.move_requested = true;
+                Ok(())
+            }
+            Frame::Ping => {
+                self.recv.ack_at_once();
+                Ok(())
+            }
+            _ => unexpected,
+        }
+    }
+
+    fn accept_received(&mut self, limit: u64, max_datagram: u64) {
+        self.accepted = true;
+        self.max_datagram = self.max_datagram.min(max_datagram);
+        if self.leg == Leg::Waiting {
+            // The OPEN was repeated and is new to the provider: what went along with the first one never arrived.
+            self.send.restart();
+        }
+        self.send.raise(limit);
+        self.leg = Leg::Up;
+        self.state = State::Attached(self.generation);
+    }
+
+    fn refused(&mut self, code: RefuseCode, text: String) {
+        self.state = State::Refused { code, text };
+        self.leg = Leg::None;
+        self.recv.clear();
+    }
+
+    fn resumed(&mut self, generation: Generation, recv: u64, limit: u64, proof: &Proof) -> Result<(), Violation> {
+        if generation != self.generation || !self.secret.accepts(proof, self.id, generation, Role::Terminator) {
+            return Err(Violation::Proof);
+        }
+        self.send.resume_at(recv, self.accepted)?;
+        self.send.raise(limit);
+        self.leg = Leg::Up;
+        self.state = if self.accepted { State::Attached(generation) } else { State::Opening };
+        self.resumes += 1;
+        Ok(())
+    }
+
+    /// The terminator has everything and knows that this end has, too.
+    fn completed(&mut self) -> Result<(), Violation> {
+        if !self.accepted || !self.send.is_sent() || !self.recv.is_finished() {
+            return Err(Violation::Unexpected { frame: "GONE" });
+        }
+        self.complete();
+        Ok(())
+    }
+
+    fn gone(&mut self, code: GoneCode, now: Instant) {
+        match code {
+            // Another leg of ours was faster, or somebody replayed our header: the next generation wins.
+            GoneCode::Stale => self.leg_lost(self.generation, now),
+            GoneCode::Refused if !self.accepted => {
+                self.refused(RefuseCode::Unspecified, "refused; the reason was lost with the leg".to_owned());
+            }
+            GoneCode::Expired => self.cut(AbortCode::WindowExpired),
+            GoneCode::Aborted => self.cut(AbortCode::BackendReset),
+            GoneCode::Forbidden => self.cut(AbortCode::Forbidden),
+            GoneCode::Unknown | GoneCode::Refused | GoneCode::Complete => self.cut(AbortCode::PeerGone),
+        }
+    }
+
+    /// Terminator: once both FINs are owned, the initiator is told so and needs nothing any more.
+    pub(super) fn check_complete(&mut self) {
+        if self.role == Role::Terminator && self.all_owned() {
+            self.outbox.complete = true;
+            self.complete();
+        }
+    }
+
+    /// Whether the other end owns all that was sent here, and this end all that was sent there.
+    pub(super) fn all_owned(&self) -> bool {
+        self.send.is_acked() && self.recv.is_finished()
+    }
+}

@@ -1,0 +1,329 @@
+//! The frames of a flow leg: types, layout of the bodies, encoding.
+//!
+//! A frame is `type, length, body`, the first two as varints. In the table `v` is a varint, `t` text (varint length and
+//! UTF-8), a number that many raw bytes.
+//!
+//! | type | frame | body |
+//! |---|---|---|
+//! | 1 | OPEN | v version, 16 flow, v generation, 32 secret, t service, v port, v protocol, t provider, v limit, v max_datagram, v hops, v flags, t from |
+//! | 2 | ACCEPT | v limit, v max_datagram |
+//! | 3 | REFUSE | v code, t text |
+//! | 4 | RESUME | v version, 16 flow, v generation, t service, v port, t provider, v recv, v limit, 32 proof, t from |
+//! | 5 | RESUMED | v generation, v recv, v limit, 32 proof |
+//! | 6 | GONE | v code |
+//! | 7 | DATA | v offset, the rest: bytes |
+//! | 8 | ACK | v recv, v limit |
+//! | 9 | FIN | v offset |
+//! | 10 | ABORT | v code, v offset |
+//! | 11 | MOVE | |
+//! | 12 | PING | |
+
+use bytes::{BufMut, Bytes, BytesMut};
+use keel_certs::{ServiceId, Subject};
+
+use super::code::{AbortCode, GoneCode, RefuseCode};
+use super::proof::{FlowId, Generation, Proof, Secret};
+use super::varint::{self, write_text};
+
+/// One frame of a flow leg. A DATA frame is decoded piecewise, so a `Data` may be only a part of the frame sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// First frame of a flow's first leg, by the initiator.
+    Open(Box<Open>),
+    /// The provider took the flow; `limit` bytes may be sent to it in all.
+    Accept {
+        /// Credit: the offset that the sender must not pass.
+        limit: u64,
+        /// Largest datagram payload both ends can use; 0 for none.
+        max_datagram: u64,
+    },
+    /// The flow was refused and nothing was delivered.
+    Refuse {
+        /// Why.
+        code: RefuseCode,
+        /// For people; at most [`MAX_TEXT`] bytes.
+        text: String,
+    },
+    /// First frame of a later leg, by the initiator.
+    Resume(Box<Resume>),
+    /// The terminator attached the leg of a RESUME.
+    Resumed {
+        /// The generation it answers.
+        generation: Generation,
+        /// Bytes that the terminator owns.
+        recv: u64,
+        /// Credit.
+        limit: u64,
+        /// Proof of the terminator.
+        proof: Proof,
+    },
+    /// The flow cannot be resumed; with `COMPLETE` the terminator's last word on a flow that ended well.
+    Gone {
+        /// Why.
+        code: GoneCode,
+    },
+    /// Bytes of the application.
+    Data {
+        /// Offset of the first byte in its direction.
+        offset: u64,
+        /// The bytes, at most [`MAX_PAYLOAD`].
+        bytes: Bytes,
+    },
+    /// What the receiver owns and how far the sender may go.
+    Ack {
+        /// Bytes owned by the receiver's process; one more than the final offset once the FIN is.
+        recv: u64,
+        /// Credit.
+        limit: u64,
+    },
+    /// The direction ends at `offset`.
+    Fin {
+        /// All bytes of the direction.
+        offset: u64,
+    },
+    /// The flow is cut in both directions.
+    Abort {
+        /// Why.
+        code: AbortCode,
+        /// Bytes that the sender had sent before.
+        offset: u64,
+    },
+    /// Please open another leg.
+    Move,
+    /// Answered with an ACK at once.
+    Ping,
+}
+
+/// The OPEN frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// [`VERSION`](super::VERSION).
+    pub version: u64,
+    /// The new flow.
+    pub flow: FlowId,
+    /// 1, or more if an open without an answer is repeated.
+    pub generation: Generation,
+    /// The flow's secret.
+    pub secret: Secret,
+    /// What is asked for.
+    pub service: ServiceId,
+    /// The service's port.
+    pub port: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The provider that was chosen; a router forwards to it or refuses.
+    pub provider: Subject,
+    /// Credit of the initiator.
+    pub limit: u64,
+    /// Largest datagram payload, lowered by each router; 0 for none.
+    pub max_datagram: u64,
+    /// Routers passed so far.
+    pub hops: u64,
+    /// Bits of [`flags`]; a terminator refuses bits that it does not know.
+    pub flags: u64,
+    /// The initiator's identity. Written by the first router only, from the peer's certificate.
+    pub from: Option<Subject>,
+}
+
+/// The RESUME frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resume {
+    /// [`VERSION`](super::VERSION).
+    pub version: u64,
+    /// The flow to go on with.
+    pub flow: FlowId,
+    /// Higher than that of every leg before.
+    pub generation: Generation,
+    /// As in the OPEN.
+    pub service: ServiceId,
+    /// As in the OPEN.
+    pub port: u16,
+    /// As in the OPEN.
+    pub provider: Subject,
+    /// Bytes that the initiator owns.
+    pub recv: u64,
+    /// Credit of the initiator.
+    pub limit: u64,
+    /// Proof of the initiator.
+    pub proof: Proof,
+    /// The initiator's identity. Written by the first router only, from the peer's certificate.
+    pub from: Option<Subject>,
+}
+
+/// What a flow carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// A TCP connection.
+    Tcp,
+    /// A UDP association.
+    Udp,
+}
+
+impl Protocol {
+    pub(crate) fn to_wire(self) -> u64 {
+        match self {
+            Self::Tcp => 1,
+            Self::Udp => 2,
+        }
+    }
+
+    pub(crate) fn from_wire(number: u64) -> Option<Self> {
+        match number {
+            1 => Some(Self::Tcp),
+            2 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+
+/// `TCP` or `UDP`.
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// Bits of [`Open::flags`].
+pub mod flags {
+    /// Reserved: the bytes are sealed end to end, past the routers.
+    pub const SEALED: u64 = 1;
+}
+
+/// Most payload bytes of one DATA frame.
+pub const MAX_PAYLOAD: usize = 64 * 1024;
+
+/// Most bytes of a REFUSE's or an ANSWER's text; longer ones are cut when written.
+pub const MAX_TEXT: usize = 512;
+
+pub(crate) mod kind {
+    pub(crate) const OPEN: u64 = 1;
+    pub(crate) const ACCEPT: u64 = 2;
+    pub(crate) const REFUSE: u64 = 3;
+    pub(crate) const RESUME: u64 = 4;
+    pub(crate) const RESUMED: u64 = 5;
+    pub(crate) const GONE: u64 = 6;
+    pub(crate) const DATA: u64 = 7;
+    pub(crate) const ACK: u64 = 8;
+    pub(crate) const FIN: u64 = 9;
+    pub(crate) const ABORT: u64 = 10;
+    pub(crate) const MOVE: u64 = 11;
+    pub(crate) const PING: u64 = 12;
+}
+
+impl Frame {
+    /// Appends the whole frame. For DATA this copies the payload; the data path uses [`data_header`] instead and sends
+    /// the payload as its own chunk.
+    pub fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Self::Open(open) => put(kind::OPEN, out, |body| open.body(body)),
+            Self::Accept { limit, max_datagram } => numbers(kind::ACCEPT, &[*limit, *max_datagram], out),
+            Self::Refuse { code, text } => put(kind::REFUSE, out, |body| {
+                varint::write(code.to_wire(), body);
+                write_text(varint::clip(text, MAX_TEXT), body);
+            }),
+            Self::Resume(resume) => put(kind::RESUME, out, |body| resume.body(body)),
+            Self::Resumed { generation, recv, limit, proof } => put(kind::RESUMED, out, |body| {
+                for number in [generation.0, *recv, *limit] {
+                    varint::write(number, body);
+                }
+                body.put_slice(&proof.0);
+            }),
+            Self::Gone { code } => numbers(kind::GONE, &[code.to_wire()], out),
+            Self::Data { offset, bytes } => {
+                data_header(*offset, bytes.len(), out);
+                out.put_slice(bytes);
+            }
+            Self::Ack { recv, limit } => numbers(kind::ACK, &[*recv, *limit], out),
+            Self::Fin { offset } => numbers(kind::FIN, &[*offset], out),
+            Self::Abort { code, offset } => numbers(kind::ABORT, &[code.to_wire(), *offset], out),
+            Self::Move => numbers(kind::MOVE, &[], out),
+            Self::Ping => numbers(kind::PING, &[], out),
+        }
+    }
+
+    /// The frame's name in logs and errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Open(_) => "OPEN",
+            Self::Accept { .. } => "ACCEPT",
+            Self::Refuse { .. } => "REFUSE",
+            Self::Resume(_) => "RESUME",
+            Self::Resumed { .. } => "RESUMED",
+            Self::Gone { .. } => "GONE",
+            Self::Data { .. } => "DATA",
+            Self::Ack { .. } => "ACK",
+            Self::Fin { .. } => "FIN",
+            Self::Abort { .. } => "ABORT",
+            Self::Move => "MOVE",
+            Self::Ping => "PING",
+        }
+    }
+}
+
+/// Appends all of a DATA frame that stands before its `len` payload bytes (at most 13 bytes; `len` at most
+/// [`MAX_PAYLOAD`]).
+pub fn data_header(offset: u64, len: usize, out: &mut BytesMut) {
+    varint::write(kind::DATA, out);
+    varint::write((varint::size(offset) + len) as u64, out);
+    varint::write(offset, out);
+}
+
+impl Open {
+    fn body(&self, out: &mut BytesMut) {
+        varint::write(self.version, out);
+        out.put_slice(self.flow.as_bytes());
+        varint::write(self.generation.0, out);
+        out.put_slice(self.secret.as_bytes());
+        write_text(&self.service.to_string(), out);
+        varint::write(u64::from(self.port), out);
+        varint::write(self.protocol.to_wire(), out);
+        write_text(&self.provider.path(), out);
+        for number in [self.limit, self.max_datagram, self.hops, self.flags] {
+            varint::write(number, out);
+        }
+        write_from(self.from.as_ref(), out);
+    }
+}
+
+impl Resume {
+    fn body(&self, out: &mut BytesMut) {
+        varint::write(self.version, out);
+        out.put_slice(self.flow.as_bytes());
+        varint::write(self.generation.0, out);
+        write_text(&self.service.to_string(), out);
+        varint::write(u64::from(self.port), out);
+        write_text(&self.provider.path(), out);
+        varint::write(self.recv, out);
+        varint::write(self.limit, out);
+        out.put_slice(&self.proof.0);
+        write_from(self.from.as_ref(), out);
+    }
+}
+
+fn write_from(from: Option<&Subject>, out: &mut BytesMut) {
+    match from {
+        Some(subject) => write_text(&subject.path(), out),
+        None => write_text("", out),
+    }
+}
+
+/// Appends a frame whose body is only varints.
+pub(crate) fn numbers(kind: u64, fields: &[u64], out: &mut BytesMut) {
+    varint::write(kind, out);
+    varint::write(fields.iter().map(|field| varint::size(*field) as u64).sum(), out);
+    for field in fields {
+        varint::write(*field, out);
+    }
+}
+
+/// Appends a frame with any body.
+pub(crate) fn put(kind: u64, out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
+    let mut bytes = BytesMut::new();
+    body(&mut bytes);
+    varint::write(kind, out);
+    varint::write(bytes.len() as u64, out);
+    out.unsplit(bytes);
+}

@@ -1,0 +1,28 @@
+//! What crosses the streams of a connection of ALPN `keel/1`: frames of flow legs, messages of the control stream,
+//! closed tables of codes. No IO, no clock; a decoder never panics and holds a bounded part of what it was given.
+//!
+//! Layouts: [`frame`] for legs, [`control`] for the control stream. `golden.hex` holds one example of each, byte for
+//! byte; a change there is a change of the protocol.
+
+pub mod code;
+pub mod control;
+mod decode;
+pub mod frame;
+mod input;
+mod proof;
+pub mod varint;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use code::{AbortCode, CloseCode, GoneCode, RefuseCode, ResetCode};
+pub use control::{Message, MessageDecoder};
+pub use decode::{Decoder, MAX_BODY, MAX_HEADER, WireError};
+pub use frame::{Frame, MAX_PAYLOAD, MAX_TEXT, Open, Protocol, Resume, data_header};
+pub use proof::{FlowId, Generation, Proof, Role, Secret};
+
+/// The version of the flow protocol that this code speaks.
+pub const VERSION: u64 = 1;
+
+/// Bytes that each side of a flow may send before ACCEPT.
+pub const EARLY: u64 = 64 * 1024;
