@@ -1,1 +1,101 @@
-//! Bodies, callers and the handler trait: what the API and the transports share.
+//! What every way into the APIServer has in common: a request with a streamed body, who asks, and the handler that answers.
+//!
+//! HTTP/3, HTTP/2 and HTTP/1.1 over mutual TLS and HTTP/1.1 over the node's Unix sockets all end in one [`Handler`].
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, Limited};
+use keel_certs::Identity;
+
+/// Why a body could not be read or produced.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's or a response's body: frames that come as they are made, so that a watch is a body too.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Who sent a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The identity of the client certificate, verified against this fabric's root; `None` if the client showed none.
+    pub identity: Option<Identity>,
+    /// Where the request came from.
+    pub remote: Remote,
+}
+
+/// The other end of the connection that carried a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remote {
+    /// TLS over TCP: HTTP/1.1 or HTTP/2.
+    Tcp(SocketAddr),
+    /// QUIC: HTTP/3.
+    Quic(SocketAddr),
+    /// A Unix socket, with the peer's credentials as the kernel gives them.
+    Unix {
+        /// The peer's user id.
+        uid: u32,
+        /// The peer's group id.
+        gid: u32,
+        /// The peer's process id; `None` where the kernel does not know it.
+        pid: Option<i32>,
+    },
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp {address}"),
+            Self::Quic(address) => write!(f, "quic {address}"),
+            Self::Unix { uid, pid: Some(pid), .. } => write!(f, "unix uid {uid} pid {pid}"),
+            Self::Unix { uid, pid: None, .. } => write!(f, "unix uid {uid}"),
+        }
+    }
+}
+
+/// Answers requests, whatever carried them.
+///
+/// The future is dropped when the client goes away, so everything that must not stop half-way belongs to a task of its owner; the
+/// response's body is dropped likewise, which is how a cancelled watch ends.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request.
+    fn handle(&self, request: http::Request<Body>, caller: Caller) -> BoxFuture<'static, http::Response<Body>>;
+}
+
+/// A body of these bytes.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body without bytes.
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Why [`read`] gave no bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The body is longer than the limit.
+    #[error("the body is larger than {limit} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The peer or the connection ended it early.
+    #[error("the body ended early: {0}")]
+    Broken(BoxError),
+}
+
+/// Reads a whole body of at most `limit` bytes.
+///
+/// # Errors
+/// [`ReadError::TooLarge`] as soon as the limit is passed, [`ReadError::Broken`] if the body fails before its end.
+pub async fn read(body: Body, limit: usize) -> Result<Bytes, ReadError> {
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ReadError::TooLarge { limit }),
+        Err(error) => Err(ReadError::Broken(error)),
+    }
+}
