@@ -5,10 +5,10 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full, Limited};
+use http_body_util::{BodyExt, Empty, Full};
 use keel_certs::Identity;
 
 /// Why a body could not be read or produced.
@@ -92,10 +92,45 @@ pub enum ReadError {
 ///
 /// # Errors
 /// [`ReadError::TooLarge`] as soon as the limit is passed, [`ReadError::Broken`] if the body fails before its end.
-pub async fn read(body: Body, limit: usize) -> Result<Bytes, ReadError> {
-    match Limited::new(body, limit).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ReadError::TooLarge { limit }),
-        Err(error) => Err(ReadError::Broken(error)),
+pub async fn read(mut body: Body, limit: usize) -> Result<Bytes, ReadError> {
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        // Trailers say nothing here.
+        let Ok(data) = frame.map_err(ReadError::Broken)?.into_data() else { continue };
+        if first.len() + rest.len() + data.len() > limit {
+            return Err(ReadError::TooLarge { limit });
+        }
+        // Most bodies come in one piece, which is passed on without a copy.
+        if first.is_empty() && rest.is_empty() {
+            first = data;
+        } else {
+            rest.extend_from_slice(&std::mem::take(&mut first));
+            rest.extend_from_slice(&data);
+        }
+    }
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    fn pieces(pieces: &'static [&'static str]) -> Body {
+        let frames = pieces.iter().map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes()))));
+        StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_whole_or_refused() {
+        assert_eq!(read(empty(), 0).await.unwrap(), "");
+        assert_eq!(read(full("one"), 3).await.unwrap(), "one");
+        assert_eq!(read(pieces(&["one", "two", "three"]), 11).await.unwrap(), "onetwothree");
+        assert!(matches!(read(pieces(&["one", "two"]), 5).await, Err(ReadError::TooLarge { limit: 5 })));
+        let broken = StreamBody::new(futures_util::stream::iter([Err::<Frame<Bytes>, BoxError>("cut".into())]));
+        assert!(matches!(read(broken.boxed_unsync(), 5).await, Err(ReadError::Broken(_))));
     }
 }

@@ -1,1 +1,160 @@
-//! A typed client of the API.
+//! A client of the API over HTTP/3: one connection for all clones and calls, typed calls for Routers, a watch that never ends.
+
+mod backoff;
+mod connection;
+mod error;
+mod lines;
+mod post;
+mod routers;
+mod watch;
+mod watcher;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Uri, header};
+use keel_certs::{LiveIdentity, NodeName};
+use keel_fabric::quic::{BindError, Endpoint, HostPort, Profile};
+use tokio::sync::Mutex;
+
+use crate::http::Body;
+use crate::transport::ALPN_H3;
+use connection::{Connection, Failed};
+
+pub use backoff::Backoff;
+pub use error::{Class, ClientError};
+pub use post::post;
+pub use routers::RouterList;
+pub use watch::{WatchEvent, WatchFrom, WatchStream};
+
+/// Which server a [`Client`] talks to, and as whom.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Where the APIServer is.
+    pub server: HostPort,
+    /// The node that it must belong to; every other one is refused in the handshake.
+    pub expect: NodeName,
+    /// Who we are. New connections use the certificate that is current then.
+    pub live: LiveIdentity,
+}
+
+/// A client of one APIServer; clones share its connection.
+///
+/// The connection is made at the first call and made anew whenever it is gone. A call fails at once if the server cannot be reached:
+/// whoever wants to try for long (as the watch does) waits with a [`Backoff`] in between.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: ClientConfig,
+    tls: Arc<rustls::ClientConfig>,
+    endpoint: Endpoint,
+    /// The lock is held while connecting, so that many calls make one connection.
+    connection: Mutex<Option<Arc<Connection>>>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({} = {})", self.shared.config.expect, self.shared.config.server)
+    }
+}
+
+impl Client {
+    /// A client with a UDP socket of its own and no connection yet. Must be called inside the runtime that uses it.
+    ///
+    /// # Errors
+    /// [`BindError`] if there is no socket to be had.
+    pub fn new(config: ClientConfig) -> Result<Self, BindError> {
+        let tls = config.live.client_config(&[ALPN_H3], &config.expect);
+        let endpoint = Endpoint::client(Profile::Control)?;
+        Ok(Self { shared: Arc::new(Shared { config, tls, endpoint, connection: Mutex::new(None) }) })
+    }
+
+    /// Where the APIServer is.
+    #[must_use]
+    pub fn server(&self) -> &HostPort {
+        &self.shared.config.server
+    }
+
+    /// The node that the APIServer belongs to.
+    #[must_use]
+    pub fn node(&self) -> &NodeName {
+        &self.shared.config.expect
+    }
+
+    /// Sends a request; scheme and authority are filled in. The answer's body comes as the server sends it; dropping it cancels
+    /// the request.
+    ///
+    /// Sent again only if the server has not processed it or if it is a GET that was cut.
+    ///
+    /// # Errors
+    /// [`ClientError`] if there is no answer; an answer with an error status is an answer.
+    pub async fn request(&self, mut request: http::Request<Bytes>) -> Result<http::Response<Body>, ClientError> {
+        *request.uri_mut() = self.absolute(request.uri())?;
+        let mut last = None;
+        // The first attempt may meet a connection that is just going; a fresh one that fails says something.
+        for _ in 0..2 {
+            let connection = self.connection().await?;
+            match connection.clone().request(copy(&request)).await {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => {
+                    let repeat = match &failed {
+                        Failed::NotSent(_) => true,
+                        Failed::Sent(error) => {
+                            request.method() == Method::GET && matches!(error, ClientError::Interrupted { .. })
+                        }
+                    };
+                    // A connection on which nothing comes back is not used for new calls; what runs on it may go on.
+                    self.forget(&connection).await;
+                    let error = failed.into();
+                    if !repeat {
+                        return Err(error);
+                    }
+                    last = Some(error);
+                }
+            }
+        }
+        // invariant: the loop ran, and each round either returned or set it.
+        Err(last.unwrap_or_else(|| ClientError::Request("no attempt was made".to_owned())))
+    }
+
+    fn absolute(&self, uri: &Uri) -> Result<Uri, ClientError> {
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        Uri::builder()
+            .scheme("https")
+            .authority(self.server().to_string())
+            .path_and_query(path)
+            .build()
+            .map_err(|error| ClientError::Request(error.to_string()))
+    }
+
+    async fn connection(&self) -> Result<Arc<Connection>, ClientError> {
+        let mut slot = self.shared.connection.lock().await;
+        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_gone()) {
+            return Ok(connection.clone());
+        }
+        *slot = None;
+        let connection = Connection::open(&self.shared.endpoint, self.server(), self.shared.tls.clone()).await?;
+        Ok(slot.insert(Arc::new(connection)).clone())
+    }
+
+    async fn forget(&self, connection: &Arc<Connection>) {
+        let mut slot = self.shared.connection.lock().await;
+        if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+            *slot = None;
+        }
+    }
+}
+
+/// The request once more: everything that we send, without the extensions, which cannot be copied.
+fn copy(request: &http::Request<Bytes>) -> http::Request<Bytes> {
+    let mut copy = http::Request::new(request.body().clone());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy.headers_mut().entry(header::USER_AGENT).or_insert(header::HeaderValue::from_static("keel"));
+    copy
+}
