@@ -81,10 +81,11 @@ async fn rotate_by(
             None => continue,
             Some(Ok(())) => {
                 tracing::info!(identity = %live.identity(), until = rfc3339(live.not_after()), "certificate renewed");
-                pause = FIRST_PAUSE;
                 jitter = rand::random_range(-0.1..=0.1);
-                // An issuer whose own end is near signs certificates that are due at once: no busy loop from that.
+                // An issuer whose own end is near, or whose clock is behind, signs certificates that are due at once:
+                // then the pauses grow as if it had failed.
                 if !due(live.not_before(), live.not_after(), clock(), jitter).is_zero() {
+                    pause = FIRST_PAUSE;
                     continue;
                 }
             }

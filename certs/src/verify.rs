@@ -130,7 +130,7 @@ pub(crate) fn verify(
     let refused = RefCell::new(None);
     let check = |path: &VerifiedPath<'_>| {
         check_path(&identity, path).map_err(|error| {
-            *refused.borrow_mut() = Some(error);
+            refused.borrow_mut().get_or_insert(error);
             webpki::Error::UnknownIssuer
         })
     };
