@@ -1,1 +1,17 @@
-//! See the README.
+//! The sidecar of a pod or a shell: names, addresses and listeners for mapped services, and publication of its own.
+//!
+//! The path of a connection, top to bottom: [`dns`] answers a mapped name with an address of [`vip`] -> [`listener`] accepts
+//! there -> [`proxy`] picks a provider ([`pick`]) out of the [`directory`] and opens a flow through a router. The directory is
+//! written by [`discovery`] alone, which follows the Routers of the node's APIServer; [`snapshot`] keeps what it saw, so that
+//! all of this also starts without a network. [`publish`] offers the pod's own services. [`identity`] finds out who we are.
+//!
+//! Data moves on the runtime that the sidecar is run on, one thread; DNS and discovery have the control runtime.
+
+pub mod admin;
+pub mod config;
+pub mod dns;
+pub mod metrics;
+pub mod snapshot;
+pub mod spec;
+pub mod state;
+pub mod vip;

@@ -1,0 +1,237 @@
+//! One question, one answer: ours, somebody else's, or nobody's. Knows no socket but the forwarder's.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, SOA};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
+use tokio::sync::{Semaphore, watch};
+
+use super::forward::Forwarder;
+use super::names::{NameTable, Verdict};
+use crate::metrics::{DnsMetrics, DnsOutcome};
+
+/// How long an answer may be kept: short, because a taken address or a new mapping changes it.
+pub const TTL: u32 = 5;
+
+/// Largest UDP answer (the value of the DNS flag day 2020): never fragmented on any path.
+pub const MAX_UDP: u16 = 1232;
+
+/// Most questions that wait for an upstream at a time; beyond it the answer is SERVFAIL at once.
+pub const MAX_FORWARDS: usize = 256;
+
+/// How a question came, which bounds the size of the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// At most 512 bytes, or what EDNS allows up to [`MAX_UDP`].
+    Udp,
+    /// Up to 64 KiB.
+    Tcp,
+}
+
+/// The state of the table of names.
+#[derive(Debug, Clone, Default)]
+pub struct DnsView {
+    /// What is mapped.
+    pub names: Arc<NameTable>,
+    /// True once what can be mapped is known, from the network or from a snapshot: from then on an unknown name does not exist.
+    pub synced: bool,
+}
+
+/// Where names that are not ours go.
+#[derive(Debug)]
+pub enum Others {
+    /// To upstream servers.
+    Forward(Forwarder),
+    /// Nowhere: they do not exist (`--dns-upstream none`).
+    Deny,
+    /// Nobody is left to ask.
+    Fail,
+}
+
+/// Answers questions by the rules of the mapped names.
+#[derive(Debug)]
+pub struct Handler {
+    view: watch::Receiver<DnsView>,
+    others: Others,
+    forwards: Semaphore,
+    metrics: Arc<DnsMetrics>,
+}
+
+impl Handler {
+    /// A handler that always reads the newest `view`.
+    pub fn new(view: watch::Receiver<DnsView>, others: Others, metrics: Arc<DnsMetrics>) -> Self {
+        Self { view, others, forwards: Semaphore::new(MAX_FORWARDS), metrics }
+    }
+
+    /// The answer to `packet`, or `None` for what gets none: an answer (a reflection), or too little to answer to.
+    pub async fn answer(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let request = match Message::from_vec(packet) {
+            Ok(request) if request.metadata.message_type == MessageType::Response => return None,
+            Ok(request) => request,
+            Err(_) => return malformed(packet),
+        };
+        let mut reply = Message::response(request.metadata.id, request.metadata.op_code);
+        reply.metadata = Metadata::response_from_request(&request.metadata);
+        reply.metadata.recursion_available = matches!(self.others, Others::Forward(_));
+        reply.queries.clone_from(&request.queries);
+        reply.edns = request.edns.as_ref().map(|_| {
+            let mut edns = Edns::new();
+            edns.set_max_payload(MAX_UDP);
+            edns
+        });
+        let limit = match (transport, &request.edns) {
+            (Transport::Tcp, _) => u16::MAX,
+            (Transport::Udp, Some(edns)) => edns.max_payload().clamp(512, MAX_UDP),
+            (Transport::Udp, None) => 512,
+        };
+        let outcome = self.fill(&request, &mut reply).await;
+        self.metrics.answered(outcome);
+        encode(&reply, limit)
+    }
+
+    async fn fill(&self, request: &Message, reply: &mut Message) -> DnsOutcome {
+        let [query] = request.queries.as_slice() else {
+            reply.metadata.response_code = ResponseCode::FormErr;
+            return DnsOutcome::Refused;
+        };
+        let refusal = if request.metadata.op_code != OpCode::Query {
+            Some(ResponseCode::NotImp)
+        } else if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+            Some(ResponseCode::BADVERS)
+        } else if query.query_class() != DNSClass::IN || matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR) {
+            Some(ResponseCode::Refused)
+        } else {
+            None
+        };
+        if let Some(code) = refusal {
+            reply.metadata.response_code = code;
+            return DnsOutcome::Refused;
+        }
+        let name = plain(query.name());
+        let view = self.view.borrow().clone();
+        match view.names.verdict(&name) {
+            Verdict::Address(address) => own(query, address, &view.names, reply),
+            Verdict::Empty => no_data(query, &view.names, reply),
+            Verdict::Absent if view.synced => {
+                no_data(query, &view.names, reply);
+                reply.metadata.response_code = ResponseCode::NXDomain;
+                DnsOutcome::Absent
+            }
+            Verdict::Absent => {
+                reply.metadata.response_code = ResponseCode::ServFail;
+                DnsOutcome::Failed
+            }
+            Verdict::Foreign => self.foreign(request, query, reply).await,
+        }
+    }
+
+    async fn foreign(&self, request: &Message, query: &Query, reply: &mut Message) -> DnsOutcome {
+        let forwarder = match &self.others {
+            Others::Forward(forwarder) => forwarder,
+            Others::Deny => {
+                reply.metadata.response_code = ResponseCode::NXDomain;
+                return DnsOutcome::Absent;
+            }
+            Others::Fail => {
+                reply.metadata.response_code = ResponseCode::ServFail;
+                return DnsOutcome::Failed;
+            }
+        };
+        let answer = match self.forwards.try_acquire() {
+            Ok(_permit) => forwarder.ask(request, query).await,
+            Err(_) => {
+                self.metrics.forward_limit_hit();
+                None
+            }
+        };
+        match answer {
+            Some(answer) => {
+                reply.metadata.response_code = answer.metadata.response_code;
+                reply.metadata.authentic_data = answer.metadata.authentic_data;
+                reply.answers = answer.answers;
+                reply.authorities = answer.authorities;
+                reply.additionals = answer.additionals;
+                if reply.edns.is_none() && answer.metadata.response_code.high() > 0 {
+                    reply.metadata.response_code = ResponseCode::ServFail;
+                }
+                DnsOutcome::Forwarded
+            }
+            None => {
+                reply.metadata.response_code = ResponseCode::ServFail;
+                DnsOutcome::Failed
+            }
+        }
+    }
+}
+
+fn own(query: &Query, address: IpAddr, names: &NameTable, reply: &mut Message) -> DnsOutcome {
+    let (kind, data) = match address {
+        IpAddr::V4(v4) => (RecordType::A, RData::A(A(v4))),
+        IpAddr::V6(v6) => (RecordType::AAAA, RData::AAAA(AAAA(v6))),
+    };
+    if query.query_type() != kind && query.query_type() != RecordType::ANY {
+        return no_data(query, names, reply);
+    }
+    reply.metadata.authoritative = true;
+    // The name goes back as it was asked, upper case included (DNS 0x20).
+    reply.answers.push(Record::from_rdata(query.name().clone(), TTL, data));
+    DnsOutcome::Own
+}
+
+/// An empty answer with the SOA that says for how long it may be remembered (RFC 2308).
+fn no_data(query: &Query, names: &NameTable, reply: &mut Message) -> DnsOutcome {
+    reply.metadata.authoritative = true;
+    let zone = names.zone_of(&plain(query.name())).and_then(|zone| Name::from_ascii(format!("{zone}.")).ok());
+    let apex = zone.as_ref().is_some_and(|zone| zone == query.name());
+    // Outside of our zone we own the single name only, so the name itself is the zone.
+    let record = soa(zone.unwrap_or_else(|| query.name().clone()));
+    if apex && matches!(query.query_type(), RecordType::SOA | RecordType::ANY) {
+        reply.answers.push(record);
+    } else {
+        reply.authorities.push(record);
+    }
+    DnsOutcome::Own
+}
+
+fn soa(zone: Name) -> Record {
+    let label = |label: &str| Name::from_ascii(label).and_then(|l| l.append_domain(&zone)).unwrap_or_else(|_| zone.clone());
+    let data = SOA::new(label("ns"), label("keel"), 1, 60, 60, 60, TTL);
+    Record::from_rdata(zone.clone(), TTL, RData::SOA(data))
+}
+
+/// Lower case, without the trailing dot; labels that are not text never match anything of ours.
+fn plain(name: &Name) -> String {
+    let mut text = name.to_ascii();
+    text.make_ascii_lowercase();
+    if text.ends_with('.') {
+        text.pop();
+    }
+    text
+}
+
+/// FORMERR for what has at least a header and is a question.
+fn malformed(packet: &[u8]) -> Option<Vec<u8>> {
+    let id = u16::from_be_bytes([*packet.first()?, *packet.get(1)?]);
+    if packet.len() < 12 || packet[2] & 0x80 != 0 {
+        return None;
+    }
+    Message::error_msg(id, OpCode::Query, ResponseCode::FormErr).to_vec().ok()
+}
+
+/// At most `limit` bytes: what does not fit is left out and TC is set.
+fn encode(reply: &Message, limit: u16) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(512);
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_max_size(limit);
+    if reply.emit(&mut encoder).is_ok() {
+        // Records are dropped from the end, the OPT record with them; a short answer keeps it.
+        let cut = bytes.get(2).is_some_and(|flags| flags & 0x02 != 0);
+        return if cut && reply.edns.is_some() { reply.truncate().to_vec().ok() } else { Some(bytes) };
+    }
+    let mut failure = Message::error_msg(reply.metadata.id, reply.metadata.op_code, ResponseCode::ServFail);
+    failure.queries.clone_from(&reply.queries);
+    failure.to_vec().ok()
+}

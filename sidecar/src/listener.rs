@@ -1,0 +1,298 @@
+//! A listener per mapped service and port. Starts and stops only what changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::proxy::{self, Proxy};
+use crate::spec::ServiceRef;
+use crate::vip::VipTable;
+
+/// Connections that one sidecar proxies at a time; beyond it they wait in the kernel's backlog.
+pub const MAX_CONNECTIONS: usize = 16_384;
+
+/// Connections that the kernel completes before we accept them; more than a burst of a pool that connects at once.
+const BACKLOG: u32 = 1024;
+
+/// The pause after an accept that failed for want of files or memory: closing connections makes room meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Addresses that are tried for one service, if those before are taken.
+const MAX_ADDRESSES: usize = 64;
+
+/// What became of one port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortState {
+    /// It accepts connections.
+    Listening,
+    /// It does not; the text says why and what to do.
+    Failed(String),
+}
+
+/// One mapped service as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappingState {
+    /// The service.
+    pub target: ServiceRef,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its ports.
+    pub ports: BTreeMap<u16, PortState>,
+}
+
+/// All listeners. One task owns it.
+#[derive(Debug)]
+pub struct Listeners {
+    proxy: Arc<Proxy>,
+    permits: Arc<Semaphore>,
+    stop: CancellationToken,
+    grace: Duration,
+    vips: VipTable,
+    services: BTreeMap<ServiceRef, Service>,
+    tasks: JoinSet<()>,
+    states: watch::Sender<Arc<Vec<MappingState>>>,
+}
+
+#[derive(Debug, Default)]
+struct Service {
+    open: BTreeMap<u16, Open>,
+    failed: BTreeMap<u16, String>,
+}
+
+/// An open listener; dropping it stops accepting, its connections go on.
+#[derive(Debug)]
+struct Open(CancellationToken);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl Listeners {
+    /// No listener yet. Connections go to `proxy` until `stop`, and have `grace` from then on.
+    pub fn new(proxy: Arc<Proxy>, vips: VipTable, stop: CancellationToken, grace: Duration) -> Self {
+        let listeners = Self {
+            proxy,
+            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            stop,
+            grace,
+            vips,
+            services: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            states: watch::Sender::default(),
+        };
+        listeners.publish();
+        listeners
+    }
+
+    /// What became of every mapping.
+    pub fn states(&self) -> watch::Receiver<Arc<Vec<MappingState>>> {
+        self.states.subscribe()
+    }
+
+    /// Opens what is wanted and not open, closes what is open and not wanted. Failed ports are tried again.
+    pub fn reconcile(&mut self, wanted: &BTreeMap<ServiceRef, BTreeSet<u16>>) {
+        self.services.retain(|target, _| wanted.contains_key(target));
+        for (target, ports) in wanted {
+            let service = self.services.entry(target.clone()).or_default();
+            service.open.retain(|port, _| ports.contains(port));
+            let missing: BTreeSet<u16> = ports.iter().copied().filter(|port| !service.open.contains_key(port)).collect();
+            if !missing.is_empty() {
+                self.open(target, &missing, ports);
+            }
+        }
+        // Those that ended by themselves are collected, so that the set holds running ones only.
+        while self.tasks.try_join_next().is_some() {}
+        self.publish();
+    }
+
+    /// Opens `missing` at the service's address; if one is taken there, `all` at the next address where none is.
+    fn open(&mut self, target: &ServiceRef, missing: &BTreeSet<u16>, all: &BTreeSet<u16>) {
+        let Some(current) = self.vips.get(target) else { return };
+        let mut bound = bind_all(current, missing);
+        let mut address = current;
+        if taken(&bound) {
+            let mut next = current;
+            for _ in 1..MAX_ADDRESSES {
+                match self.vips.next_after(next) {
+                    Some(other) if other != current => next = other,
+                    _ => break,
+                }
+                let there = bind_all(next, all);
+                if !taken(&there) {
+                    tracing::warn!(
+                        "{target}: a port of {current} is taken by another program; its address is {next} from now on"
+                    );
+                    self.vips.relocate(target, next);
+                    (address, bound) = (next, there);
+                    break;
+                }
+            }
+        }
+        let service = self.services.entry(target.clone()).or_default();
+        if address != current {
+            service.open.clear();
+        }
+        for (port, outcome) in bound {
+            match outcome {
+                Ok(listener) => {
+                    service.failed.remove(&port);
+                    let retired = self.stop.child_token();
+                    let accepting = Accepting {
+                        listener,
+                        target: target.clone(),
+                        port,
+                        proxy: self.proxy.clone(),
+                        permits: self.permits.clone(),
+                        retired: retired.clone(),
+                        stop: self.stop.clone(),
+                        grace: self.grace,
+                    };
+                    self.tasks.spawn(accepting.run());
+                    service.open.insert(port, Open(retired));
+                }
+                Err(error) => {
+                    let text = explain(SocketAddr::new(address, port), &error);
+                    if service.failed.get(&port) != Some(&text) {
+                        tracing::warn!("{target} port {port} cannot be mapped: {text}");
+                    }
+                    service.failed.insert(port, text);
+                }
+            }
+        }
+    }
+
+    /// True if a port could not be opened.
+    pub fn has_failures(&self) -> bool {
+        self.services.values().any(|service| !service.failed.is_empty())
+    }
+
+    /// Waits until every connection has ended; `stop` must have been cancelled.
+    pub async fn closed(mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn publish(&self) {
+        let states = self.vips.addresses().iter().map(|(target, address)| {
+            let mut ports = BTreeMap::new();
+            if let Some(service) = self.services.get(target) {
+                ports.extend(service.open.keys().map(|port| (*port, PortState::Listening)));
+                ports.extend(service.failed.iter().map(|(port, why)| (*port, PortState::Failed(why.clone()))));
+            }
+            MappingState { target: target.clone(), address: *address, ports }
+        });
+        let states: Arc<Vec<MappingState>> = Arc::new(states.collect());
+        let count = |listening: bool| {
+            let all = states.iter().flat_map(|state| state.ports.values());
+            i64::try_from(all.filter(|port| (**port == PortState::Listening) == listening).count()).unwrap_or(i64::MAX)
+        };
+        self.proxy.metrics.listeners.set(count(true));
+        self.proxy.metrics.listeners_failed.set(count(false));
+        self.states.send_if_modified(|old| {
+            let changed = **old != *states;
+            if changed {
+                *old = states;
+            }
+            changed
+        });
+    }
+}
+
+type Bound = BTreeMap<u16, io::Result<TcpListener>>;
+
+fn bind_all(address: IpAddr, ports: &BTreeSet<u16>) -> Bound {
+    ports.iter().map(|port| (*port, bind(SocketAddr::new(address, *port)))).collect()
+}
+
+fn taken(bound: &Bound) -> bool {
+    bound.values().any(|outcome| matches!(outcome, Err(error) if error.kind() == io::ErrorKind::AddrInUse))
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Connections of an earlier run that linger do not block the port; another listener still does.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Why an address cannot be listened on, and what helps.
+fn explain(address: SocketAddr, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "ports below 1024 need a permission: run `sudo sysctl net.ipv4.ip_unprivileged_port_start={}`, or give the program \
+             the capability with `sudo setcap cap_net_bind_service=+ep $(command -v keel-sidecar)`",
+            address.port()
+        ),
+        io::ErrorKind::AddrNotAvailable => format!(
+            "{} is no address of this machine: choose --ip-range inside 127.0.0.0/8, or add the range to an interface, like \
+             `sudo ip addr add {} dev lo`",
+            address.ip(),
+            ipnet::IpNet::from(address.ip())
+        ),
+        io::ErrorKind::AddrInUse => format!("{address} and the addresses behind it are taken by other programs; stop one, or give another --ip-range"),
+        _ => format!("{address}: {error}"),
+    }
+}
+
+/// One listener with its connections.
+struct Accepting {
+    listener: TcpListener,
+    target: ServiceRef,
+    port: u16,
+    proxy: Arc<Proxy>,
+    permits: Arc<Semaphore>,
+    /// This listener is no longer wanted; its connections go on.
+    retired: CancellationToken,
+    /// Everything stops.
+    stop: CancellationToken,
+    grace: Duration,
+}
+
+impl Accepting {
+    async fn run(self) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.retired.cancelled() => break,
+                Some(_) = connections.join_next() => {}
+                accepted = self.accept() => match accepted {
+                    Ok((stream, from, permit)) => {
+                        let (proxy, target, port) = (self.proxy.clone(), self.target.clone(), self.port);
+                        connections.spawn(async move {
+                            proxy::serve(&proxy, stream, from, &target, port).await;
+                            drop(permit);
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, service = %self.target, port = self.port, "accepting a connection failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        drop(self.listener);
+        tokio::select! {
+            () = async { while connections.join_next().await.is_some() {} } => {}
+            () = async { self.stop.cancelled().await; tokio::time::sleep(self.grace).await } => {}
+        }
+        // What is left is dropped, which resets its clients.
+        connections.shutdown().await;
+    }
+
+    /// The next connection, once there is room. Cancel safe: a permit without a connection is given back.
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+        let permit = self.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, from) = self.listener.accept().await?;
+        Ok((stream, from, permit))
+    }
+}

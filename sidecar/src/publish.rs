@@ -1,0 +1,97 @@
+//! What this sidecar offers, and where: at its own node's router and at some others that the world can reach.
+
+use std::sync::Arc;
+
+use keel_certs::ClusterName;
+use keel_fabric::link::RouterPeer;
+use keel_fabric::provider::Publication;
+use keel_fabric::wire::Protocol;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::directory::Directory;
+use crate::spec::PublishedService;
+
+/// Routers besides the own node's at which a service is published.
+pub const OTHER_ROUTERS: usize = 4;
+
+/// The publications of `published` on a node of `cluster` (`None`: not known yet), and what is wrong with the others. Pure.
+pub fn publications(published: &[PublishedService], cluster: Option<&ClusterName>) -> (Vec<Publication>, Vec<String>) {
+    let mut all = Vec::new();
+    let mut problems = Vec::new();
+    for one in published {
+        if one.protocol == Protocol::Udp {
+            problems.push(format!("{} port {}/udp is not published: UDP is not carried yet", one.target, one.port));
+        } else if let (Some(asked), Some(own)) = (&one.target.cluster, cluster)
+            && asked != own
+        {
+            problems.push(format!("{} is not published: this node belongs to the cluster {own}", one.target));
+        } else {
+            all.push(Publication {
+                service: one.target.service.clone(),
+                port: one.port,
+                protocol: one.protocol,
+                backend: one.backend.clone(),
+            });
+        }
+    }
+    (all, problems)
+}
+
+/// Follows the directory: which publications, at which routers. Ends with `stop`.
+pub async fn follow(
+    published: Vec<PublishedService>,
+    mut directory: watch::Receiver<Arc<Directory>>,
+    publications_to: watch::Sender<Arc<Vec<Publication>>>,
+    routers_to: watch::Sender<Arc<Vec<RouterPeer>>>,
+    stop: CancellationToken,
+) {
+    let mut said = Vec::new();
+    loop {
+        let now = directory.borrow_and_update().clone();
+        let (all, problems) = publications(&published, now.own_cluster());
+        if problems != said {
+            for problem in &problems {
+                tracing::warn!("{problem}");
+            }
+            said = problems;
+        }
+        replace(&publications_to, all);
+        replace(&routers_to, now.publish_at(OTHER_ROUTERS));
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = directory.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Sends `value` if it is another one, so that nobody acts on what did not change.
+fn replace<T: PartialEq>(to: &watch::Sender<Arc<Vec<T>>>, value: Vec<T>) {
+    to.send_if_modified(|old| {
+        let changed = **old != value;
+        if changed {
+            *old = Arc::new(value);
+        }
+        changed
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::parse_published;
+
+    #[test]
+    fn only_what_can_be_carried_here_is_published() {
+        let list = "web=127.0.0.1:80,dns/udp=127.0.0.1:53,a.default.east=127.0.0.1:81,b.default.home=127.0.0.1:82";
+        let published = parse_published(list, &"default".parse().unwrap()).unwrap();
+        let home: ClusterName = "home".parse().unwrap();
+        let (all, problems) = publications(&published, Some(&home));
+        let names: Vec<_> = all.iter().map(|p| format!("{}:{}", p.service, p.port)).collect();
+        assert_eq!(names, ["web.default:80", "b.default:82"]);
+        assert_eq!(problems.len(), 2);
+        assert!(problems[0].contains("UDP is not carried yet") && problems[1].contains("cluster home"));
+        assert_eq!(publications(&published, None).0.len(), 3);
+    }
+}
