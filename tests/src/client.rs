@@ -50,7 +50,9 @@ impl Exchange<'_> {
         host.run(|| self.here(server))
     }
 
-    fn here(&self, server: SocketAddr) -> Seen {
+    /// Runs the exchange from this machine itself.
+    #[must_use]
+    pub fn here(&self, server: SocketAddr) -> Seen {
         let start = Instant::now();
         let mut bytes = Vec::new();
         let end = self.attempt(server, start + self.bound, &mut bytes);

@@ -6,6 +6,7 @@
 
 pub mod backends;
 pub mod client;
+pub mod credentials;
 pub mod lab;
 pub mod need;
 pub mod process;

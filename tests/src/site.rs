@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::lab::Host;
+use crate::lab::{Host, Lab, Nat, NatKind};
 use crate::process::{Process, Program};
 use crate::wait;
 
@@ -196,7 +196,7 @@ impl Sidecar {
         // The token's file may go once it was read, which the identity in the state directory shows.
         let state = sidecar.state.path().to_owned();
         wait::until("the sidecar keeps an identity", wait::SOON, || {
-            find_file(&state, "tls.crt") || !sidecar.process.is_running()
+            crate::credentials::search(&state, "tls.crt").is_some() || !sidecar.process.is_running()
         })?;
         Ok(sidecar)
     }
@@ -221,6 +221,12 @@ impl Sidecar {
             state,
             program,
         })
+    }
+
+    /// Its state directory.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        self.state.path()
     }
 
     /// Starts it again with the same flags and state directory, after its process has ended.
@@ -280,11 +286,66 @@ pub fn dig(host: &Host, words: &[&str]) -> anyhow::Result<String> {
         .ok(COMMAND)
 }
 
-fn find_file(folder: &Path, name: &str) -> bool {
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return false;
-    };
-    entries
-        .flatten()
-        .any(|entry| entry.file_name() == name || find_file(&entry.path(), name))
+/// The picture on the README's first page, with every hard part in it: a public node, a node behind a NAT whose sidecar
+/// publishes, and a sidecar behind another NAT that maps. No packet can reach the last two unasked.
+#[derive(Debug)]
+pub struct Town {
+    // Dropped from top to bottom: processes before the namespaces they run in.
+    /// Beside the applications that use the services.
+    pub consumer: Sidecar,
+    /// Beside the servers, on the edge node.
+    pub provider: Sidecar,
+    /// The node behind the NAT.
+    pub edge: Node,
+    /// The node with the public router.
+    pub public: Node,
+    /// The NAT of the edge node.
+    pub edge_nat: Nat,
+    /// The NAT of the consumer.
+    pub consumer_nat: Nat,
+    /// The network.
+    pub lab: Lab,
+}
+
+impl Town {
+    /// Builds it. The servers are the caller's to start, on [`Town::servers`].
+    ///
+    /// # Errors
+    /// If a part does not come up.
+    pub fn new(edge_nat: NatKind, published: &str, mapped: &str) -> anyhow::Result<Self> {
+        let mut lab = Lab::new()?;
+        let public = Node::public(&lab.host("a")?, "a")?;
+        let (edge_host, edge_nat) = lab.behind_nat("b", edge_nat)?;
+        let (consumer_host, consumer_nat) = lab.behind_nat("c", NatKind::Home)?;
+        let consumer_host = consumer_host.resolves_by(Some(DNS))?;
+        let edge = Node::joining(&edge_host, "b", &public)?;
+        let provider = Sidecar::beside(&edge, "provider", &["--published-services", published])?;
+        let consumer = Sidecar::joining(
+            &consumer_host,
+            "consumer",
+            &public,
+            &["--mapped-services", mapped],
+        )?;
+        Ok(Self {
+            consumer,
+            provider,
+            edge,
+            public,
+            edge_nat,
+            consumer_nat,
+            lab,
+        })
+    }
+
+    /// Where the servers run: on the edge node, behind its NAT.
+    #[must_use]
+    pub fn servers(&self) -> &Host {
+        &self.edge.host
+    }
+
+    /// Where the applications run: beside the consumer's sidecar, with its DNS.
+    #[must_use]
+    pub fn apps(&self) -> &Host {
+        &self.consumer.host
+    }
 }

@@ -164,10 +164,14 @@ impl Lab {
     /// # Errors
     /// If the rule cannot be set.
     pub fn lose(&self, permille: u16) -> anyhow::Result<()> {
-        self.cable("flush chain bridge keel loss")?;
-        self.cable(&format!(
-            "add rule bridge keel loss numgen random mod 1000 < {permille} drop"
-        ))
+        let rule = match permille {
+            0 => String::new(),
+            1..1000 => {
+                format!("add rule bridge keel loss numgen random mod 1000 < {permille} drop")
+            }
+            1000.. => "add rule bridge keel loss drop".to_owned(),
+        };
+        self.cable(&format!("flush chain bridge keel loss\n{rule}"))
     }
 
     fn cable(&self, statement: &str) -> anyhow::Result<()> {
@@ -241,6 +245,39 @@ impl Host {
         });
         std::fs::write(folder.join("resolv.conf"), lines)?;
         Ok(self)
+    }
+
+    /// Makes this host swallow what comes in for a TCP port: whoever connects hears nothing, not even a refusal.
+    ///
+    /// # Errors
+    /// If the rule cannot be set.
+    pub fn swallow(&self, port: u16) -> anyhow::Result<()> {
+        let rules = format!(
+            "table inet deaf {{\n chain in {{ type filter hook input priority 0\n tcp dport {port} drop\n }}\n}}\n"
+        );
+        nft(&self.netns, &rules)
+    }
+
+    /// Keeps this host from reaching a port anywhere, over TCP and UDP, until [`Host::unblock`].
+    ///
+    /// # Errors
+    /// If the rule cannot be set.
+    pub fn block(&self, port: u16) -> anyhow::Result<()> {
+        let rule = format!("meta l4proto {{ tcp, udp }} th dport {port} drop");
+        nft(
+            &self.netns,
+            &format!(
+                "table inet block {{\n chain out {{ type filter hook output priority 0\n {rule}\n }}\n}}\n"
+            ),
+        )
+    }
+
+    /// Ends what [`Host::block`] did.
+    ///
+    /// # Errors
+    /// If nothing was blocked.
+    pub fn unblock(&self) -> anyhow::Result<()> {
+        nft(&self.netns, "delete table inet block\n")
     }
 
     /// Runs `work` on a thread whose sockets live on this host, and gives back what it returns.

@@ -1,0 +1,148 @@
+//! One node by itself: killed while it is written to, stopped, and looked at.
+
+use keel_tests::credentials::Credentials;
+use keel_tests::lab::Lab;
+use keel_tests::need::{Need, find, lacking};
+use keel_tests::process::Program;
+use keel_tests::site::{COMMAND, Node};
+use keel_tests::wait::{self, SOON};
+
+/// How often the APIServer is killed. Each cycle acknowledges a few hundred writes.
+const CYCLES: usize = 6;
+
+#[test]
+fn no_acknowledged_write_is_lost() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Curl]) {
+        return Ok(());
+    }
+    let mut lab = Lab::new()?;
+    let host = lab.host("a")?;
+    let mut node = Node::public(&host, "a")?;
+    let admin = Credentials::admin(&node)?;
+    let python = find("python3").ok_or_else(|| anyhow::anyhow!("no python3"))?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/py/write_loop.py");
+    let advertise = format!("{}:7000", host.address);
+    let mut acknowledged = Vec::new();
+    let mut newest = 0_u64;
+    for cycle in 0..CYCLES {
+        let files = [&admin.cert, &admin.key, &admin.ca];
+        let mut writer = Program::new(&python)
+            .arg(script)
+            .arg(cycle.to_string())
+            .args(files)
+            .on(&host)
+            .start()?;
+        // Killed at a different depth each time, always with writes under way.
+        writer.says(&format!("w{cycle}-{} ", 40 + 37 * cycle), SOON)?;
+        node.process.kill()?;
+        writer.end(SOON)?;
+        acknowledged.extend(writer.log().lines().filter_map(|line| {
+            line.split_once(' ')
+                .map(|(name, number)| (name.to_owned(), number.to_owned()))
+        }));
+        node.again(&[
+            "--apiserver-listen",
+            "0.0.0.0:7443",
+            "--advertise",
+            &advertise,
+        ])?;
+
+        let list = admin
+            .curl()
+            .arg("https://127.0.0.1:7443/apis/edge.example.com/v1/routers")
+            .on(&host)
+            .ok(COMMAND)?;
+        let list: serde_json::Value =
+            serde_json::from_str(list.rsplit_once('\n').map_or("", |(body, _)| body))?;
+        let found: std::collections::BTreeMap<_, _> = list["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|item| {
+                (
+                    item["metadata"]["name"].as_str(),
+                    item["metadata"]["resourceVersion"].as_str(),
+                )
+            })
+            .collect();
+        for (name, number) in &acknowledged {
+            assert_eq!(
+                found.get(&Some(name.as_str())),
+                Some(&Some(number.as_str())),
+                "{name} was acknowledged before kill {cycle}"
+            );
+        }
+        let revision: u64 = list["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap_or_default()
+            .parse()?;
+        assert!(
+            revision > newest,
+            "revisions only grow: {newest}, then {revision}"
+        );
+        newest = revision;
+    }
+    println!(
+        "{} acknowledged writes over {CYCLES} kills",
+        acknowledged.len()
+    );
+    Ok(())
+}
+
+#[test]
+fn parts_run_alone_and_stop_cleanly() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Curl]) {
+        return Ok(());
+    }
+    let mut lab = Lab::new()?;
+    let host = lab.host("a")?;
+    let mut node = Node::public(&host, "a")?;
+    wait::until("it is ready", SOON, || node.metrics("/readyz").is_ok())?;
+    node.metrics("/healthz")?;
+    let metrics = node.metrics("/metrics")?;
+    assert!(
+        metrics.ends_with("# EOF\n") && metrics.contains("keel_"),
+        "OpenMetrics under our name: {metrics}"
+    );
+    let status = node.keel(&["status"])?.ok(COMMAND)?;
+    assert!(
+        status.contains(&format!("{}:7000", host.address)),
+        "keel status names the router's address: {status}"
+    );
+    node.process.stop(SOON)?;
+    assert!(
+        node.process
+            .log()
+            .lines()
+            .all(|line| !line.contains("panicked")),
+        "{}",
+        node.process.log()
+    );
+
+    // The same directory, part by part.
+    let start = |name: &str, flags: &[&str]| {
+        Program::ours(name)?
+            .args(["--node-name", "a", "--data-dir"])
+            .arg(node.data())
+            .args(flags)
+            .on(&host)
+            .start()
+    };
+    let mut apiserver = start("keel-apiserver", &["--apiserver-listen", "0.0.0.0:7443"])?;
+    apiserver.says("ready", SOON)?;
+    let advertise = format!("{}:7000", host.address);
+    let mut router = start("keel-router", &["--advertise", &advertise])?;
+    router.says("ready", SOON)?;
+    let mut syncer = start("keel-syncer", &[])?;
+    syncer.says("ready", SOON)?;
+    let routers = node.keel(&["get", "routers", "-o", "json"])?;
+    wait::until("the router reports to the APIServer", SOON, || {
+        routers
+            .ok(COMMAND)
+            .is_ok_and(|json| json.contains(&advertise))
+    })?;
+    for part in [&mut syncer, &mut router, &mut apiserver] {
+        part.stop(SOON)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! The network goes away, addresses change, processes die: the application sees a pause.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::Context;
+use keel_tests::backends::{Backend, Manner, pattern};
+use keel_tests::client::Exchange;
+use keel_tests::lab::{Host, NatKind};
+use keel_tests::need::{Need, lacking};
+use keel_tests::site::Town;
+use keel_tests::wait::{self, SOON};
+
+/// An outage that fits well into the window in which a flow can resume (60 s).
+const OUTAGE: Duration = Duration::from_secs(15);
+
+/// Talks to an echo, block by block, while `fault` happens in the middle of the conversation.
+fn talk_through(
+    host: &Host,
+    server: SocketAddr,
+    fault: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let connect = || TcpStream::connect(server);
+    let mut stream = host.run(connect)??;
+    stream.set_read_timeout(Some(Duration::from_secs(90)))?;
+    let sent = pattern(8 << 20);
+    let blocks: Vec<_> = sent.chunks(64 << 10).collect();
+    let mut echoed = vec![0; 64 << 10];
+    let mut fault = Some(fault);
+    for (number, block) in blocks.iter().enumerate() {
+        if number == blocks.len() / 2 {
+            // Written before and read after: these bytes are under way while it happens.
+            stream.write_all(block)?;
+            fault.take().map_or(Ok(()), |fault| fault())?;
+        } else {
+            stream
+                .write_all(block)
+                .with_context(|| format!("write block {number}"))?;
+        }
+        stream
+            .read_exact(&mut echoed)
+            .with_context(|| format!("read block {number}"))?;
+        anyhow::ensure!(echoed == *block, "block {number} came back changed");
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    anyhow::ensure!(
+        stream.read(&mut echoed)? == 0,
+        "a clean end after the last block"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_connection_survives_the_network() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let town = Town::new(NatKind::Home, "echo=127.0.0.1:2003", "echo")?;
+    let _echo = Backend::on(town.servers(), 2003, Manner::Echo)?;
+    let server = town.consumer.listens("echo", 2003)?;
+    let outage = |public| {
+        let town = &town;
+        move || {
+            town.lab.unplug(public)?;
+            wait::pause(OUTAGE);
+            town.lab.plug(public)
+        }
+    };
+    talk_through(town.apps(), server, outage(town.edge_nat.public))
+        .context("the provider's uplink was away")?;
+    talk_through(town.apps(), server, outage(town.consumer_nat.public))
+        .context("the consumer's uplink was away")?;
+    talk_through(town.apps(), server, || town.edge_nat.rebind())
+        .context("the provider's NAT forgot its mappings")?;
+    talk_through(town.apps(), server, || town.consumer_nat.rebind())
+        .context("the consumer's NAT forgot its mappings")?;
+    talk_through(town.apps(), server, || town.lab.lose(30))
+        .context("3 % of the packets are lost from now on")?;
+    Ok(())
+}
+
+#[test]
+fn a_connection_survives_the_router() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let mut town = Town::new(NatKind::Symmetric, "echo=127.0.0.1:2003", "echo")?;
+    let _echo = Backend::on(town.servers(), 2003, Manner::Echo)?;
+    let server = town.consumer.listens("echo", 2003)?;
+    let advertise = format!("{}:7000", town.public.host.address);
+    let apps = town.apps().clone();
+    let public = &mut town.public;
+    talk_through(&apps, server, || {
+        public.process.kill()?;
+        public.again(&[
+            "--apiserver-listen",
+            "0.0.0.0:7443",
+            "--advertise",
+            &advertise,
+        ])
+    })
+    .context("the public node was killed and started again")
+}
+
+#[test]
+fn a_sidecar_restarts_without_the_apiserver() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let mut town = Town::new(NatKind::Home, "echo=127.0.0.1:2003", "echo")?;
+    let _echo = Backend::on(town.servers(), 2003, Manner::Echo)?;
+    let server = town.consumer.listens("echo", 2003)?;
+    let ask = Exchange {
+        send: b"anybody?",
+        finish: true,
+        bound: SOON,
+    };
+    assert_eq!(ask.run(town.apps(), server)?.bytes, b"anybody?");
+
+    town.apps().block(7443)?;
+    town.consumer.process.kill()?;
+    town.consumer.again()?;
+    assert_eq!(
+        town.consumer.listens("echo", 2003)?,
+        server,
+        "the name, its address and its port come out of the snapshot"
+    );
+    assert_eq!(
+        ask.run(town.apps(), server)?.bytes,
+        b"anybody?",
+        "and the service is reached without the control plane"
+    );
+    town.apps().unblock()
+}
