@@ -153,21 +153,6 @@ fn neither_socket_nor_token() -> anyhow::Result<()> {
     let host = lab.host("a")?;
     let data = tempfile::tempdir()?;
     let program = || anyhow::Ok(Program::ours("keel-sidecar")?.env("KEEL_DATA_DIR", data.path()));
-    let began = std::time::Instant::now();
-    let state = tempfile::tempdir()?;
-    let command = program()?
-        .args(["--mapped-services", "mysql", "--state-dir"])
-        .arg(state.path())
-        .args(["--", "true"]);
-    command
-        .on(&host)
-        .output(COMMAND)?
-        .complains(1, &["--join", "workload.sock"])?;
-    assert!(
-        began.elapsed() > Duration::from_secs(9),
-        "a command waits 10 s for an identity"
-    );
-
     let mut waiting = Sidecar::start(
         program()?,
         &host,

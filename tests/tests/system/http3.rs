@@ -1,1 +1,38 @@
-//! placeholder
+//! A client that is not ours lists, watches and cancels over HTTP/3.
+
+use keel_tests::credentials::Credentials;
+use keel_tests::lab::Lab;
+use keel_tests::need::{Need, lacking, python};
+use keel_tests::process::Program;
+use keel_tests::site::{COMMAND, Node};
+use keel_tests::wait::{self, SOON};
+
+#[test]
+fn libcurl_lists_watches_and_cancels() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::CurlCffi, Need::Curl]) {
+        return Ok(());
+    }
+    let mut lab = Lab::new()?;
+    let host = lab.host("a")?;
+    let node = Node::public(&host, "a")?;
+    let admin = Credentials::admin(&node)?;
+    let python = python().ok_or_else(|| anyhow::anyhow!("no python"))?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/py/http3.py");
+    let url = format!("https://{}:7443", host.address);
+    let client = Program::new(python)
+        .arg(script)
+        .arg(url)
+        .args([&admin.cert, &admin.key, &admin.ca])
+        .on(&host);
+    let said = client.ok(COMMAND * 2)?;
+    assert_eq!(
+        said.split_whitespace().collect::<Vec<_>>(),
+        ["listed", "created", "watched", "cancelled", "refused"]
+    );
+    wait::until("no watch is left in the server", SOON, || {
+        let metrics = node.metrics("/metrics").unwrap_or_default();
+        metrics
+            .lines()
+            .any(|line| line.starts_with("keel_") && line.contains("watch") && line.ends_with(" 0"))
+    })
+}

@@ -121,14 +121,16 @@ fn parts_run_alone_and_stop_cleanly() -> anyhow::Result<()> {
 
     // The same directory, part by part.
     let start = |name: &str, flags: &[&str]| {
-        Program::ours(name)?
-            .args(["--node-name", "a", "--data-dir"])
+        let part = Program::ours(name)?
+            .arg("--data-dir")
             .arg(node.data())
-            .args(flags)
-            .on(&host)
-            .start()
+            .args(flags);
+        part.on(&host).start()
     };
-    let mut apiserver = start("keel-apiserver", &["--apiserver-listen", "0.0.0.0:7443"])?;
+    let mut apiserver = start(
+        "keel-apiserver",
+        &["--node-name", "a", "--apiserver-listen", "0.0.0.0:7443"],
+    )?;
     apiserver.says("ready", SOON)?;
     let advertise = format!("{}:7000", host.address);
     let mut router = start("keel-router", &["--advertise", &advertise])?;

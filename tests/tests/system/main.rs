@@ -12,6 +12,7 @@ mod lone;
 mod outage;
 mod quickstart;
 mod real;
+mod sync;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
