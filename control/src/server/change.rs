@@ -1,0 +1,327 @@
+//! What a write makes of an object: pure functions from the current object to the next one.
+//!
+//! They run inside the store's writer, so the object that they see is the one that the commit follows on.
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use crate::api::decode::invalid_field;
+use crate::api::{API_VERSION, GROUP, KIND, PLURAL, Reason, Revision, Status, Time};
+use crate::store::{Change, Object};
+
+/// Largest object that is kept, encoded: as large as the largest body, so that patches cannot grow an object without end.
+pub(super) const MAX_OBJECT: usize = 3 << 20;
+
+/// What a write led to.
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    /// The object as it is now; of a deleted one, its last state.
+    pub(super) object: Bytes,
+    pub(super) outcome: Outcome,
+    /// What to tell the client.
+    pub(super) warnings: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Created,
+    Deleted,
+    /// Changed, or found as it should be.
+    Updated,
+}
+
+/// What a new object gets from the server.
+#[derive(Clone, Debug)]
+pub(super) struct Birth {
+    pub(super) uid: String,
+    pub(super) at: Time,
+}
+
+/// Which half of the object a write is about; the other half of its body is ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Main,
+    Status(StatusRule),
+}
+
+/// How a status is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StatusRule {
+    /// As it is.
+    Plain,
+    /// Only if its `source.revision` is higher than the one held.
+    Newer,
+    /// With the revision of the commit as its `source.revision`.
+    Stamped,
+}
+
+/// What a client requires of the object that it deletes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Preconditions {
+    pub(super) uid: Option<String>,
+    pub(super) revision: Option<String>,
+}
+
+pub(super) type Verdict = (Change, Result<Written, Status>);
+
+/// Makes the object `name` out of what was sent.
+pub(super) fn create(
+    current: Option<&Object>,
+    revision: Revision,
+    name: &str,
+    sent: Map<String, Value>,
+    birth: &Birth,
+) -> Result<(Change, Written), Status> {
+    if current.is_some() {
+        let message = format!("{PLURAL}.{GROUP} {name:?} already exists");
+        return Err(Status::router(Reason::AlreadyExists, name, message));
+    }
+    let mut object = newborn(name, birth);
+    let sent_meta = sent.get("metadata").and_then(Value::as_object);
+    if sent_meta.and_then(|meta| meta.get("resourceVersion")).is_some_and(|version| version != "") {
+        let why = "resourceVersion should not be set on objects to be created";
+        return Err(Status::router(Reason::BadRequest, name, why));
+    }
+    if let (Some(meta), Some(sent)) = (metadata(&mut object), sent_meta) {
+        copy_fields(sent, meta, &["generateName", "labels", "annotations", "finalizers", "ownerReferences"]);
+    }
+    if let Some(spec) = sent.get("spec") {
+        object.insert("spec".into(), spec.clone());
+    }
+    let data = encode(name, &mut object, revision)?;
+    Ok((Change::Put(data.clone()), Written { object: data, outcome: Outcome::Created, warnings: Vec::new() }))
+}
+
+/// Makes the object what `next` makes of it. `birth`, if given, is for a missing object, which is then made first.
+pub(super) fn update(
+    current: Option<&Object>,
+    revision: Revision,
+    name: &str,
+    part: Part,
+    birth: Option<&Birth>,
+    next: impl FnOnce(&Map<String, Value>) -> Result<(Map<String, Value>, Vec<String>), Status>,
+) -> Result<(Change, Written), Status> {
+    let (held, outcome) = match (current, birth) {
+        (Some(object), _) => (decode(name, object)?, Outcome::Updated),
+        (None, Some(birth)) => (newborn(name, birth), Outcome::Created),
+        (None, None) => return Err(Status::not_found(name)),
+    };
+    let (sent, warnings) = next(&held)?;
+    check_identity(name, &held, &sent)?;
+    let mut object = match part {
+        Part::Main => merge_main(&held, &sent),
+        Part::Status(rule) => match merge_status(name, &held, &sent, rule, revision)? {
+            Some(object) => object,
+            // Not news: the writer gets what is held.
+            None => held.clone(),
+        },
+    };
+    if let (true, Some(current)) = (object == held, current) {
+        return Ok((Change::Keep, Written { object: current.data.clone(), outcome, warnings }));
+    }
+    let data = encode(name, &mut object, revision)?;
+    if part == Part::Main && is_released(&object) {
+        let written = Written { object: data.clone(), outcome: Outcome::Updated, warnings };
+        return Ok((Change::Delete(data), written));
+    }
+    Ok((Change::Put(data.clone()), Written { object: data, outcome, warnings }))
+}
+
+/// Deletes the object, or marks it as to be deleted while it has finalizers.
+pub(super) fn delete(
+    current: Option<&Object>,
+    revision: Revision,
+    name: &str,
+    preconditions: &Preconditions,
+    now: &Time,
+) -> Result<(Change, Written), Status> {
+    let Some(current) = current else { return Err(Status::not_found(name)) };
+    let mut object = decode(name, current)?;
+    let held = |key: &str| object.get("metadata").and_then(|meta| meta.get(key)).and_then(Value::as_str).unwrap_or_default();
+    for (what, wanted, found) in [
+        ("UID", &preconditions.uid, held("uid")),
+        ("ResourceVersion", &preconditions.revision, held("resourceVersion")),
+    ] {
+        if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != found) {
+            let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
+            return Err(Status::conflict(name, &why));
+        }
+    }
+    let finalizers = object.get("metadata").and_then(|meta| meta.get("finalizers")).and_then(Value::as_array);
+    if finalizers.is_some_and(|finalizers| !finalizers.is_empty()) {
+        let Some(meta) = metadata(&mut object) else { return Err(broken(name)) };
+        if meta.contains_key("deletionTimestamp") {
+            let written = Written { object: current.data.clone(), outcome: Outcome::Updated, warnings: Vec::new() };
+            return Ok((Change::Keep, written));
+        }
+        meta.insert("deletionTimestamp".into(), now.as_str().into());
+        meta.insert("deletionGracePeriodSeconds".into(), 0.into());
+        bump_generation(meta);
+        let data = encode(name, &mut object, revision)?;
+        return Ok((Change::Put(data.clone()), Written { object: data, outcome: Outcome::Updated, warnings: Vec::new() }));
+    }
+    let data = encode(name, &mut object, revision)?;
+    Ok((Change::Delete(data.clone()), Written { object: data, outcome: Outcome::Deleted, warnings: Vec::new() }))
+}
+
+/// Turns a decision into what the store and the caller get; a dry run changes nothing.
+pub(super) fn verdict(decided: Result<(Change, Written), Status>, dry_run: bool) -> Verdict {
+    match decided {
+        Ok((_, written)) if dry_run => (Change::Keep, Ok(written)),
+        Ok((change, written)) => (change, Ok(written)),
+        Err(status) => (Change::Keep, Err(status)),
+    }
+}
+
+/// The object's half that the main resource writes: labels and the like, and the spec.
+fn merge_main(held: &Map<String, Value>, sent: &Map<String, Value>) -> Map<String, Value> {
+    let mut object = held.clone();
+    let spec = sent.get("spec").cloned().unwrap_or_else(|| json!({}));
+    let changed = held.get("spec") != Some(&spec);
+    object.insert("spec".into(), spec);
+    if let (Some(meta), Some(sent)) = (metadata(&mut object), sent.get("metadata").and_then(Value::as_object)) {
+        copy_fields(sent, meta, &["labels", "annotations", "finalizers", "ownerReferences"]);
+        if changed {
+            bump_generation(meta);
+        }
+    }
+    object
+}
+
+/// The object with the status that was sent; `None` if the one that is held stays.
+fn merge_status(
+    name: &str,
+    held: &Map<String, Value>,
+    sent: &Map<String, Value>,
+    rule: StatusRule,
+    revision: Revision,
+) -> Result<Option<Map<String, Value>>, Status> {
+    let mut status = sent.get("status").cloned().unwrap_or_default();
+    let current = held.get("status");
+    match rule {
+        StatusRule::Plain => {}
+        StatusRule::Newer => {
+            let Some(offered) = source(Some(&status)) else {
+                let why = "another node's status must say which of its states it is";
+                return Err(invalid_field(name, "status.source.revision", "", why));
+            };
+            if source(current).is_some_and(|held| held >= offered) {
+                return Ok(None);
+            }
+        }
+        StatusRule::Stamped => {
+            if !status.is_object() {
+                status = json!({});
+            }
+            if current.is_some_and(|current| without_source(current) == without_source(&status)) {
+                return Ok(None);
+            }
+            status["source"] = json!({ "revision": revision.0 });
+        }
+    }
+    let mut object = held.clone();
+    match status {
+        Value::Null => object.remove("status"),
+        status => object.insert("status".into(), status),
+    };
+    Ok(Some(object))
+}
+
+fn without_source(status: &Value) -> Option<Map<String, Value>> {
+    let mut status = status.as_object()?.clone();
+    status.remove("source");
+    Some(status)
+}
+
+/// `status.source.revision`, a number or the same number as a string.
+fn source(status: Option<&Value>) -> Option<Revision> {
+    let revision = status?.get("source")?.get("revision")?;
+    serde::Deserialize::deserialize(revision).ok()
+}
+
+fn newborn(name: &str, birth: &Birth) -> Map<String, Value> {
+    let object = json!({
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "uid": birth.uid, "creationTimestamp": birth.at.as_str(), "generation": 1},
+        "spec": {},
+    });
+    match object {
+        Value::Object(object) => object,
+        _ => Map::new(),
+    }
+}
+
+/// Refuses a body that is about another object, or about another state of it.
+fn check_identity(name: &str, held: &Map<String, Value>, sent: &Map<String, Value>) -> Result<(), Status> {
+    let text = |object: &Map<String, Value>, key: &str| {
+        object.get("metadata").and_then(|meta| meta.get(key)).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let sent_name = text(sent, "name");
+    if !sent_name.is_empty() && sent_name != name {
+        let message = format!("the name of the object ({sent_name}) does not match the name on the URL ({name})");
+        return Err(Status::failure(Reason::BadRequest, message));
+    }
+    let (uid, held_uid) = (text(sent, "uid"), text(held, "uid"));
+    if !uid.is_empty() && uid != held_uid {
+        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {held_uid}");
+        return Err(Status::conflict(name, &why));
+    }
+    let version = text(sent, "resourceVersion");
+    if !version.is_empty() && version != text(held, "resourceVersion") {
+        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        return Err(Status::conflict(name, why));
+    }
+    Ok(())
+}
+
+/// Whether the object was only waiting for its finalizers to go, and they have.
+fn is_released(object: &Map<String, Value>) -> bool {
+    let meta = object.get("metadata");
+    let waits = meta.and_then(|meta| meta.get("deletionTimestamp")).is_some();
+    let finalizers = meta.and_then(|meta| meta.get("finalizers")).and_then(Value::as_array);
+    waits && finalizers.is_none_or(Vec::is_empty)
+}
+
+fn copy_fields(from: &Map<String, Value>, to: &mut Map<String, Value>, names: &[&str]) {
+    for name in names {
+        let empty = |value: &Value| match value {
+            Value::Array(items) => items.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            value => value.is_null() || *value == "",
+        };
+        match from.get(*name).filter(|value| !empty(value)) {
+            Some(value) => to.insert((*name).into(), value.clone()),
+            None => to.remove(*name),
+        };
+    }
+}
+
+fn bump_generation(meta: &mut Map<String, Value>) {
+    let generation = meta.get("generation").and_then(Value::as_i64).unwrap_or(0);
+    meta.insert("generation".into(), generation.saturating_add(1).into());
+}
+
+fn metadata(object: &mut Map<String, Value>) -> Option<&mut Map<String, Value>> {
+    object.get_mut("metadata").and_then(Value::as_object_mut)
+}
+
+fn encode(name: &str, object: &mut Map<String, Value>, revision: Revision) -> Result<Bytes, Status> {
+    let Some(meta) = metadata(object) else { return Err(broken(name)) };
+    meta.insert("resourceVersion".into(), revision.to_string().into());
+    let data = serde_json::to_vec(object).map_err(|_| broken(name))?;
+    if data.len() > MAX_OBJECT {
+        let message = format!("Request entity too large: the object would have {} bytes, the limit is {MAX_OBJECT}", data.len());
+        return Err(Status::router(Reason::RequestEntityTooLarge, name, message));
+    }
+    Ok(data.into())
+}
+
+/// Reads a stored object.
+pub(super) fn decode(name: &str, object: &Object) -> Result<Map<String, Value>, Status> {
+    serde_json::from_slice(&object.data).map_err(|_| broken(name))
+}
+
+fn broken(name: &str) -> Status {
+    Status::router(Reason::InternalError, name, format!("the stored object {name:?} cannot be read or written"))
+}

@@ -1,0 +1,63 @@
+//! Responses.
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode};
+use serde::Serialize;
+
+use crate::api::{Reason, Status};
+use crate::http::{Body, full};
+
+pub(super) const JSON: &str = "application/json";
+
+/// A response with these bytes of JSON.
+pub(super) fn bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(bytes));
+    *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+    response
+}
+
+/// A response with this value as JSON.
+pub(super) fn json(code: StatusCode, value: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(encoded) => bytes(code, encoded),
+        // Our own types have string keys and finite numbers only; a body is still better than a panic.
+        Err(_) => bytes(StatusCode::INTERNAL_SERVER_ERROR, Bytes::from_static(b"{}")),
+    }
+}
+
+/// A response with a `Status`, and its code.
+pub(super) fn status(status: &Status) -> Response<Body> {
+    let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    json(code, status)
+}
+
+/// Adds warnings, which kubectl prints.
+pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    for warning in warnings {
+        let text: String = warning
+            .chars()
+            .take(300)
+            // A header is ASCII; a quoted string escapes quotes and backslashes.
+            .flat_map(|char| match char {
+                '"' | '\\' => vec!['\\', char],
+                ' '..='~' => vec![char],
+                _ => vec!['?'],
+            })
+            .collect();
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+            response.headers_mut().append("warning", value);
+        }
+    }
+}
+
+/// The path does not take the method.
+pub(super) fn method_not_allowed(method: &http::Method) -> Status {
+    Status::failure(Reason::MethodNotAllowed, format!("the server does not allow the method {method} on the requested resource"))
+}
+
+/// There is no such path.
+pub(super) fn no_such_path() -> Status {
+    Status::failure(Reason::NotFound, "the server could not find the requested resource")
+}

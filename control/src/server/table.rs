@@ -1,0 +1,155 @@
+//! Objects as rows, for `kubectl get`.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::query::Include;
+use crate::api::Time;
+
+/// A column: title, type, priority (0 is always shown, 1 with `-o wide`), where the value stands, what it means.
+struct Column(&'static str, &'static str, u8, &'static str, &'static str);
+
+/// The printer columns of Router. Paths are Kubernetes' JSONPath, as far as [`cell`] goes.
+const COLUMNS: [Column; 10] = [
+    Column("Name", "string", 0, ".metadata.name", "Name of the node."),
+    Column("Ready", "string", 0, ".status.conditions[?(@.type==\"Ready\")].status", "Whether the router runs."),
+    Column("Cluster", "string", 0, ".status.cluster", "Cluster of the node."),
+    Column("Addresses", "string", 0, ".status.addresses[*]", "How other nodes reach the router; none behind NAT."),
+    Column("Services", "string", 0, ".status.activeServices[*].name", "What can be reached through it."),
+    Column("Age", "date", 0, ".metadata.creationTimestamp", "Since when the object exists."),
+    Column("Clients", "integer", 1, ".status.serviceStatus.totalClients", "Attached sidecars."),
+    Column("Connections", "integer", 1, ".status.serviceStatus.totalConnections", "Open connections."),
+    Column("Uptime", "string", 1, ".status.serviceStatus.uptime", "How long the router has been up."),
+    Column("Heartbeat", "date", 1, ".status.heartbeatTime", "When the node last said that it is alive."),
+];
+
+/// A Table of these objects.
+pub(super) fn table(objects: &[Value], revision: Option<&str>, include: Include, with_columns: bool, now: SystemTime) -> Value {
+    let columns: Vec<Value> = COLUMNS
+        .iter()
+        .map(|Column(name, kind, priority, _, description)| {
+            let format = if *name == "Name" { "name" } else { "" };
+            json!({"name": name, "type": kind, "format": format, "description": description, "priority": priority})
+        })
+        .collect();
+    let rows: Vec<Value> = objects.iter().map(|object| row(object, include, now)).collect();
+    let mut table = json!({
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"resourceVersion": revision.unwrap_or_default()},
+        "columnDefinitions": if with_columns { Value::Array(columns) } else { Value::Null },
+        "rows": rows,
+    });
+    if revision.is_none() {
+        table["metadata"] = json!({});
+    }
+    table
+}
+
+fn row(object: &Value, include: Include, now: SystemTime) -> Value {
+    let cells: Vec<Value> = COLUMNS.iter().map(|Column(_, kind, _, path, _)| cell(object, kind, path, now)).collect();
+    let carried = match include {
+        Include::None => return json!({"cells": cells}),
+        Include::Object => object.clone(),
+        Include::Metadata => json!({
+            "kind": "PartialObjectMetadata",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": object.get("metadata").cloned().unwrap_or_default(),
+        }),
+    };
+    json!({"cells": cells, "object": carried})
+}
+
+fn cell(object: &Value, kind: &str, path: &str, now: SystemTime) -> Value {
+    let found = select(object, path);
+    match kind {
+        "date" => {
+            let Some(text) = found.first().and_then(|value| value.as_str()) else { return "<unknown>".into() };
+            let at = serde_json::from_value::<Time>(text.into()).ok().and_then(|time| time.to_system_time());
+            at.map_or_else(|| "<unknown>".into(), |at| age(now.duration_since(at).unwrap_or_default()).into())
+        }
+        "integer" => found.first().map_or(Value::Null, |value| (*value).clone()),
+        _ => {
+            let mut texts: Vec<&str> = found.iter().filter_map(|value| value.as_str()).collect();
+            texts.dedup();
+            texts.join(",").into()
+        }
+    }
+}
+
+/// What a path of `.name`, `[*]` and `[?(@.name=="text")]` selects.
+fn select<'a>(object: &'a Value, path: &str) -> Vec<&'a Value> {
+    let mut selected = vec![object];
+    // Dots inside a filter are not steps: a filter is cut out before the path is split.
+    let mut rest = path;
+    while !rest.is_empty() {
+        if let Some(after) = rest.strip_prefix("[*]") {
+            selected = selected.into_iter().flat_map(|value| value.as_array().into_iter().flatten()).collect();
+            rest = after;
+        } else if let Some((filter, after)) = rest.strip_prefix("[?(@.").and_then(|inner| inner.split_once(")]")) {
+            let (name, text) = filter.split_once("==").unwrap_or((filter, ""));
+            let text = text.trim_matches('"');
+            selected = selected
+                .into_iter()
+                .flat_map(|value| value.as_array().into_iter().flatten())
+                .filter(|item| item.get(name).and_then(Value::as_str) == Some(text))
+                .collect();
+            rest = after;
+        } else {
+            let step = rest.trim_start_matches('.');
+            let end = step.find(['.', '[']).unwrap_or(step.len());
+            let (name, after) = step.split_at(end);
+            selected = selected.into_iter().filter_map(|value| value.get(name)).collect();
+            rest = after;
+        }
+    }
+    selected
+}
+
+/// A duration as kubectl writes ages: two units at most, the finer one only where it matters.
+fn age(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    let with = |whole: u64, unit: &str, rest: u64, finer: &str| match rest {
+        0 => format!("{whole}{unit}"),
+        rest => format!("{whole}{unit}{rest}{finer}"),
+    };
+    match () {
+        () if seconds < 120 => format!("{seconds}s"),
+        () if minutes < 10 => with(minutes, "m", seconds % 60, "s"),
+        () if hours < 3 => format!("{minutes}m"),
+        () if hours < 8 => with(hours, "h", minutes % 60, "m"),
+        () if hours < 48 => format!("{hours}h"),
+        () if days < 8 => with(days, "d", hours % 24, "h"),
+        () if days < 730 => format!("{days}d"),
+        () => with(days / 365, "y", days % 365, "d"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_select() {
+        let object = json!({"a": [{"type": "x.y", "v": "1"}, {"type": "Ready", "v": "2"}], "b": {"c": "3"}});
+        let texts = |path: &str| -> Vec<String> {
+            select(&object, path).iter().filter_map(|value| value.as_str().map(str::to_owned)).collect()
+        };
+        assert_eq!(texts(".b.c"), ["3"]);
+        assert_eq!(texts(".a[*].v"), ["1", "2"]);
+        assert_eq!(texts(".a[?(@.type==\"Ready\")].v"), ["2"]);
+        assert_eq!(texts(".a[?(@.type==\"x.y\")].v"), ["1"]);
+        assert!(texts(".b.c.d").is_empty() && texts(".none[*].v").is_empty());
+    }
+
+    #[test]
+    fn ages_read_as_kubectl_writes_them() {
+        let text = |seconds| age(Duration::from_secs(seconds));
+        assert_eq!(
+            [text(119), text(125), text(600), text(3 * 3600), text(26 * 3600), text(3 * 86400 + 7200), text(800 * 86400)],
+            ["119s", "2m5s", "10m", "3h", "26h", "3d2h", "2y70d"]
+        );
+    }
+}
