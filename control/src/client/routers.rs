@@ -100,13 +100,13 @@ impl Client {
         router(self.call(Method::PATCH, &path(name), Some(("application/merge-patch+json", Bytes::from(patch.to_string())))).await?)
     }
 
-    /// Replaces the status of a Router, whatever it was.
+    /// Replaces the status of a Router and gives the Router as it is then; a Router that is missing is created with an empty spec.
     ///
-    /// A node that does so for itself or for a peer whose Router is missing, creates it with an empty spec.
+    /// The status of another node's Router is only replaced by one with a higher `source.revision`; otherwise the answer is the
+    /// Router as it stays.
     ///
     /// # Errors
-    /// [`ClientError`]; of class [`Conflict`](super::Class::Conflict) if the status that is held comes from a higher
-    /// `source.revision`.
+    /// [`ClientError`]
     pub async fn apply_status(&self, name: &NodeName, status: &RouterStatus) -> Result<Router, ClientError> {
         let body = json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "status": status});
         let path = format!("{}/status", path(name));

@@ -151,14 +151,14 @@ impl Pull {
         };
         match pulled(&self.peer, router, held) {
             Pulled::Apply(status, revision) => match self.local.apply_status(&self.peer, status).await {
-                Ok(_) => {
-                    self.held = Some(Some(revision));
-                    self.report.applied(Direction::Pull, revision);
-                }
-                // A push came first: what is held is at least as new, or will be looked at again.
-                Err(error) if error.class() == Class::Conflict => {
-                    self.held = None;
-                    self.report.behind(false);
+                Ok(stored) => {
+                    // A push may have come first: then what is held is newer than this.
+                    let held = stored.status.as_ref().and_then(source);
+                    self.held = Some(held);
+                    match held {
+                        Some(held) if held > revision => self.report.behind(false),
+                        _ => self.report.applied(Direction::Pull, revision),
+                    }
                 }
                 Err(error) if matches!(error.class(), Class::Invalid) => {
                     // Sending it again changes nothing; the next status may be better.
@@ -237,14 +237,16 @@ impl Pusher {
     async fn push(&mut self, status: &RouterStatus) {
         let Some(revision) = source(status) else { return };
         match self.client.apply_status(&self.node, status).await {
-            Ok(_) => {
-                self.plan.sent(revision);
+            Ok(stored) => {
                 self.retry.succeeded();
-                self.report.applied(Direction::Push, revision);
-            }
-            Err(error) if error.class() == Class::Conflict => {
-                self.plan.refused(revision);
-                self.retry.succeeded();
+                match stored.status.as_ref().and_then(source) {
+                    // It kept what it had: something newer of ours came by another way.
+                    Some(held) if held > revision => self.plan.held(Some(held)),
+                    _ => {
+                        self.plan.sent(revision);
+                        self.report.applied(Direction::Push, revision);
+                    }
+                }
             }
             Err(error) => {
                 debug!(peer = %self.client.node(), %error, "our status could not be pushed, trying again");

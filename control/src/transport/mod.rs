@@ -10,6 +10,8 @@ mod http3;
 mod listen;
 mod metrics;
 mod tcp;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

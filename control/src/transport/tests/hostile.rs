@@ -1,0 +1,175 @@
+//! Peers that break the rules of HTTP/3, over raw QUIC.
+
+use http::HeaderValue;
+use keel_fabric::quic::{Connection, Endpoint, Profile, ReadError, RecvStream, WriteError};
+
+use super::*;
+use crate::transport::ALPN_H3;
+
+const NO_ERROR: u64 = 0x100;
+const EXCESSIVE_LOAD: u64 = 0x107;
+
+async fn raw(served: &Served, live: &LiveIdentity) -> (Endpoint, Connection) {
+    let endpoint = Endpoint::client(Profile::Control).unwrap();
+    let tls = live.client_config(&[ALPN_H3], &NodeName::new("a").unwrap());
+    let connection = soon(endpoint.connect(served.address, "127.0.0.1", tls)).await.unwrap();
+    (endpoint, connection)
+}
+
+/// A control stream with empty settings.
+async fn control(connection: &Connection) -> keel_fabric::quic::SendStream {
+    let mut control = connection.open_uni().await.unwrap();
+    control.write_all(&[0x00, 0x04, 0x00]).await.unwrap();
+    control
+}
+
+async fn end_of(recv: &mut RecvStream) -> Result<(), ReadError> {
+    while soon(recv.read_chunk(usize::MAX)).await?.is_some() {}
+    Ok(())
+}
+
+/// HEADERS with `POST https://keel/<path>` from QPACK's static table and literals.
+fn headers(path: &str) -> Vec<u8> {
+    let mut block = vec![0, 0, 0xc0 | 20, 0xc0 | 23, 0x50, 4];
+    block.extend_from_slice(b"keel");
+    block.extend_from_slice(&[0x51, u8::try_from(path.len()).unwrap()]);
+    block.extend_from_slice(path.as_bytes());
+    let mut frame = vec![0x01, u8::try_from(block.len()).unwrap()];
+    frame.append(&mut block);
+    frame
+}
+
+async fn still_serves(served: &Served, live: &LiveIdentity) {
+    let answer = soon(served.client(live, "a").request(get("/who"))).await.unwrap();
+    assert_eq!(text(answer).await, "/node/b");
+}
+
+#[tokio::test]
+async fn a_header_without_end_is_cut_at_its_budget() {
+    let (fabric, live) = fabric();
+    let served = Served::start(&live, TestHandler::new(), Limits::default());
+    let me = fabric.node("b");
+    let (_endpoint, connection) = raw(&served, &me).await;
+    let _control = control(&connection).await;
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    // A HEADERS frame that announces a gigabyte.
+    send.write_all(&[0x01, 0xc0, 0, 0, 0, 0x40, 0, 0, 0]).await.unwrap();
+    let piece = Bytes::from(vec![0; 16 * 1024]);
+    let mut sent = 0;
+    let stopped = loop {
+        match soon(send.write_chunk(piece.clone())).await {
+            Ok(()) => sent += piece.len(),
+            Err(error) => break error,
+        }
+        assert!(sent < 8 << 20, "the server takes a header of any size");
+    };
+    assert!(matches!(stopped, WriteError::Stopped(EXCESSIVE_LOAD)), "{stopped}");
+    // Counted a moment after the client is told.
+    soon(async {
+        while served.metrics.hits("header_size") == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    still_serves(&served, &me).await;
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn too_many_header_fields_are_refused() {
+    let (fabric, live) = fabric();
+    let served = Served::start(&live, TestHandler::new(), Limits::default());
+    let me = fabric.node("b");
+    let client = served.client(&me, "a");
+    let mut request = get("/who");
+    for at in 0..900 {
+        request.headers_mut().append("x-filler", HeaderValue::from_str(&format!("{at:060}")).unwrap());
+    }
+    // Our own client knows the server's limit once it has its settings, and would not send it; either way it is refused.
+    let refused = match soon(client.request(request)).await {
+        Ok(answer) => answer.status() == 431,
+        Err(_) => true,
+    };
+    assert!(refused);
+    still_serves(&served, &me).await;
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_whose_header_never_comes_is_dropped() {
+    let (fabric, live) = fabric();
+    let limits = Limits { header: Duration::from_millis(300), ..Limits::default() };
+    let served = Served::start(&live, TestHandler::new(), limits);
+    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
+    let _control = control(&connection).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&[0x01, 0x20, 0]).await.unwrap();
+    assert!(matches!(end_of(&mut recv).await, Err(ReadError::Reset(_))));
+    assert_eq!(served.metrics.hits("header_time"), 1);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn an_answered_request_is_stopped_with_a_code_that_is_no_error() {
+    let (fabric, live) = fabric();
+    let served = Served::start(&live, TestHandler::new(), Limits::default());
+    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
+    let _control = control(&connection).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&headers("/refuse")).await.unwrap();
+    // The request is not finished: the answer comes whole all the same, and only then the server wants no more.
+    end_of(&mut recv).await.unwrap();
+    assert_eq!(soon(send.stopped()).await.unwrap(), Some(NO_ERROR));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_raw_request_ends_its_handler() {
+    let (fabric, live) = fabric();
+    let handler = TestHandler::new();
+    let served = Served::start(&live, handler.clone(), Limits::default());
+    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
+    let _control = control(&connection).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&headers("/watch")).await.unwrap();
+    send.finish();
+    assert!(soon(recv.read_chunk(1 << 16)).await.unwrap().is_some());
+    handler.watches(1).await;
+    recv.stop(0x10c);
+    handler.watches(0).await;
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn garbage_costs_its_sender_its_connection_and_nobody_else_anything() {
+    let (fabric, live) = fabric();
+    let served = Served::start(&live, TestHandler::new(), Limits::default());
+    let me = fabric.node("b");
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut byte = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    for round in 0..40 {
+        let (_endpoint, connection) = raw(&served, &me).await;
+        let garbage: Vec<u8> = (0..1 + 37 * round).map(|_| byte()).collect();
+        if round % 2 == 0 {
+            let _control = control(&connection).await;
+            let (mut send, mut recv) = connection.open_bi().await.unwrap();
+            // A valid frame type and a short length in front make it past the first check now and then.
+            let _ = send.write_all(&[[0x01, 0x00, 0x04, 0x0d][round / 2 % 4], 0x10]).await;
+            let _ = send.write_all(&garbage).await;
+            send.finish();
+            let _ = end_of(&mut recv).await;
+        } else {
+            let mut send = connection.open_uni().await.unwrap();
+            let _ = send.write_all(&[[0x00, 0x01, 0x02, 0x54][round / 2 % 4]]).await;
+            let _ = send.write_all(&garbage).await;
+            send.finish();
+        }
+    }
+    still_serves(&served, &me).await;
+    served.stop().await;
+}

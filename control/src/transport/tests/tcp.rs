@@ -1,0 +1,108 @@
+//! HTTP/2 and HTTP/1.1 over TCP, by hyper.
+
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use keel_certs::join_client_config;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::*;
+
+async fn connect(served: &Served, tls: Arc<rustls::ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::from(served.address.ip());
+    soon(TlsConnector::from(tls).connect(name, TcpStream::connect(served.address).await?)).await
+}
+
+async fn over_h1(io: TlsStream<TcpStream>, request: http::Request<Full<Bytes>>) -> http::Response<hyper::body::Incoming> {
+    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async { drop(connection.await) });
+    let answer = soon(send.send_request(request)).await.unwrap();
+    tasks.detach_all();
+    answer
+}
+
+fn request(path: &str, body: Bytes) -> http::Request<Full<Bytes>> {
+    http::Request::put(path).header("host", "keel").body(Full::new(body)).unwrap()
+}
+
+#[tokio::test]
+async fn http1_and_http2_reach_the_same_handler() {
+    let (fabric, live) = fabric();
+    let served = Served::start(&live, TestHandler::new(), Limits::default());
+    let me = fabric.node("b");
+    let expect = NodeName::new("a").unwrap();
+
+    let io = connect(&served, me.client_config(&[b"http/1.1"], &expect)).await.unwrap();
+    let answer = over_h1(io, request("/who", Bytes::new())).await;
+    let alt_svc = answer.headers()["alt-svc"].to_str().unwrap().to_owned();
+    assert_eq!(alt_svc, format!("h3=\":{}\"; ma=86400", served.address.port()));
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "/node/b");
+
+    let io = connect(&served, me.client_config(&[b"h2", b"http/1.1"], &expect)).await.unwrap();
+    assert_eq!(io.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (mut send, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async { drop(connection.await) });
+    let bytes = Bytes::from(vec![42; 3 << 20]);
+    let echo = http::Request::put("https://keel/echo").body(Full::new(bytes.clone())).unwrap();
+    let answer = soon(send.send_request(echo)).await.unwrap();
+    assert_eq!(soon(answer.into_body().collect()).await.unwrap().to_bytes(), bytes);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_certificate_the_caller_is_nobody_and_a_foreign_one_is_refused() {
+    let (fabric, live) = fabric();
+    let served = Served::start(&live, TestHandler::new(), Limits::default());
+    let io = connect(&served, join_client_config(&fabric.pin(), &[b"http/1.1"])).await.unwrap();
+    let answer = over_h1(io, request("/who", Bytes::new())).await;
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "nobody");
+
+    let foreign = Fabric::named("other.keel").node("b");
+    let io = connect(&served, foreign.client_config(&[b"http/1.1"], &NodeName::new("a").unwrap())).await;
+    assert!(io.is_err(), "a client must refuse a server of another trust domain");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_its_client_and_with_its_server() {
+    let (fabric, live) = fabric();
+    let handler = TestHandler::new();
+    let served = Served::start(&live, handler.clone(), Limits::default());
+    let tls = fabric.node("b").client_config(&[b"http/1.1"], &NodeName::new("a").unwrap());
+    let watch = || async {
+        let io = connect(&served, tls.clone()).await.unwrap();
+        let mut body = over_h1(io, request("/watch", Bytes::new())).await.into_body();
+        assert!(soon(body.frame()).await.unwrap().is_ok());
+        body
+    };
+    let (first, mut second) = (watch().await, watch().await);
+    handler.watches(2).await;
+    drop(first);
+    handler.watches(1).await;
+    served.stop.cancel();
+    assert!(soon(second.frame()).await.is_none(), "the watch must end without an error");
+    handler.watches(0).await;
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn silent_peers_are_dropped_and_too_many_turned_away() {
+    let (_, live) = fabric();
+    let limits = Limits { connections: 1, handshake: Duration::from_millis(300), ..Limits::default() };
+    let served = Served::start(&live, TestHandler::new(), limits);
+    let mut silent = TcpStream::connect(served.address).await.unwrap();
+    let mut more = TcpStream::connect(served.address).await.unwrap();
+    let mut byte = [0];
+    // Turned away at once, while the silent one has its time.
+    let ended = soon(tokio::io::AsyncReadExt::read(&mut more, &mut byte)).await;
+    assert!(matches!(ended, Ok(0) | Err(_)));
+    assert_eq!(served.metrics.hits("connections"), 1);
+    let ended = soon(tokio::io::AsyncReadExt::read(&mut silent, &mut byte)).await;
+    assert!(matches!(ended, Ok(0) | Err(_)));
+    assert_eq!(served.metrics.hits("handshake_time"), 1);
+    served.stop().await;
+}
