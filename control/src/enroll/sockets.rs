@@ -1,0 +1,190 @@
+//! The node's two Unix sockets.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http_body_util::BodyExt;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use keel_certs::DataDir;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Enrolment;
+use crate::http::{Body, Caller, Remote};
+
+/// Connections that one socket serves at a time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a peer may take for a request's header.
+const HEADER: Duration = Duration::from_secs(10);
+/// How long a connection may last: each is good for a few requests.
+const CONNECTION: Duration = Duration::from_secs(60);
+/// Pause after a failed accept (no file descriptors left, for one).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Members of this group, if there is one, may use `workload.sock`.
+const GROUP: &str = "keel";
+
+/// `admin.sock` and `workload.sock` of a data directory, bound. The files go when this is dropped.
+#[derive(Debug)]
+pub struct LocalSockets {
+    admin: Door,
+    workload: Door,
+}
+
+/// Why a socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the socket {path:?}: {source}")]
+pub struct BindSocketError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+#[derive(Debug)]
+struct Door {
+    listener: UnixListener,
+    _file: SocketFile,
+}
+
+/// Removes the socket's file at the end.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+type Serve =
+    dyn Fn(http::Request<Body>, Caller) -> BoxFuture<'static, http::Response<Body>> + Send + Sync;
+
+impl LocalSockets {
+    /// Opens both sockets. The directory must be locked by the caller ([`DataDir::open`]): files that are there are left-overs.
+    ///
+    /// # Errors
+    /// [`BindSocketError`] with the path (Unix allows about 100 bytes for it).
+    pub fn bind(data: &DataDir) -> Result<Self, BindSocketError> {
+        let admin = Door::open(data.admin_sock(), 0o600)?;
+        let workload = Door::open(data.workload_sock(), 0o660)?;
+        give_to_group(data.path(), &data.workload_sock());
+        Ok(Self { admin, workload })
+    }
+
+    /// Answers until `stop`. Connections that are open then are ended.
+    pub async fn run(self, enrolment: Enrolment, stop: CancellationToken) {
+        let for_admins = enrolment.clone();
+        let admin: Arc<Serve> =
+            Arc::new(move |request, caller| for_admins.handle_admin(request, caller));
+        let workload: Arc<Serve> =
+            Arc::new(move |request, caller| enrolment.handle_workload(request, caller));
+        tokio::join!(
+            self.admin.run(admin, &stop),
+            self.workload.run(workload, &stop)
+        );
+    }
+}
+
+impl Door {
+    fn open(path: PathBuf, mode: u32) -> Result<Self, BindSocketError> {
+        let open = || {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = UnixListener::bind(&path)?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+            Ok(listener)
+        };
+        match open() {
+            Ok(listener) => Ok(Self {
+                listener,
+                _file: SocketFile(path),
+            }),
+            Err(source) => Err(BindSocketError { path, source }),
+        }
+    }
+
+    async fn run(self, serve: Arc<Serve>, stop: &CancellationToken) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let next = async {
+                let place = places.clone().acquire_owned().await;
+                (place, self.listener.accept().await)
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                (place, accepted) = next => match accepted {
+                    Ok((stream, _)) => {
+                        let serve = serve.clone();
+                        connections.spawn(async move {
+                            let _place = place;
+                            connection(stream, &*serve).await;
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept on a local socket");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        connections.shutdown().await;
+    }
+}
+
+async fn connection(stream: UnixStream, serve: &Serve) {
+    let credentials = match stream.peer_cred() {
+        Ok(credentials) => credentials,
+        Err(error) => return tracing::warn!(%error, "a local peer without credentials"),
+    };
+    let remote = Remote::Unix {
+        uid: credentials.uid(),
+        gid: credentials.gid(),
+        pid: credentials.pid(),
+    };
+    let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+        let answer = serve(
+            request.map(|body| body.map_err(Into::into).boxed_unsync()),
+            Caller {
+                identity: None,
+                remote,
+            },
+        );
+        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+    });
+    let serving = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION, serving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%remote, %error, "local connection ended"),
+        Err(_) => tracing::debug!(%remote, "local connection took too long"),
+    }
+}
+
+/// Opens the way to `workload.sock` for the group `keel`, if there is one and this process may: the socket, and passing through
+/// (not listing) the directory.
+fn give_to_group(directory: &Path, socket: &Path) {
+    let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP) else {
+        return;
+    };
+    let give =
+        |path: &Path| nix::unistd::chown(path, None, Some(group.gid)).map_err(io::Error::from);
+    let given = give(socket)
+        .and_then(|()| give(directory))
+        .and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o710)));
+    if let Err(error) = given {
+        tracing::debug!(%error, "workload.sock stays the owner's: it cannot be given to the group {GROUP}");
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // A file that stays is removed by the next bind.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,234 @@
+//! The JSON of the enrolment paths. Certificates and signing requests are PEM in strings; unknown fields are ignored, so
+//! that nodes of different versions understand each other.
+
+use keel_certs::{
+    ClusterName, Csr, Hosts, Namespace, NodeName, PodName, Subject, TokenId, TokenSecret,
+    TrustDomain,
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::store::{TokenRecord, TokenScope};
+
+/// What a node tells about itself on its sockets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInfo {
+    /// The node.
+    pub node: NodeName,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// URL of the APIServer for those on this machine: `https://127.0.0.1:7443`.
+    pub apiserver: String,
+    /// The router as this machine's sidecars and pods reach it: `host:port`, best first.
+    #[serde(default)]
+    pub routers: Vec<String>,
+    /// `host:port` of the APIServer for joiners, unless the maker of a token says otherwise. None: see `unreachable`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_endpoint: Option<String>,
+    /// Why there is no `token_endpoint`, and what to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreachable: Option<String>,
+}
+
+/// A signing request as PEM; its signature is verified on reading.
+#[derive(Clone, Debug)]
+pub struct PemCsr(pub Csr);
+
+/// `POST /v1/enroll`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnrollRequest {
+    /// Public name of the token.
+    pub id: TokenId,
+    /// Its secret.
+    pub secret: PlainSecret,
+    /// The key to certify.
+    pub csr: PemCsr,
+    /// What the holder wants to be. The token decides what it may be.
+    pub wants: Wants,
+}
+
+/// The secret of a token in the one request that shows it.
+#[derive(Debug)]
+pub struct PlainSecret(pub TokenSecret);
+
+/// What the holder of a token wants to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Wants {
+    /// A node.
+    Node {
+        /// Its name.
+        name: NodeName,
+        /// Names and addresses that its certificates may carry.
+        #[serde(default)]
+        hosts: Hosts,
+    },
+    /// A sidecar; namespace and name come from the token.
+    Sidecar {},
+}
+
+/// Certificates as an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Issued {
+    /// Who the certificates are for.
+    pub subject: Subject,
+    /// PEM: for a node that joins or renews its intermediate; for all others the leaf and what signed it.
+    pub certificates: String,
+    /// PEM: the roots of the trust domain.
+    pub roots: String,
+    /// The node that answers.
+    pub node: NodeName,
+}
+
+/// `POST /v1/renew`: the identity of the client certificate again, for a new key.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RenewRequest {
+    /// The key to certify.
+    pub csr: PemCsr,
+    /// Of a node: names and addresses that its certificates may carry.
+    #[serde(default)]
+    pub hosts: Hosts,
+}
+
+/// `POST /v1/workload` on `workload.sock`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadRequest {
+    /// Namespace of the workload.
+    pub namespace: Namespace,
+    /// Its pod, or the name that plays the part of one.
+    pub pod: PodName,
+    /// The key to certify.
+    pub csr: PemCsr,
+}
+
+/// The answer to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadAnswer {
+    /// The leaf.
+    #[serde(flatten)]
+    pub issued: Issued,
+    /// Where to go with it.
+    pub info: NodeInfo,
+}
+
+/// `POST /v1/node` on `admin.sock`: a leaf of the node itself.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeRequest {
+    /// The key to certify.
+    pub csr: PemCsr,
+}
+
+/// `POST /v1/admin` on `admin.sock`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdminRequest {
+    /// Name of the admin.
+    pub user: keel_certs::UserName,
+    /// Life of the certificate; none for that of all leaves.
+    #[serde(default)]
+    pub ttl_seconds: Option<u64>,
+    /// Admin at every node, signed by the root itself.
+    #[serde(default)]
+    pub fabric: bool,
+    /// The key to certify.
+    pub csr: PemCsr,
+}
+
+/// `POST /v1/tokens` on `admin.sock`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenRequest {
+    /// What it is good for.
+    pub scope: TokenScope,
+    /// For how long.
+    pub ttl_seconds: u64,
+    /// For how many keys.
+    pub uses: u32,
+    /// `host:port` to join at, instead of the node's own idea.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+}
+
+/// The answer to it. Holds the secret: not for logs.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenAnswer {
+    /// The whole token, as text.
+    pub token: String,
+}
+
+/// A token in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenInfo {
+    /// Names it.
+    pub id: TokenId,
+    /// What it is good for.
+    pub scope: TokenScope,
+    /// End of its life, in seconds since 1970.
+    pub expires_at: u64,
+    /// For how many further keys it is good.
+    pub uses_left: u32,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+/// `GET /v1/tokens`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenList {
+    /// Oldest first.
+    pub tokens: Vec<TokenInfo>,
+}
+
+impl From<TokenRecord> for TokenInfo {
+    fn from(record: TokenRecord) -> Self {
+        let expires_at = record
+            .expires_at
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        Self {
+            id: record.id,
+            scope: record.scope,
+            expires_at,
+            uses_left: record.uses_left,
+            revoked: record.revoked,
+        }
+    }
+}
+
+impl Serialize for PemCsr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.pem())
+    }
+}
+
+impl<'de> Deserialize<'de> for PemCsr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Csr::from_pem(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for PlainSecret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.encoded())
+    }
+}
+
+impl<'de> Deserialize<'de> for PlainSecret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map(Self)
+            .map_err(de::Error::custom)
+    }
+}
