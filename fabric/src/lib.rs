@@ -12,6 +12,18 @@
 //! The bytes of a flow live in its two ends only, so a router may die without hurting it: the consumer's end opens
 //! another leg and both machines go on where the far end stopped.
 
+pub mod consumer;
+mod end;
 pub mod flow;
+mod leg;
+pub mod limits;
+pub mod link;
+mod meter;
+pub mod metrics;
+pub mod provider;
+mod pump;
 pub mod quic;
+pub mod router;
 pub mod wire;
+
+pub use end::{EndReason, FlowEnd};

@@ -63,7 +63,10 @@ impl ListenAddr {
 
 impl From<SocketAddr> for ListenAddr {
     fn from(addr: SocketAddr) -> Self {
-        Self { ip: Some(addr.ip()), port: addr.port() }
+        Self {
+            ip: Some(addr.ip()),
+            port: addr.port(),
+        }
     }
 }
 
@@ -123,7 +126,9 @@ impl HostPort {
         if let Some(addr) = self.addr() {
             return Ok(vec![addr]);
         }
-        let found: Vec<_> = tokio::net::lookup_host((&*self.host, self.port)).await?.collect();
+        let found: Vec<_> = tokio::net::lookup_host((&*self.host, self.port))
+            .await?
+            .collect();
         if found.is_empty() {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::NotFound,
@@ -136,7 +141,10 @@ impl HostPort {
 
 impl From<SocketAddr> for HostPort {
     fn from(addr: SocketAddr) -> Self {
-        Self { host: addr.ip().to_string().into(), port: addr.port() }
+        Self {
+            host: addr.ip().to_string().into(),
+            port: addr.port(),
+        }
     }
 }
 
@@ -145,14 +153,22 @@ impl FromStr for HostPort {
 
     fn from_str(s: &str) -> Result<Self, AddrError> {
         let bad = |why| AddrError::HostPort(s.to_owned(), why);
-        let (host, port) = s.rsplit_once(':').ok_or_else(|| bad("the port is missing"))?;
-        let port: u16 = port.parse().map_err(|_| bad("the port is not a number from 1 to 65535"))?;
+        let (host, port) = s
+            .rsplit_once(':')
+            .ok_or_else(|| bad("the port is missing"))?;
+        let port: u16 = port
+            .parse()
+            .map_err(|_| bad("the port is not a number from 1 to 65535"))?;
         if port == 0 {
             return Err(bad("the port is not a number from 1 to 65535"));
         }
         let host = if let Some(inner) = host.strip_prefix('[') {
-            let inner = inner.strip_suffix(']').ok_or_else(|| bad("a bracket is not closed"))?;
-            let _: Ipv6Addr = inner.parse().map_err(|_| bad("no IPv6 address between the brackets"))?;
+            let inner = inner
+                .strip_suffix(']')
+                .ok_or_else(|| bad("a bracket is not closed"))?;
+            let _: Ipv6Addr = inner
+                .parse()
+                .map_err(|_| bad("no IPv6 address between the brackets"))?;
             inner
         } else {
             if host.contains(':') {
@@ -167,7 +183,10 @@ impl FromStr for HostPort {
         if !host.bytes().all(plain) {
             return Err(bad("the host has a character that host names do not have"));
         }
-        Ok(Self { host: host.to_ascii_lowercase().into(), port })
+        Ok(Self {
+            host: host.to_ascii_lowercase().into(),
+            port,
+        })
     }
 }
 

@@ -68,7 +68,11 @@ mod tests {
     use super::*;
 
     fn cids(key: u8) -> KeyedCids {
-        KeyedCids { tag_key: [key; 16], mask_key: [key + 1; 16], shard: 3 }
+        KeyedCids {
+            tag_key: [key; 16],
+            mask_key: [key + 1; 16],
+            shard: 3,
+        }
     }
 
     #[test]

@@ -36,8 +36,16 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    pub(super) const fn new(incoming: quinn::Incoming, configs: ServerConfigs, profile: Profile) -> Self {
-        Self { incoming, configs, profile }
+    pub(super) const fn new(
+        incoming: quinn::Incoming,
+        configs: ServerConfigs,
+        profile: Profile,
+    ) -> Self {
+        Self {
+            incoming,
+            configs,
+            profile,
+        }
     }
 
     /// Where the attempt comes from; proven only if [`Self::is_validated`].
@@ -69,9 +77,23 @@ impl Incoming {
     /// # Errors
     /// [`ConnectError::Handshake`] says why it failed.
     pub async fn handshake(self) -> Result<Connection, ConnectError> {
-        let loopback = self.incoming.remote_address().ip().to_canonical().is_loopback();
-        let config = if loopback { self.configs.loopback } else { self.configs.network };
-        let connection = self.incoming.accept_with(config).map_err(Lost::from)?.await.map_err(Lost::from)?;
+        let loopback = self
+            .incoming
+            .remote_address()
+            .ip()
+            .to_canonical()
+            .is_loopback();
+        let config = if loopback {
+            self.configs.loopback
+        } else {
+            self.configs.network
+        };
+        let connection = self
+            .incoming
+            .accept_with(config)
+            .map_err(Lost::from)?
+            .await
+            .map_err(Lost::from)?;
         Ok(Connection::new(connection, self.profile))
     }
 }
@@ -121,15 +143,30 @@ impl Streams {
 
 impl Connection {
     pub(super) fn new(inner: quinn::Connection, profile: Profile) -> Self {
-        let certs = inner.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let peer = certs.filter(|certs| !certs.is_empty()).map(|certs| peer_identity(&certs));
+        let certs = inner
+            .peer_identity()
+            .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let peer = certs
+            .filter(|certs| !certs.is_empty())
+            .map(|certs| peer_identity(&certs));
         let mut expiry = JoinSet::new();
         if let Some(Ok(peer)) = &peer {
             expiry.spawn(expire(inner.clone(), peer.not_after));
         }
         let (allowed, max) = profile.bidi();
-        let streams = Arc::new(Streams { halves: AtomicU32::new(0), allowed: AtomicU32::new(allowed), max });
-        Self { inner, shared: Arc::new(Shared { peer, streams, _expiry: Mutex::new(expiry) }) }
+        let streams = Arc::new(Streams {
+            halves: AtomicU32::new(0),
+            allowed: AtomicU32::new(allowed),
+            max,
+        });
+        Self {
+            inner,
+            shared: Arc::new(Shared {
+                peer,
+                streams,
+                _expiry: Mutex::new(expiry),
+            }),
+        }
     }
 
     /// The peer's identity; `None` if it showed no certificate.
@@ -147,7 +184,11 @@ impl Connection {
     /// The application protocol agreed on.
     #[must_use]
     pub fn alpn(&self) -> Option<Vec<u8>> {
-        self.inner.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol
+        self.inner
+            .handshake_data()?
+            .downcast::<HandshakeData>()
+            .ok()?
+            .protocol
     }
 
     /// Where the peer is now; changes when it moves.
@@ -174,7 +215,10 @@ impl Connection {
     /// [`Lost`] if the connection has ended.
     pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), Lost> {
         let (send, recv) = self.inner.open_bi().await?;
-        Ok((SendStream::new(send, Half::own()), RecvStream::new(recv, Half::own())))
+        Ok((
+            SendStream::new(send, Half::own()),
+            RecvStream::new(recv, Half::own()),
+        ))
     }
 
     /// Takes the next bidirectional stream of the peer. Cancel safe.
@@ -185,7 +229,8 @@ impl Connection {
         let (send, recv) = self.inner.accept_bi().await?;
         let streams = &self.shared.streams;
         if let Some(allowed) = streams.opened() {
-            self.inner.set_max_concurrent_bi_streams(VarInt::from_u32(allowed));
+            self.inner
+                .set_max_concurrent_bi_streams(VarInt::from_u32(allowed));
         }
         let half = || Half::of_peer(Arc::clone(streams));
         Ok((SendStream::new(send, half()), RecvStream::new(recv, half())))
@@ -209,7 +254,8 @@ impl Connection {
 
     /// Closes the connection at once with an application code; streams are cut.
     pub fn close(&self, code: u64, reason: &[u8]) {
-        self.inner.close(VarInt::from_u64(code).unwrap_or(VarInt::MAX), reason);
+        self.inner
+            .close(VarInt::from_u64(code).unwrap_or(VarInt::MAX), reason);
     }
 
     /// Waits for the end of the connection. Cancel safe.
@@ -231,11 +277,17 @@ async fn expire(connection: quinn::Connection, not_after: SystemTime) {
     while let Ok(left) = not_after.duration_since(SystemTime::now()) {
         tokio::time::sleep(left.min(LOOK) + Duration::from_millis(1)).await;
     }
-    connection.close(VarInt::from_u32(CLOSE_EXPIRED), b"the peer's certificate has expired");
+    connection.close(
+        VarInt::from_u32(CLOSE_EXPIRED),
+        b"the peer's certificate has expired",
+    );
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self._expiry.get_mut().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self._expiry
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .abort_all();
     }
 }

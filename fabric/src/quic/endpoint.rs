@@ -44,16 +44,32 @@ impl Endpoint {
         keys: &QuicKeys,
         profile: Profile,
     ) -> Result<Self, BindError> {
-        let server = server.map(|tls| server_configs(tls, keys, profile)).transpose()?;
+        let server = server
+            .map(|tls| server_configs(tls, keys, profile))
+            .transpose()?;
         let (mut v4, mut v6) = (None, None);
         for socket in socket::bind(listen)? {
-            let addr = socket.local_addr().map_err(|source| BindError::Io { addr: unspecified(), source })?;
-            let endpoint = drive(socket, server.as_ref().map(|s| s.network.as_ref().clone()), keys)
-                .map_err(|source| BindError::Io { addr, source })?;
+            let addr = socket.local_addr().map_err(|source| BindError::Io {
+                addr: unspecified(),
+                source,
+            })?;
+            let endpoint = drive(
+                socket,
+                server.as_ref().map(|s| s.network.as_ref().clone()),
+                keys,
+            )
+            .map_err(|source| BindError::Io { addr, source })?;
             let slot = if addr.is_ipv4() { &mut v4 } else { &mut v6 };
             *slot = Some(endpoint);
         }
-        Ok(Self { inner: Arc::new(Inner { v4, v6, profile, server }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                v4,
+                v6,
+                profile,
+                server,
+            }),
+        })
     }
 
     /// An endpoint that only dials, on free ports of both families.
@@ -64,12 +80,25 @@ impl Endpoint {
         let keys = QuicKeys::ephemeral();
         let v4_addr = unspecified();
         let v6_addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-        let dial_from = |addr| -> io::Result<quinn::Endpoint> { drive(socket::bind_one(addr)?, None, &keys) };
-        let v4 = dial_from(v4_addr).map_err(|source| BindError::Io { addr: v4_addr, source })?;
+        let dial_from =
+            |addr| -> io::Result<quinn::Endpoint> { drive(socket::bind_one(addr)?, None, &keys) };
+        let v4 = dial_from(v4_addr).map_err(|source| BindError::Io {
+            addr: v4_addr,
+            source,
+        })?;
         let v6 = dial_from(v6_addr)
-            .inspect_err(|error| tracing::debug!(%error, "no IPv6 socket: IPv6 peers cannot be reached"))
+            .inspect_err(
+                |error| tracing::debug!(%error, "no IPv6 socket: IPv6 peers cannot be reached"),
+            )
             .ok();
-        Ok(Self { inner: Arc::new(Inner { v4: Some(v4), v6, profile, server: None }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                v4: Some(v4),
+                v6,
+                profile,
+                server: None,
+            }),
+        })
     }
 
     fn all(&self) -> impl Iterator<Item = &quinn::Endpoint> {
@@ -79,7 +108,9 @@ impl Endpoint {
     /// The addresses really bound, IPv4 first.
     #[must_use]
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.all().filter_map(|endpoint| endpoint.local_addr().ok()).collect()
+        self.all()
+            .filter_map(|endpoint| endpoint.local_addr().ok())
+            .collect()
     }
 
     /// The next connection attempt, not yet handshaken; `None` once the endpoint is closed.
@@ -116,17 +147,30 @@ impl Endpoint {
         tls: Arc<rustls::ClientConfig>,
     ) -> Result<Connection, ConnectError> {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-        let endpoint = if addr.is_ipv4() { &self.inner.v4 } else { &self.inner.v6 };
-        let Some(endpoint) = endpoint else {
-            return Err(ConnectError::Address { addr, why: "no socket of its family here".into() });
+        let endpoint = if addr.is_ipv4() {
+            &self.inner.v4
+        } else {
+            &self.inner.v6
         };
-        let crypto = QuicClientConfig::try_from(tls).map_err(|error| ConnectError::Tls(error.to_string()))?;
+        let Some(endpoint) = endpoint else {
+            return Err(ConnectError::Address {
+                addr,
+                why: "no socket of its family here".into(),
+            });
+        };
+        let crypto = QuicClientConfig::try_from(tls)
+            .map_err(|error| ConnectError::Tls(error.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(self.inner.profile.transport(addr.ip().is_loopback()));
-        let connecting = endpoint.connect_with(config, addr, server_name).map_err(|error| match error {
-            quinn::ConnectError::EndpointStopping => ConnectError::Closed,
-            other => ConnectError::Address { addr, why: other.to_string() },
-        })?;
+        let connecting = endpoint
+            .connect_with(config, addr, server_name)
+            .map_err(|error| match error {
+                quinn::ConnectError::EndpointStopping => ConnectError::Closed,
+                other => ConnectError::Address {
+                    addr,
+                    why: other.to_string(),
+                },
+            })?;
         let connection = connecting.await.map_err(Lost::from)?;
         Ok(Connection::new(connection, self.inner.profile))
     }
@@ -151,13 +195,19 @@ fn unspecified() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
 }
 
-fn drive(socket: UdpSocket, server: Option<ServerConfig>, keys: &QuicKeys) -> io::Result<quinn::Endpoint> {
+fn drive(
+    socket: UdpSocket,
+    server: Option<ServerConfig>,
+    keys: &QuicKeys,
+) -> io::Result<quinn::Endpoint> {
     let mut config = EndpointConfig::new(keys.reset_key());
     let cids = keys.cids(0);
     config.cid_generator(move || Box::new(cids.clone()));
     // Ids carry a keyed tag, so only packets of former connections are answered with a reset, and those all at once.
     config.min_reset_interval(Duration::ZERO);
-    config.max_udp_payload_size(transport::MAX_UDP_PAYLOAD).map_err(io::Error::other)?;
+    config
+        .max_udp_payload_size(transport::MAX_UDP_PAYLOAD)
+        .map_err(io::Error::other)?;
     quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
 }
 
@@ -166,7 +216,8 @@ fn server_configs(
     keys: &QuicKeys,
     profile: Profile,
 ) -> Result<ServerConfigs, BindError> {
-    let crypto = QuicServerConfig::try_from(tls).map_err(|error| BindError::Tls(error.to_string()))?;
+    let crypto =
+        QuicServerConfig::try_from(tls).map_err(|error| BindError::Tls(error.to_string()))?;
     let mut network = ServerConfig::new(Arc::new(crypto), keys.token_key());
     network
         .max_incoming(MAX_INCOMING)
@@ -174,5 +225,8 @@ fn server_configs(
         .transport_config(profile.transport(false));
     let mut loopback = network.clone();
     loopback.transport_config(profile.transport(true));
-    Ok(ServerConfigs { network: Arc::new(network), loopback: Arc::new(loopback) })
+    Ok(ServerConfigs {
+        network: Arc::new(network),
+        loopback: Arc::new(loopback),
+    })
 }

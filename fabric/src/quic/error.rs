@@ -17,7 +17,9 @@ pub enum BindError {
         addr: SocketAddr,
     },
     /// Ports below 1024 need a permission.
-    #[error("not permitted to bind UDP {addr}: take a port of 1024 or more, or grant CAP_NET_BIND_SERVICE")]
+    #[error(
+        "not permitted to bind UDP {addr}: take a port of 1024 or more, or grant CAP_NET_BIND_SERVICE"
+    )]
     NotPermitted {
         /// The address asked for.
         addr: SocketAddr,
@@ -94,7 +96,11 @@ pub enum Lost {
 }
 
 fn said(reason: &Bytes) -> String {
-    if reason.is_empty() { String::new() } else { format!(": {}", String::from_utf8_lossy(reason)) }
+    if reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", String::from_utf8_lossy(reason))
+    }
 }
 
 /// TLS alert when no protocol (ALPN) is shared.
@@ -112,14 +118,20 @@ fn tls(alert: u8, reason: &str) -> Lost {
         NO_APPLICATION_PROTOCOL => "the peer does not speak this protocol (ALPN)",
         _ => "handshake failed",
     };
-    let text = if reason.is_empty() { meaning.to_owned() } else { format!("{meaning}: {reason}") };
+    let text = if reason.is_empty() {
+        meaning.to_owned()
+    } else {
+        format!("{meaning}: {reason}")
+    };
     Lost::Tls { alert, text }
 }
 
 /// QUIC carries TLS alerts as 0x100 + alert.
 fn alert_of(code: quinn::TransportErrorCode) -> Option<u8> {
     let code = u64::from(code);
-    (0x100..0x200).contains(&code).then(|| u8::try_from(code - 0x100).unwrap_or(0))
+    (0x100..0x200)
+        .contains(&code)
+        .then(|| u8::try_from(code - 0x100).unwrap_or(0))
 }
 
 impl From<quinn::ConnectionError> for Lost {
@@ -129,9 +141,10 @@ impl From<quinn::ConnectionError> for Lost {
             E::TimedOut => Self::TimedOut,
             E::Reset => Self::Restarted,
             E::LocallyClosed => Self::Here,
-            E::ApplicationClosed(close) => {
-                Self::Closed { code: close.error_code.into_inner(), reason: close.reason }
-            }
+            E::ApplicationClosed(close) => Self::Closed {
+                code: close.error_code.into_inner(),
+                reason: close.reason,
+            },
             E::TransportError(error) => match alert_of(error.code) {
                 Some(alert) => tls(alert, &error.reason),
                 None => Self::Transport(error.to_string()),

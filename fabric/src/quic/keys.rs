@@ -22,7 +22,9 @@ pub enum KeysError {
         source: io::Error,
     },
     /// A key file has another length than it was written with.
-    #[error("the QUIC key {path} is damaged: remove it, and peers notice one restart later than usual")]
+    #[error(
+        "the QUIC key {path} is damaged: remove it, and peers notice one restart later than usual"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -49,7 +51,11 @@ impl QuicKeys {
     /// Keys for an endpoint that nobody needs to recognise after a restart.
     #[must_use]
     pub fn ephemeral() -> Self {
-        Self { reset: fresh(), cid: fresh(), token: fresh() }
+        Self {
+            reset: fresh(),
+            cid: fresh(),
+            token: fresh(),
+        }
     }
 
     /// Reads `reset.key`, `cid.key` and `token.key` in `dir`; makes those that are missing, with mode 0600.
@@ -57,7 +63,10 @@ impl QuicKeys {
     /// # Errors
     /// [`KeysError`] names the file.
     pub fn load_or_create(dir: &Path) -> Result<Self, KeysError> {
-        std::fs::create_dir_all(dir).map_err(|source| KeysError::Io { path: dir.to_owned(), source })?;
+        std::fs::create_dir_all(dir).map_err(|source| KeysError::Io {
+            path: dir.to_owned(),
+            source,
+        })?;
         Ok(Self {
             reset: load_key(&dir.join("reset.key"))?,
             cid: load_key(&dir.join("cid.key"))?,
@@ -78,7 +87,11 @@ impl QuicKeys {
         let mut mask_key = [0; 16];
         tag_key.copy_from_slice(&self.cid[..16]);
         mask_key.copy_from_slice(&self.cid[16..]);
-        KeyedCids { tag_key, mask_key, shard }
+        KeyedCids {
+            tag_key,
+            mask_key,
+            shard,
+        }
     }
 }
 
@@ -89,9 +102,14 @@ fn fresh<const N: usize>() -> [u8; N] {
 }
 
 fn load_key<const N: usize>(path: &Path) -> Result<[u8; N], KeysError> {
-    let io_error = |source| KeysError::Io { path: path.to_owned(), source };
+    let io_error = |source| KeysError::Io {
+        path: path.to_owned(),
+        source,
+    };
     match std::fs::read(path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| KeysError::Damaged { path: path.to_owned() }),
+        Ok(bytes) => bytes.try_into().map_err(|_| KeysError::Damaged {
+            path: path.to_owned(),
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = fresh();
             write_secret(path, &key).map_err(io_error)?;
@@ -104,8 +122,12 @@ fn load_key<const N: usize>(path: &Path) -> Result<[u8; N], KeysError> {
 /// Writes beside and renames, so that a power cut leaves no half key.
 fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&beside, path)
@@ -122,8 +144,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = QuicKeys::load_or_create(dir.path()).unwrap();
         let second = QuicKeys::load_or_create(dir.path()).unwrap();
-        assert_eq!((first.reset, first.cid, first.token), (second.reset, second.cid, second.token));
-        let mode = std::fs::metadata(dir.path().join("reset.key")).unwrap().permissions().mode();
+        assert_eq!(
+            (first.reset, first.cid, first.token),
+            (second.reset, second.cid, second.token)
+        );
+        let mode = std::fs::metadata(dir.path().join("reset.key"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

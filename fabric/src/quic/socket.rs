@@ -5,8 +5,8 @@ use std::net::{SocketAddr, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::error::BindError;
 use super::ListenAddr;
+use super::error::BindError;
 
 /// Wished kernel buffer in each direction: at 10 Gbit/s it holds what arrives while the runtime is busy for 6 ms.
 const KERNEL_BUFFER: usize = 8 << 20;
@@ -32,7 +32,10 @@ fn bind_once(listen: &ListenAddr) -> Result<Vec<UdpSocket>, BindError> {
         match bind_one(addr) {
             Ok(socket) => {
                 if port == 0 {
-                    port = socket.local_addr().map_err(|source| BindError::Io { addr, source })?.port();
+                    port = socket
+                        .local_addr()
+                        .map_err(|source| BindError::Io { addr, source })?
+                        .port();
                 }
                 sockets.push(socket);
             }

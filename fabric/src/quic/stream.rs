@@ -51,7 +51,11 @@ pub struct SendStream {
 
 impl SendStream {
     pub(super) const fn new(inner: quinn::SendStream, half: Half) -> Self {
-        Self { inner, ended: false, _half: half }
+        Self {
+            inner,
+            ended: false,
+            _half: half,
+        }
     }
 
     /// The QUIC stream id.
@@ -120,7 +124,9 @@ impl SendStream {
     ///
     /// # Errors
     /// [`WriteError::Lost`] if the connection ends first.
-    pub fn stopped(&self) -> impl Future<Output = Result<Option<u64>, WriteError>> + Send + Sync + 'static {
+    pub fn stopped(
+        &self,
+    ) -> impl Future<Output = Result<Option<u64>, WriteError>> + Send + Sync + 'static {
         let stopped = self.inner.stopped();
         async move {
             match stopped.await {
@@ -171,14 +177,22 @@ impl RecvStream {
     /// # Errors
     /// [`ReadError`].
     pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, ReadError> {
-        Ok(self.inner.read_chunk(max, true).await?.map(|chunk| chunk.bytes))
+        Ok(self
+            .inner
+            .read_chunk(max, true)
+            .await?
+            .map(|chunk| chunk.bytes))
     }
 
     /// As [`read_chunk`](Self::read_chunk), for poll-style tasks.
     ///
     /// # Errors
     /// [`ReadError`].
-    pub fn poll_read_chunk(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Bytes>, ReadError>> {
+    pub fn poll_read_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Result<Option<Bytes>, ReadError>> {
         // The implementation's future is cancel safe and leaves its waker registered.
         pin!(self.inner.read_chunk(max, true))
             .poll(cx)
@@ -196,7 +210,9 @@ impl RecvStream {
         chunks: &mut [Bytes],
     ) -> Poll<Result<Option<usize>, ReadError>> {
         // The implementation's future is cancel safe and leaves its waker registered.
-        pin!(self.inner.read_chunks(chunks)).poll(cx).map_err(ReadError::from)
+        pin!(self.inner.read_chunks(chunks))
+            .poll(cx)
+            .map_err(ReadError::from)
     }
 
     /// Tells the peer to stop sending, with a code; what has arrived is dropped.

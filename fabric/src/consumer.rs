@@ -1,0 +1,366 @@
+//! The consumer's end of a flow: from an accepted TCP connection to a provider.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keel_certs::{ServiceId, Subject};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::end::{EndReason, FlowEnd, Told, tell};
+use crate::flow::{Flow, FlowLimits, FlowStats, State};
+use crate::leg::Leg;
+use crate::link::{LinkError, Links, RouterPeer};
+use crate::metrics::{FabricMetrics, RoleLabels, Side};
+use crate::pump::{Event, Pump, tcp};
+use crate::quic::{RecvStream, SendStream};
+use crate::wire::{
+    AbortCode, Decoder, FlowId, Generation, Open, Protocol, RefuseCode, Secret, VERSION,
+};
+
+/// First pause before a lost leg is replaced; doubles up to [`BACKOFF_MAX`].
+const BACKOFF: Duration = Duration::from_millis(50);
+/// Longest pause between two attempts at a new leg.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// How long a flow that was cut here looks for a leg to say so.
+const TELL_TIME: Duration = Duration::from_secs(5);
+
+/// What a consumer's end needs besides its socket.
+#[derive(Debug, Clone)]
+pub struct ConsumerConfig {
+    /// Buffers and resume window.
+    pub limits: FlowLimits,
+    /// Where flows are counted.
+    pub metrics: Arc<FabricMetrics>,
+}
+
+/// Where to open a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The service.
+    pub service: ServiceId,
+    /// Its port.
+    pub port: u16,
+    /// The provider that was chosen.
+    pub provider: Subject,
+    /// A router that lists the provider.
+    pub router: RouterPeer,
+}
+
+/// Why a flow was not opened at a target.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OpenError {
+    /// The provider, or the router on the way, refused. Nothing was delivered.
+    #[error("refused: {code}: {text}")]
+    Refused {
+        /// Why.
+        code: RefuseCode,
+        /// In words.
+        text: String,
+    },
+    /// The router cannot be reached. Nothing was sent.
+    #[error(transparent)]
+    NoRouter(#[from] LinkError),
+    /// The answer was lost and did not come back within the resume window; the provider may have taken the flow.
+    #[error("the answer to the open was lost")]
+    Lost,
+    /// The application has gone.
+    #[error("the application closed its connection")]
+    ClientGone,
+}
+
+impl OpenError {
+    /// Whether another provider or router may be tried with the same bytes.
+    #[must_use]
+    pub fn elsewhere(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => code.elsewhere(),
+            Self::NoRouter(_) => true,
+            Self::Lost | Self::ClientGone => false,
+        }
+    }
+}
+
+/// One accepted TCP connection on its way to a provider.
+///
+/// Dropped before its end, the application sees an RST.
+pub struct ConsumerFlow {
+    tcp: Option<TcpStream>,
+    client: Option<SocketAddr>,
+    config: ConsumerConfig,
+    started: Instant,
+    pump: Option<Pump>,
+    links: Option<Links>,
+    target: Option<Target>,
+    failed: Option<EndReason>,
+    /// Pause before the next attempt at a leg, and the number of resumes when it was set.
+    pause: (Duration, u32),
+    told: bool,
+}
+
+impl fmt::Debug for ConsumerFlow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsumerFlow")
+            .field("client", &self.client)
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}
+
+type Redial = Pin<Box<dyn Future<Output = (SendStream, RecvStream)> + Send>>;
+
+impl ConsumerFlow {
+    /// Takes a socket over. Nothing is read from it before a flow is opened.
+    #[must_use]
+    pub fn new(tcp: TcpStream, config: ConsumerConfig) -> Self {
+        config
+            .metrics
+            .flows_started
+            .get_or_create(&RoleLabels {
+                role: Side::consumer,
+            })
+            .inc();
+        let client = tcp.peer_addr().ok();
+        if let Err(error) = tcp::prepare(&tcp) {
+            // The socket is dead already; the flow will see that when it reads.
+            tracing::debug!(%error, "socket options");
+        }
+        Self {
+            tcp: Some(tcp),
+            client,
+            config,
+            started: Instant::now(),
+            pump: None,
+            links: None,
+            target: None,
+            failed: None,
+            pause: (BACKOFF, 0),
+            told: false,
+        }
+    }
+
+    /// Opens the flow at `target`: sends OPEN with the bytes that are already there and waits for the answer.
+    ///
+    /// After an error for which [`OpenError::elsewhere`] is true, it may be called again with another target. A leg that
+    /// is lost before the answer is replaced at the same router, and the open repeated under the same id. There is no
+    /// deadline here: drop the future and [`reset`](Self::reset) when the application has waited long enough.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(&mut self, links: &Links, target: &Target) -> Result<(), OpenError> {
+        self.target = Some(target.clone());
+        self.links = Some(links.clone());
+        self.failed = None;
+        let result = self.try_open(links, target).await;
+        if let Err(error) = &result {
+            self.failed = Some(match error {
+                OpenError::Refused { code, .. } => EndReason::Refused(*code),
+                OpenError::NoRouter(_) => EndReason::NoRouter,
+                OpenError::Lost => EndReason::Aborted(AbortCode::WindowExpired),
+                OpenError::ClientGone => EndReason::Aborted(AbortCode::Reset),
+            });
+        }
+        result
+    }
+
+    async fn try_open(&mut self, links: &Links, target: &Target) -> Result<(), OpenError> {
+        let link = links.link(&target.router).await?;
+        let (send, recv) = link.open_leg().await.map_err(|lost| LinkError::Lost {
+            node: target.router.node.clone(),
+            lost,
+        })?;
+        let open = open_of(target);
+        let pump = match &mut self.pump {
+            Some(pump) => {
+                if !pump.flow_mut().restart(open) {
+                    return Err(OpenError::Lost);
+                }
+                pump.restarted();
+                pump
+            }
+            None => {
+                let flow = Flow::initiate(open, self.config.limits);
+                self.pump
+                    .insert(Pump::new(flow, self.tcp.take(), AbortCode::Reset))
+            }
+        };
+        pump.attach(Leg::new(Generation::FIRST, send, recv, Decoder::new()));
+        loop {
+            match self.next_event().await {
+                Some(Event::Over | Event::Decided) | None => {}
+                Some(Event::WantsLeg) => continue,
+            }
+            let Some(pump) = &self.pump else {
+                return Err(OpenError::Lost);
+            };
+            return match pump.flow().state() {
+                State::Opening | State::Detached { .. } => continue,
+                State::Refused { code, text } => Err(OpenError::Refused {
+                    code: *code,
+                    text: text.clone(),
+                }),
+                State::Aborted(AbortCode::Reset) => Err(OpenError::ClientGone),
+                State::Aborted(_) => Err(OpenError::Lost),
+                State::Attached(_) | State::Aborting { .. } | State::Draining | State::Done => {
+                    Ok(())
+                }
+            };
+        }
+    }
+
+    /// The next event of the pump; a leg that it wants is dialled meanwhile. `None`: no leg was found in time to say
+    /// that the flow was cut.
+    async fn next_event(&mut self) -> Option<Event> {
+        let (Some(pump), Some(links), Some(target)) = (&mut self.pump, &self.links, &self.target)
+        else {
+            return None;
+        };
+        let mut redial: Option<Redial> = None;
+        loop {
+            let Some(dialling) = &mut redial else {
+                match pump.event().await {
+                    Event::WantsLeg => {
+                        let resumes = pump.flow().stats().resumes;
+                        if self.pause.1 != resumes {
+                            self.pause = (BACKOFF, resumes);
+                        }
+                        redial = Some(dial_again(
+                            links.clone(),
+                            target.router.clone(),
+                            self.pause.0,
+                        ));
+                        self.pause.0 = (self.pause.0 * 2).min(BACKOFF_MAX);
+                    }
+                    event => return Some(event),
+                }
+                continue;
+            };
+            let telling = pump.flow().state().is_final();
+            let give_up = async {
+                if telling {
+                    tokio::time::sleep(TELL_TIME).await
+                } else {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                event = pump.event() => return Some(event),
+                (send, recv) = dialling => {
+                    redial = None;
+                    if let Some(generation) = pump.flow_mut().resume(Instant::now()) {
+                        pump.attach(Leg::new(generation, send, recv, Decoder::new()));
+                    }
+                }
+                () = give_up => return None,
+            }
+        }
+    }
+
+    /// Carries the bytes until the flow is over. Legs that are lost are replaced at the same router.
+    pub async fn carry(mut self) -> FlowEnd {
+        while !matches!(self.next_event().await, Some(Event::Over) | None) {}
+        let reason = self.pump.as_ref().map_or(EndReason::NoAnswer, |pump| {
+            EndReason::of(pump.flow().state())
+        });
+        self.tell(reason)
+    }
+
+    /// Gives the application an RST; a provider that was asked is told.
+    pub fn reset(mut self) -> FlowEnd {
+        self.cut()
+    }
+
+    fn cut(&mut self) -> FlowEnd {
+        let reason = self.failed.unwrap_or_else(|| match &self.pump {
+            Some(pump) => EndReason::of(pump.flow().state()),
+            None => EndReason::NoAnswer,
+        });
+        if let Some(pump) = &mut self.pump {
+            let code = if reason == EndReason::NoAnswer {
+                AbortCode::Limit
+            } else {
+                AbortCode::Shutdown
+            };
+            pump.abort(code);
+            if let Some(socket) = pump.take_tcp() {
+                tcp::reset(socket);
+            }
+        }
+        if let Some(socket) = self.tcp.take() {
+            tcp::reset(socket);
+        }
+        self.tell(reason)
+    }
+
+    fn tell(&mut self, reason: EndReason) -> FlowEnd {
+        self.told = true;
+        let stats = self
+            .pump
+            .as_ref()
+            .map_or(FlowStats::default(), |pump| pump.flow().stats());
+        let end = FlowEnd::new(Side::consumer, reason, stats, self.started.elapsed());
+        let none: &(dyn fmt::Display + Sync) = &"";
+        let told = Told {
+            flow: self.pump.as_ref().map(|pump| pump.flow().id()),
+            side: Side::consumer,
+            peer: self.client.as_ref().map_or(none, |client| client),
+            service: self
+                .target
+                .as_ref()
+                .map(|target| (&target.service, target.port)),
+            provider: self.target.as_ref().map_or(none, |target| &target.provider),
+            router: self
+                .target
+                .as_ref()
+                .map_or(none, |target| &target.router.node),
+        };
+        tell(told, &end, &self.config.metrics);
+        end
+    }
+}
+
+impl Drop for ConsumerFlow {
+    fn drop(&mut self) {
+        if !self.told {
+            self.cut();
+        }
+    }
+}
+
+fn open_of(target: &Target) -> Open {
+    Open {
+        version: VERSION,
+        flow: FlowId::random(),
+        generation: Generation::FIRST,
+        secret: Secret::random(),
+        service: target.service.clone(),
+        port: target.port,
+        protocol: Protocol::Tcp,
+        provider: target.provider.clone(),
+        limit: 0,
+        max_datagram: 0,
+        hops: 0,
+        flags: 0,
+        from: None,
+    }
+}
+
+/// Tries until there is a stream for a new leg; the flow's window ends it.
+fn dial_again(links: Links, router: RouterPeer, mut pause: Duration) -> Redial {
+    Box::pin(async move {
+        loop {
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause = (pause * 2).min(BACKOFF_MAX);
+            let attempt = async {
+                let link = links.link(&router).await.ok()?;
+                link.open_leg().await.ok()
+            };
+            if let Some(streams) = attempt.await {
+                return streams;
+            }
+        }
+    })
+}

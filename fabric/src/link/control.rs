@@ -1,0 +1,168 @@
+//! The dialling side of the control stream: publish and withdraw.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use keel_certs::ServiceId;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::quic::{RecvStream, SendStream};
+use crate::wire::{Message, MessageDecoder, Protocol, RefuseCode, VERSION};
+
+/// Requests that wait for the stream.
+const QUEUE: usize = 64;
+/// Bytes read at once.
+const CHUNK: usize = 16 << 10;
+
+/// Why a publication was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// The router said no.
+    #[error("the router refused: {code}: {text}")]
+    Refused {
+        /// Why.
+        code: RefuseCode,
+        /// In words.
+        text: String,
+    },
+    /// The router did not answer in time.
+    #[error("the router did not answer in time")]
+    NoAnswer,
+    /// The connection ended.
+    #[error("the connection to the router ended")]
+    Lost,
+}
+
+type Outcome = Result<(), (RefuseCode, String)>;
+
+struct Request {
+    message: Message,
+    id: u64,
+    answer: oneshot::Sender<Outcome>,
+}
+
+/// A handle on a connection's control stream; the stream ends with it.
+#[derive(Debug)]
+pub(crate) struct Control {
+    requests: mpsc::Sender<Request>,
+    next_id: std::sync::atomic::AtomicU64,
+    answer_time: Duration,
+    /// Aborted when the handle is dropped. The lock only makes the handle shareable.
+    _task: Mutex<JoinSet<()>>,
+}
+
+impl Control {
+    /// Says hello and serves the stream in a task of its own.
+    pub(crate) fn start(send: SendStream, recv: RecvStream, answer_time: Duration) -> Self {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let mut task = JoinSet::new();
+        task.spawn(serve(send, recv, queue));
+        Self {
+            requests,
+            next_id: 1.into(),
+            answer_time,
+            _task: Mutex::new(task),
+        }
+    }
+
+    /// Publishes; returns the number by which the publication is withdrawn.
+    pub(crate) async fn publish(
+        &self,
+        service: ServiceId,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<u64, PublishError> {
+        let id = self
+            .next_id
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.ask(
+            id,
+            Message::Publish {
+                id,
+                service,
+                port,
+                protocol,
+            },
+        )
+        .await?;
+        Ok(id)
+    }
+
+    /// Withdraws a publication.
+    pub(crate) async fn withdraw(&self, id: u64) -> Result<(), PublishError> {
+        self.ask(id, Message::Withdraw { id }).await
+    }
+
+    async fn ask(&self, id: u64, message: Message) -> Result<(), PublishError> {
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            self.requests
+                .send(Request {
+                    message,
+                    id,
+                    answer,
+                })
+                .await
+                .map_err(|_| PublishError::Lost)?;
+            answered.await.map_err(|_| PublishError::Lost)
+        };
+        match tokio::time::timeout(self.answer_time, asked).await {
+            Err(_) => Err(PublishError::NoAnswer),
+            Ok(outcome) => outcome?.map_err(|(code, text)| PublishError::Refused { code, text }),
+        }
+    }
+}
+
+async fn serve(mut send: SendStream, mut recv: RecvStream, mut queue: mpsc::Receiver<Request>) {
+    let mut out = BytesMut::new();
+    let software = concat!("keel-fabric ", env!("CARGO_PKG_VERSION")).to_owned();
+    Message::Hello {
+        version: VERSION,
+        software,
+    }
+    .encode(&mut out);
+    let mut decoder = MessageDecoder::new();
+    let mut waiting: HashMap<u64, oneshot::Sender<Outcome>> = HashMap::new();
+    loop {
+        if !out.is_empty() && send.write_chunk(out.split().freeze()).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            request = queue.recv() => {
+                let Some(Request { message, id, answer }) = request else { return };
+                message.encode(&mut out);
+                waiting.insert(id, answer);
+                // Those whose asker gave up would stay for ever if the router never answers.
+                waiting.retain(|_, answer| !answer.is_closed());
+            }
+            chunk = recv.read_chunk(CHUNK) => {
+                let Ok(Some(chunk)) = chunk else { return };
+                decoder.push(chunk);
+                loop {
+                    match decoder.next() {
+                        Ok(Some(Message::Answer { id, outcome })) => {
+                            if let Some(answer) = waiting.remove(&id) {
+                                // The asker may have given up.
+                                let _ = answer.send(outcome);
+                            }
+                        }
+                        // What it says next is the end of the connection; the flows resume when the router is back.
+                        Ok(Some(Message::Drain)) => tracing::info!("the router stops"),
+                        Ok(Some(Message::Hello { version, software })) => {
+                            tracing::debug!(version, software, "router says hello");
+                        }
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        Err(error) => {
+                            tracing::warn!(%error, "the router's control stream cannot be read");
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

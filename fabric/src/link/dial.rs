@@ -1,0 +1,147 @@
+//! One attempt at a router: all its addresses, raced.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use keel_certs::{LiveIdentity, NodeName};
+
+use super::{ALPN, RouterPeer};
+use crate::limits::LinkLimits;
+use crate::quic::{Connection, Endpoint, HostPort, Lost};
+
+/// Why there is no connection to a router.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LinkError {
+    /// The router has no address that can be used.
+    #[error("router {node} has no address")]
+    NoAddress {
+        /// The router's node.
+        node: NodeName,
+    },
+    /// Every address failed.
+    #[error("router {node} cannot be reached: {tried}")]
+    Unreachable {
+        /// The router's node.
+        node: NodeName,
+        /// Each address with its error.
+        tried: String,
+    },
+    /// No address answered in time.
+    #[error("router {node} did not answer in time")]
+    TimedOut {
+        /// The router's node.
+        node: NodeName,
+    },
+    /// The connection was made and ended at once.
+    #[error("router {node}: {lost}")]
+    Lost {
+        /// The router's node.
+        node: NodeName,
+        /// Why it ended.
+        lost: Lost,
+    },
+}
+
+/// Races the addresses of `router` within the time of `limits`.
+pub(super) async fn dial(
+    endpoint: &Endpoint,
+    live: &LiveIdentity,
+    router: &RouterPeer,
+    limits: &LinkLimits,
+) -> Result<Connection, LinkError> {
+    let mut tried = String::new();
+    let attempt = async {
+        let (addrs, failed) = resolve(&router.addresses).await;
+        tried = failed;
+        race(endpoint, live, router, addrs, limits, &mut tried).await
+    };
+    match tokio::time::timeout(limits.connect_time, attempt).await {
+        Ok(done) => done,
+        Err(_) if tried.is_empty() => Err(LinkError::TimedOut {
+            node: router.node.clone(),
+        }),
+        Err(_) => {
+            note(&mut tried, "the rest", &"no answer in time");
+            Err(LinkError::Unreachable {
+                node: router.node.clone(),
+                tried,
+            })
+        }
+    }
+}
+
+async fn resolve(hosts: &[HostPort]) -> (VecDeque<SocketAddr>, String) {
+    let found = futures_util::future::join_all(hosts.iter().map(HostPort::resolve)).await;
+    let mut addrs = VecDeque::new();
+    let mut failed = String::new();
+    for (host, found) in hosts.iter().zip(found) {
+        match found {
+            Ok(more) => {
+                for addr in more {
+                    if !addrs.contains(&addr) {
+                        addrs.push_back(addr);
+                    }
+                }
+            }
+            Err(error) => note(&mut failed, &host.to_string(), &error),
+        }
+    }
+    (addrs, failed)
+}
+
+fn note(tried: &mut String, what: &str, error: &dyn std::fmt::Display) {
+    let separator = if tried.is_empty() { "" } else { "; " };
+    // Writing to a String cannot fail.
+    let _ = write!(tried, "{separator}{what}: {error}");
+}
+
+/// The first connection wins; a failed attempt lets the next one start at once.
+async fn race(
+    endpoint: &Endpoint,
+    live: &LiveIdentity,
+    router: &RouterPeer,
+    mut addrs: VecDeque<SocketAddr>,
+    limits: &LinkLimits,
+    tried: &mut String,
+) -> Result<Connection, LinkError> {
+    let tls = live.client_config(&[ALPN], &router.node);
+    let mut running = FuturesUnordered::new();
+    loop {
+        if let Some(addr) = addrs.pop_front() {
+            let tls = tls.clone();
+            running.push(async move {
+                (
+                    addr,
+                    endpoint.connect(addr, &addr.ip().to_string(), tls).await,
+                )
+            });
+        } else if running.is_empty() {
+            let node = router.node.clone();
+            let tried = std::mem::take(tried);
+            return Err(if tried.is_empty() {
+                LinkError::NoAddress { node }
+            } else {
+                LinkError::Unreachable { node, tried }
+            });
+        }
+        let head_start = async {
+            if addrs.is_empty() {
+                std::future::pending().await
+            } else {
+                tokio::time::sleep(limits.stagger).await
+            }
+        };
+        tokio::select! {
+            biased;
+            done = running.next() => match done {
+                Some((_, Ok(connection))) => return Ok(connection),
+                Some((addr, Err(error))) => note(tried, &addr.to_string(), &error),
+                None => {}
+            },
+            () = head_start => {}
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Flows that end in this process: found by id, dialled once, carried to their end.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use keel_certs::{NodeName, Subject};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::end::{EndReason, FlowEnd, Told, tell};
+use crate::flow::{Finished, Flow, FlowLimits};
+use crate::leg::{Header, IncomingLeg, Leg};
+use crate::limits::ProviderLimits;
+use crate::meter::Passing;
+use crate::metrics::{FabricMetrics, RoleLabels, Side};
+use crate::pump::{Event, Pump, tcp};
+use crate::quic::HostPort;
+use crate::wire::{AbortCode, FlowId, Frame, GoneCode, Open, Protocol, RefuseCode, ResetCode};
+
+/// Legs that wait for one flow.
+const LEGS: usize = 4;
+/// Finished flows that are remembered at most.
+const REMEMBERED: usize = 65_536;
+
+/// A flow is its initiator's: nobody else finds it, whatever id he guesses.
+type Key = (Subject, FlowId);
+
+/// The table of flows that end here.
+#[derive(Debug)]
+pub(crate) struct Terminator {
+    limits: ProviderLimits,
+    flow_limits: FlowLimits,
+    metrics: Arc<FabricMetrics>,
+    table: Mutex<Table>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    live: HashMap<Key, mpsc::Sender<IncomingLeg>>,
+    finished: HashMap<Key, Finished>,
+    /// The finished ones in the order in which they ended.
+    order: VecDeque<(Instant, Key)>,
+}
+
+/// Where a leg came from.
+#[derive(Debug)]
+pub(crate) struct Via {
+    /// Who opened the flow, as stamped by the first router.
+    pub(crate) from: Subject,
+    /// Who we are for it.
+    pub(crate) provider: Subject,
+    /// The router that the leg came over.
+    pub(crate) router: NodeName,
+    /// Where a router counts the flow.
+    pub(crate) passing: Option<Passing>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half changed here, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Terminator {
+    pub(crate) fn new(
+        limits: ProviderLimits,
+        flow_limits: FlowLimits,
+        metrics: Arc<FabricMetrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            flow_limits,
+            metrics,
+            table: Mutex::default(),
+            tasks: Mutex::default(),
+        })
+    }
+
+    /// Takes a leg that was authorised: attaches it to its flow, or starts one towards `backend`.
+    pub(crate) async fn take(
+        self: &Arc<Self>,
+        leg: IncomingLeg,
+        via: Via,
+        backend: Option<HostPort>,
+    ) {
+        let (flow, open) = match &leg.header {
+            Header::Open(open) => (open.flow, Some(open.clone())),
+            Header::Resume(resume) => (resume.flow, None),
+        };
+        let key = (via.from.clone(), flow);
+        let found = {
+            let table = lock(&self.table);
+            match (table.live.get(&key), table.finished.get(&key)) {
+                (Some(live), _) => Some(Ok(live.clone())),
+                (None, Some(finished)) => Some(Err(finished.code)),
+                (None, None) => None,
+            }
+        };
+        match (found, open) {
+            (Some(Ok(live)), _) => {
+                if let Err(error) = live.try_send(leg) {
+                    // The flow is just ending, or its initiator floods it with legs: it may come back.
+                    error.into_inner().cut(ResetCode::LegLost);
+                }
+            }
+            (Some(Err(code)), _) => leg.answer(&Frame::Gone { code }).await,
+            (None, None) => {
+                leg.answer(&Frame::Gone {
+                    code: GoneCode::Unknown,
+                })
+                .await
+            }
+            (None, Some(open)) => match self.admit(&open, backend) {
+                Ok(backend) => self.start(key, *open, leg, via, backend),
+                Err((code, text)) => {
+                    tracing::debug!(%flow, from = %via.from, %code, text, "flow refused");
+                    leg.answer(&Frame::Refuse { code, text }).await;
+                }
+            },
+        }
+    }
+
+    fn admit(
+        &self,
+        open: &Open,
+        backend: Option<HostPort>,
+    ) -> Result<HostPort, (RefuseCode, String)> {
+        if open.protocol != Protocol::Tcp || open.flags != 0 {
+            return Err((
+                RefuseCode::Unsupported,
+                "only plain TCP flows are served here".to_owned(),
+            ));
+        }
+        let backend = backend.ok_or_else(|| {
+            (
+                RefuseCode::NoProvider,
+                format!("{}:{} is not published here", open.service, open.port),
+            )
+        })?;
+        if lock(&self.table).live.len() >= self.limits.flows {
+            self.metrics.hit("provider_flows");
+            return Err((
+                RefuseCode::Limit,
+                format!("the limit of {} flows is reached", self.limits.flows),
+            ));
+        }
+        Ok(backend)
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        key: Key,
+        open: Open,
+        leg: IncomingLeg,
+        via: Via,
+        backend: HostPort,
+    ) {
+        self.metrics
+            .flows_started
+            .get_or_create(&RoleLabels {
+                role: Side::provider,
+            })
+            .inc();
+        let (legs, queue) = mpsc::channel(LEGS);
+        lock(&self.table).live.insert(key.clone(), legs);
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(Arc::clone(self).run(key, open, leg, queue, via, backend));
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        key: Key,
+        open: Open,
+        leg: IncomingLeg,
+        mut legs: mpsc::Receiver<IncomingLeg>,
+        via: Via,
+        backend: HostPort,
+    ) {
+        let Via {
+            from,
+            provider,
+            router,
+            passing,
+        } = via;
+        let forget = Forget {
+            terminator: &self,
+            key: &key,
+        };
+        let started = Instant::now();
+        let mut pump = Pump::new(
+            Flow::terminate(&open, self.flow_limits),
+            None,
+            AbortCode::BackendReset,
+        );
+        pump.count(passing);
+        pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
+        // Nothing is read from the leg meanwhile: early bytes stay inside its window.
+        match dial(&backend, self.limits.dial_time).await {
+            Ok(socket) => {
+                pump.set_tcp(socket);
+                pump.flow_mut().accept(0);
+            }
+            Err((code, text)) => {
+                tracing::debug!(flow = %open.flow, service = %open.service, %backend, text, "backend cannot be reached");
+                pump.flow_mut().refuse(code, text);
+            }
+        }
+        let mut more = true;
+        loop {
+            tokio::select! {
+                event = pump.event() => if event == Event::Over { break },
+                leg = legs.recv(), if more => match leg {
+                    Some(leg) => offer(&mut pump, leg).await,
+                    None => more = false,
+                },
+            }
+        }
+        let finished = pump.flow().finished(Instant::now());
+        forget.remember(finished);
+        let reason = EndReason::of(pump.flow().state());
+        let end = FlowEnd::new(
+            Side::provider,
+            reason,
+            pump.flow().stats(),
+            started.elapsed(),
+        );
+        let told = Told {
+            flow: Some(open.flow),
+            side: Side::provider,
+            peer: &from,
+            service: Some((&open.service, open.port)),
+            provider: &provider,
+            router: &router,
+        };
+        tell(told, &end, &self.metrics);
+        // Legs that came just now are answered as later ones will be.
+        legs.close();
+        while let Ok(leg) = legs.try_recv() {
+            let code = finished.map_or(GoneCode::Unknown, |finished| finished.code);
+            leg.answer(&Frame::Gone { code }).await;
+        }
+    }
+
+    /// Cuts all flows: RST to the backends.
+    pub(crate) async fn shutdown(&self) {
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
+        tasks.shutdown().await;
+    }
+}
+
+/// Takes the flow out of the table however its task ends.
+struct Forget<'a> {
+    terminator: &'a Terminator,
+    key: &'a Key,
+}
+
+impl Forget<'_> {
+    fn remember(&self, finished: Option<Finished>) {
+        let now = Instant::now();
+        let mut table = lock(&self.terminator.table);
+        table.live.remove(self.key);
+        if let Some(finished) = finished {
+            table.finished.insert(self.key.clone(), finished);
+            table.order.push_back((finished.until, self.key.clone()));
+        }
+        while let Some((until, key)) = table.order.front() {
+            if *until > now && table.order.len() <= REMEMBERED {
+                break;
+            }
+            let key = key.clone();
+            table.finished.remove(&key);
+            table.order.pop_front();
+        }
+    }
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        lock(&self.terminator.table).live.remove(self.key);
+    }
+}
+
+/// Attaches a later leg, or says on it why not.
+async fn offer(pump: &mut Pump, leg: IncomingLeg) {
+    let now = Instant::now();
+    let (generation, attached) = match &leg.header {
+        Header::Open(open) => (open.generation, pump.flow_mut().attach_open(open, now)),
+        Header::Resume(resume) => (resume.generation, pump.flow_mut().attach(resume, now)),
+    };
+    match attached {
+        Ok(()) => pump.attach(Leg::new(generation, leg.send, leg.recv, leg.decoder)),
+        Err(code) => leg.answer(&Frame::Gone { code }).await,
+    }
+}
+
+/// Connects to the first address of the backend that answers.
+async fn dial(backend: &HostPort, time: Duration) -> Result<TcpStream, (RefuseCode, String)> {
+    let attempt = async {
+        let unreachable = |error: std::io::Error| {
+            (
+                RefuseCode::BackendUnreachable,
+                format!("{backend}: {error}"),
+            )
+        };
+        let mut last = None;
+        for addr in backend.resolve().await.map_err(unreachable)? {
+            match TcpStream::connect(addr).await {
+                Ok(socket) => {
+                    tcp::prepare(&socket).map_err(unreachable)?;
+                    return Ok(socket);
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(match last {
+            Some(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                (RefuseCode::BackendRefused, format!("{backend}: {error}"))
+            }
+            Some(error) => unreachable(error),
+            None => (
+                RefuseCode::BackendUnreachable,
+                format!("{backend} has no address"),
+            ),
+        })
+    };
+    tokio::time::timeout(time, attempt)
+        .await
+        .unwrap_or_else(|_| {
+            Err((
+                RefuseCode::BackendTimeout,
+                format!("{backend} did not answer within {time:?}"),
+            ))
+        })
+}

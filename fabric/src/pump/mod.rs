@@ -1,0 +1,376 @@
+//! Drives one end of a flow between the application's socket and a leg.
+//!
+//! One poll function does all the work of an end, so there is one task per end and no lock. It reads the socket only
+//! while the flow has room, never waits for one side before it serves another, and holds no buffer of its own while
+//! idle. Any error on either half of the socket cuts the whole flow: a failed write may have eaten the reset that a
+//! later read would have shown, and a cut must never look like an end.
+
+pub(crate) mod tcp;
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use crate::flow::{Flow, State};
+use crate::leg::{Leg, LegEnd};
+use crate::meter::Passing;
+use crate::wire::{AbortCode, ResetCode};
+
+/// Rounds of work before other tasks get their turn.
+const ROUNDS: usize = 16;
+/// Frames taken from the leg in one round.
+const FRAMES: usize = 64;
+
+thread_local! {
+    /// Where frame headers are written before they become chunks; shared by all flows of the thread.
+    static HEADERS: std::cell::RefCell<BytesMut> = std::cell::RefCell::new(BytesMut::new());
+}
+
+/// What the owner of a pump has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The provider answered: the flow is accepted or refused.
+    Decided,
+    /// The flow wants another leg.
+    WantsLeg,
+    /// The flow is over, and the other end was told if that was possible.
+    Over,
+}
+
+/// One end of a flow with its socket and its leg.
+///
+/// Dropped before it is over, the application sees an RST and the other end is told as far as that goes at once.
+#[derive(Debug)]
+pub(crate) struct Pump {
+    flow: Flow,
+    /// The application's socket; none before the backend is dialled, and after the end.
+    tcp: Option<TcpStream>,
+    leg: Option<Leg>,
+    /// Where a router counts the flow.
+    passing: Option<Passing>,
+    /// What a reset of the application is called.
+    reset_code: AbortCode,
+    read_open: bool,
+    write_open: bool,
+    undecided: bool,
+    /// The owner knows that a leg is wanted.
+    leg_wanted: bool,
+    over: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pump {
+    pub(crate) const fn new(flow: Flow, tcp: Option<TcpStream>, reset_code: AbortCode) -> Self {
+        Self {
+            flow,
+            tcp,
+            leg: None,
+            passing: None,
+            reset_code,
+            read_open: true,
+            write_open: true,
+            undecided: true,
+            leg_wanted: false,
+            over: false,
+            timer: None,
+        }
+    }
+
+    pub(crate) const fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    pub(crate) const fn flow_mut(&mut self) -> &mut Flow {
+        &mut self.flow
+    }
+
+    pub(crate) fn set_tcp(&mut self, tcp: TcpStream) {
+        self.tcp = Some(tcp);
+    }
+
+    /// Counts the flow in a router's books, as its provider's end.
+    pub(crate) fn count(&mut self, passing: Option<Passing>) {
+        self.passing = passing;
+    }
+
+    /// Takes the socket of a flow that was never accepted.
+    pub(crate) fn take_tcp(&mut self) -> Option<TcpStream> {
+        self.tcp.take()
+    }
+
+    /// The flow starts again with another provider.
+    pub(crate) fn restarted(&mut self) {
+        self.leg = None;
+        self.undecided = true;
+        self.leg_wanted = false;
+        self.over = false;
+    }
+
+    /// Uses a new leg; the one before is abandoned.
+    pub(crate) fn attach(&mut self, leg: Leg) {
+        self.leg_wanted = false;
+        if let Some(old) = self.leg.replace(leg) {
+            old.cut(ResetCode::Abandoned);
+        }
+    }
+
+    /// Works until there is something to know. Cancel safe.
+    pub(crate) async fn event(&mut self) -> Event {
+        poll_fn(|cx| self.poll_event(cx)).await
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        for _ in 0..ROUNDS {
+            let now = Instant::now();
+            let mut moved = self.poll_leg_in(cx, now);
+            moved |= self.poll_tcp_out(cx);
+            moved |= self.poll_tcp_in(cx);
+            moved |= self.poll_leg_out(cx, now);
+            self.settle();
+            if let Some(event) = self.next_event() {
+                return Poll::Ready(event);
+            }
+            if !moved && !self.poll_timer(cx) {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        if self.undecided && !matches!(self.flow.state(), State::Opening | State::Detached { .. }) {
+            self.undecided = false;
+            return Some(Event::Decided);
+        }
+        if self.leg.is_some() {
+            return None;
+        }
+        if self.flow.wants_leg() {
+            return (!std::mem::replace(&mut self.leg_wanted, true)).then_some(Event::WantsLeg);
+        }
+        let passed_on = *self.flow.state() != State::Done || self.tcp.is_none();
+        if self.flow.state().is_final() && passed_on {
+            self.over = true;
+            return Some(Event::Over);
+        }
+        None
+    }
+
+    /// Frames from the leg into the flow.
+    fn poll_leg_in(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let Some(leg) = &mut self.leg else {
+            return false;
+        };
+        let generation = leg.generation;
+        for count in 0..FRAMES {
+            match leg.poll_frame(cx) {
+                Poll::Pending => return count > 0,
+                Poll::Ready(Ok(frame)) => {
+                    if let Err(violation) = self.flow.receive(generation, frame, now) {
+                        tracing::warn!(flow = %self.flow.id(), %violation, "the other end broke the flow protocol");
+                        if !self.flow.state().is_final() {
+                            self.drop_leg(ResetCode::Protocol, now);
+                        }
+                        return true;
+                    }
+                }
+                Poll::Ready(Err(end)) => {
+                    // After the flow's last frames the stream just ends; what we still owe goes out before.
+                    if end == LegEnd::Finished && self.flow.state().is_final() {
+                        return false;
+                    }
+                    tracing::debug!(flow = %self.flow.id(), ?end, "leg lost");
+                    let code = if matches!(end, LegEnd::Wire(_)) {
+                        ResetCode::Protocol
+                    } else {
+                        ResetCode::Unspecified
+                    };
+                    self.drop_leg(code, now);
+                    return true;
+                }
+            }
+        }
+        true
+    }
+
+    /// Frames from the flow onto the leg. In a final state the leg is finished behind the last frame.
+    fn poll_leg_out(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let Some(leg) = &mut self.leg else {
+            return false;
+        };
+        let mut moved = false;
+        loop {
+            HEADERS.with_borrow_mut(|headers| {
+                while leg.has_room() {
+                    let Some(frame) = self.flow.transmit(leg.generation, now) else {
+                        break;
+                    };
+                    leg.push(frame, headers);
+                }
+            });
+            if leg.is_flushed() {
+                break;
+            }
+            match leg.poll_flush(cx) {
+                Poll::Pending => return moved,
+                Poll::Ready(Ok(())) => moved = true,
+                Poll::Ready(Err(_)) => {
+                    self.drop_leg(ResetCode::Unspecified, now);
+                    return true;
+                }
+            }
+        }
+        if self.flow.state().is_final()
+            && let Some(mut leg) = self.leg.take()
+        {
+            leg.finish();
+            leg.cut(ResetCode::FlowEnded);
+            moved = true;
+        }
+        moved
+    }
+
+    fn drop_leg(&mut self, code: ResetCode, now: Instant) {
+        if let Some(leg) = self.leg.take() {
+            self.flow.leg_lost(leg.generation, now);
+            leg.cut(code);
+        }
+    }
+
+    /// Bytes from the application into the flow.
+    fn poll_tcp_in(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.read_open {
+            return false;
+        }
+        let Some(socket) = &self.tcp else {
+            return false;
+        };
+        let room = self.flow.writable();
+        if room == 0 {
+            return false;
+        }
+        match tcp::poll_read(socket, cx, room) {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(tcp::Read::Bytes(bytes))) => {
+                if let Some(passing) = &self.passing {
+                    passing.down.add(bytes.len() as u64);
+                }
+                self.flow.write(bytes);
+            }
+            Poll::Ready(Ok(tcp::Read::End)) => {
+                self.read_open = false;
+                self.flow.finish();
+            }
+            Poll::Ready(Err(_)) => self.flow.abort(self.reset_code),
+        }
+        true
+    }
+
+    /// Bytes from the flow to the application, and the end behind them.
+    fn poll_tcp_out(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(socket) = &self.tcp else {
+            return false;
+        };
+        let mut moved = false;
+        while self.flow.readable().next().is_some() {
+            match tcp::poll_write(socket, cx, self.flow.readable()) {
+                Poll::Pending => return moved,
+                Poll::Ready(Ok(count)) => {
+                    if let Some(passing) = &self.passing {
+                        passing.up.add(count as u64);
+                    }
+                    self.flow.consumed(count);
+                }
+                Poll::Ready(Err(_)) => {
+                    self.socket_failed(cx);
+                    return true;
+                }
+            }
+            moved = true;
+        }
+        if self.write_open && self.flow.at_eof() {
+            self.write_open = false;
+            moved = true;
+            if tcp::end_write(socket).is_err() {
+                self.socket_failed(cx);
+            }
+        }
+        moved
+    }
+
+    /// A write failed: the application has reset. What it sent before is still in the kernel and goes first.
+    fn socket_failed(&mut self, cx: &mut Context<'_>) {
+        while let Some(socket) = &self.tcp
+            && self.read_open
+            && self.flow.writable() > 0
+        {
+            match tcp::poll_read(socket, cx, self.flow.writable()) {
+                Poll::Ready(Ok(tcp::Read::Bytes(bytes))) => self.flow.write(bytes),
+                // After a failed write an end of file is no end: the write has eaten the reset.
+                Poll::Ready(Ok(tcp::Read::End) | Err(_)) | Poll::Pending => break,
+            }
+        }
+        self.flow.abort(self.reset_code);
+    }
+
+    /// Lets the application see how the flow ended.
+    fn settle(&mut self) {
+        match self.flow.state() {
+            State::Aborted(_) => {
+                if let Some(socket) = self.tcp.take() {
+                    tcp::reset(socket);
+                }
+            }
+            // Everything was delivered both ways and both ends were passed on.
+            State::Done if !self.write_open => self.tcp = None,
+            _ => {}
+        }
+    }
+
+    /// Whether time moved the flow.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(deadline) = self.flow.next_timeout() else {
+            return false;
+        };
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        self.timer = None;
+        self.flow.tick(Instant::now());
+        true
+    }
+
+    /// Ends the flow now: RST to the application, and the other end is told as far as that goes at once.
+    pub(crate) fn abort(&mut self, code: AbortCode) {
+        self.flow.abort(code);
+        self.settle();
+        let mut cx = Context::from_waker(Waker::noop());
+        self.poll_leg_out(&mut cx, Instant::now());
+        if let Some(leg) = self.leg.take() {
+            leg.cut(ResetCode::Abandoned);
+        }
+        self.over = true;
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        if !self.over {
+            self.abort(AbortCode::Shutdown);
+        }
+        if let Some(socket) = self.tcp.take() {
+            tcp::reset(socket);
+        }
+    }
+}

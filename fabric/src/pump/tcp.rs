@@ -1,0 +1,109 @@
+//! The application's socket as the pump uses it.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+/// Bytes read at once.
+const SCRATCH: usize = 64 << 10;
+/// Reads of at least this size are handed on in the buffer that they were read into; smaller ones are copied to their
+/// exact size, so that what waits for its acknowledgement pins at most twice its length.
+const HAND_OVER: usize = SCRATCH / 2;
+/// Chunks written at once.
+const SLICES: usize = 64;
+
+thread_local! {
+    /// One read buffer for all flows of the thread: idle flows hold none.
+    static READ: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What came of a read.
+#[derive(Debug)]
+pub(super) enum Read {
+    Bytes(Bytes),
+    End,
+}
+
+/// Sets what every proxied socket needs: no delay, keep-alive 30/10/3, urgent data in line.
+///
+/// # Errors
+/// Those of the system; the socket is then already dead.
+pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let socket = SockRef::from(tcp);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    // Without it the kernel takes the urgent byte silently out of the stream.
+    socket.set_out_of_band_inline(true)
+}
+
+/// Closes with RST: the peer sees a reset and never an end of file.
+pub(crate) fn reset(tcp: TcpStream) {
+    // Fails only on a socket that is dead already.
+    let _ = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
+    drop(tcp);
+}
+
+/// Reads at most `max` bytes.
+pub(super) fn poll_read(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    max: usize,
+) -> Poll<io::Result<Read>> {
+    loop {
+        ready!(tcp.poll_read_ready(cx))?;
+        match READ.with_borrow_mut(|scratch| read_now(tcp, scratch, max)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
+        }
+    }
+}
+
+fn read_now(tcp: &TcpStream, scratch: &mut Vec<u8>, max: usize) -> io::Result<Read> {
+    if scratch.capacity() < SCRATCH {
+        *scratch = Vec::with_capacity(SCRATCH);
+    }
+    scratch.clear();
+    let len = tcp.try_read_buf(&mut (&mut *scratch).limit(max.min(SCRATCH)))?;
+    if len == 0 {
+        return Ok(Read::End);
+    }
+    if len < HAND_OVER {
+        return Ok(Read::Bytes(Bytes::copy_from_slice(scratch)));
+    }
+    Ok(Read::Bytes(Bytes::from(std::mem::take(scratch))))
+}
+
+/// Writes the front of `chunks`; returns how many bytes were taken.
+pub(super) fn poll_write<'a>(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    chunks: impl Iterator<Item = &'a Bytes>,
+) -> Poll<io::Result<usize>> {
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    let mut count = 0;
+    for (slot, chunk) in slices.iter_mut().zip(chunks) {
+        *slot = IoSlice::new(chunk);
+        count += 1;
+    }
+    loop {
+        ready!(tcp.poll_write_ready(cx))?;
+        match tcp.try_write_vectored(&slices[..count]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
+        }
+    }
+}
+
+/// Sends FIN.
+pub(super) fn end_write(tcp: &TcpStream) -> io::Result<()> {
+    SockRef::from(tcp).shutdown(std::net::Shutdown::Write)
+}

@@ -1,0 +1,187 @@
+//! The connections at a router and what they use.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use keel_certs::Subject;
+
+use super::route::{ServiceKey, Table};
+use super::view::{ClientView, ProviderView, Role, RouterView, ServiceView, Totals};
+use crate::meter::{Meter, Passing};
+use crate::metrics::{DirectionLabels, FabricMetrics};
+use crate::quic::Connection;
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) id: u64,
+    pub(super) identity: Subject,
+    pub(super) connection: Connection,
+    connected_at: SystemTime,
+    uses: Mutex<BTreeMap<(ServiceKey, Role), Arc<Use>>>,
+}
+
+/// What one connection does with one service.
+#[derive(Debug, Default)]
+struct Use {
+    flows: Arc<AtomicU64>,
+    bytes_in: Arc<AtomicU64>,
+    bytes_out: Arc<AtomicU64>,
+}
+
+/// All connections.
+#[derive(Debug)]
+pub(super) struct Clients {
+    started: SystemTime,
+    next_id: AtomicU64,
+    all: Mutex<BTreeMap<u64, Arc<Client>>>,
+    flows: Arc<AtomicU64>,
+    bytes_in: Arc<AtomicU64>,
+    bytes_out: Arc<AtomicU64>,
+    metrics: Arc<FabricMetrics>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half changed here, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Client {
+    fn used(&self, key: &ServiceKey, role: Role) -> Arc<Use> {
+        Arc::clone(lock(&self.uses).entry((key.clone(), role)).or_default())
+    }
+
+    /// Notes that the connection provides a service.
+    pub(super) fn provides(&self, key: &ServiceKey) {
+        self.used(key, Role::Provider);
+    }
+
+    /// Notes that the connection provides a service no more.
+    pub(super) fn provides_no_more(&self, key: &ServiceKey) {
+        lock(&self.uses).remove(&(key.clone(), Role::Provider));
+    }
+}
+
+impl Clients {
+    pub(super) fn new(started: SystemTime, metrics: Arc<FabricMetrics>) -> Self {
+        Self {
+            started,
+            next_id: AtomicU64::new(1),
+            all: Mutex::default(),
+            flows: Arc::default(),
+            bytes_in: Arc::default(),
+            bytes_out: Arc::default(),
+            metrics,
+        }
+    }
+
+    pub(super) fn add(&self, identity: Subject, connection: Connection) -> Arc<Client> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let connected_at = SystemTime::now();
+        let client = Arc::new(Client {
+            id,
+            identity,
+            connection,
+            connected_at,
+            uses: Mutex::default(),
+        });
+        lock(&self.all).insert(id, Arc::clone(&client));
+        client
+    }
+
+    pub(super) fn remove(&self, client: &Client) {
+        lock(&self.all).remove(&client.id);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        lock(&self.all).len()
+    }
+
+    /// Counts a flow from `consumer` to `provider`, or to a backend of the router itself.
+    pub(super) fn passing(
+        &self,
+        key: &ServiceKey,
+        consumer: &Client,
+        provider: Option<&Client>,
+    ) -> Passing {
+        let near = consumer.used(key, Role::Consumer);
+        let mut up = vec![Arc::clone(&near.bytes_in), Arc::clone(&self.bytes_in)];
+        let mut down = vec![Arc::clone(&near.bytes_out), Arc::clone(&self.bytes_out)];
+        let mut gauges = vec![Arc::clone(&near.flows), Arc::clone(&self.flows)];
+        if let Some(provider) = provider {
+            let far = provider.used(key, Role::Provider);
+            up.push(Arc::clone(&far.bytes_out));
+            down.push(Arc::clone(&far.bytes_in));
+            gauges.push(Arc::clone(&far.flows));
+        }
+        let metric = |direction| {
+            self.metrics
+                .router_bytes
+                .get_or_create(&DirectionLabels { direction })
+                .clone()
+        };
+        let up = Meter {
+            counters: up,
+            metric: metric("up"),
+        };
+        let down = Meter {
+            counters: down,
+            metric: metric("down"),
+        };
+        Passing::new(gauges, up, down)
+    }
+
+    /// The report of now.
+    pub(super) fn view(&self, table: &Table<Arc<Client>>) -> RouterView {
+        let mut clients: BTreeMap<ServiceKey, Vec<ClientView>> = BTreeMap::new();
+        let all: Vec<Arc<Client>> = lock(&self.all).values().cloned().collect();
+        for client in &all {
+            for ((key, role), used) in lock(&client.uses).iter() {
+                clients.entry(key.clone()).or_default().push(ClientView {
+                    identity: client.identity.clone(),
+                    role: *role,
+                    remote: client.connection.remote_address(),
+                    connected_at: client.connected_at,
+                    connections: used.flows.load(Ordering::Relaxed),
+                    bytes_in: used.bytes_in.load(Ordering::Relaxed),
+                    bytes_out: used.bytes_out.load(Ordering::Relaxed),
+                });
+            }
+        }
+        let services = table
+            .providers()
+            .into_iter()
+            .map(|(key, providers)| {
+                let mut clients = clients.remove(key).unwrap_or_default();
+                clients.sort_by(|a, b| {
+                    (&a.identity, a.role, a.remote).cmp(&(&b.identity, b.role, b.remote))
+                });
+                ServiceView {
+                    service: key.service.clone(),
+                    port: key.port,
+                    protocol: key.protocol,
+                    providers: providers
+                        .into_iter()
+                        .map(|(identity, since)| ProviderView {
+                            identity: identity.clone(),
+                            since,
+                        })
+                        .collect(),
+                    clients,
+                }
+            })
+            .collect();
+        RouterView {
+            started: self.started,
+            services,
+            totals: Totals {
+                clients: all.len() as u64,
+                connections: self.flows.load(Ordering::Relaxed),
+                bytes_in: self.bytes_in.load(Ordering::Relaxed),
+                bytes_out: self.bytes_out.load(Ordering::Relaxed),
+            },
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The router's side of a connection's control stream.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::BytesMut;
+
+use super::Shared;
+use super::clients::Client;
+use super::route::{Provider, ServiceKey, may_publish};
+use crate::quic::{RecvStream, SendStream};
+use crate::wire::{CloseCode, Message, MessageDecoder, RefuseCode, VERSION};
+
+/// Bytes read at once.
+const CHUNK: usize = 16 << 10;
+
+/// Publications of one connection, withdrawn when it ends.
+struct Published<'a> {
+    shared: &'a Shared,
+    client: &'a Arc<Client>,
+    ids: BTreeMap<u64, ServiceKey>,
+}
+
+/// Serves the stream until it or its connection ends.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    client: Arc<Client>,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) {
+    let mut published = Published {
+        shared: &shared,
+        client: &client,
+        ids: BTreeMap::new(),
+    };
+    let mut decoder = MessageDecoder::new();
+    let mut out = BytesMut::new();
+    let software = concat!("keel-fabric ", env!("CARGO_PKG_VERSION")).to_owned();
+    Message::Hello {
+        version: VERSION,
+        software,
+    }
+    .encode(&mut out);
+    loop {
+        // Answers are written before more is read, so a peer that does not read them stops itself.
+        if !out.is_empty() && send.write_chunk(out.split().freeze()).await.is_err() {
+            return;
+        }
+        let Ok(Some(chunk)) = recv.read_chunk(CHUNK).await else {
+            return;
+        };
+        decoder.push(chunk);
+        loop {
+            match decoder.next() {
+                Ok(Some(message)) => published.take(message, &mut out),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(identity = %client.identity, %error, "control stream cannot be read");
+                    client
+                        .connection
+                        .close(CloseCode::Protocol.to_wire(), error.to_string().as_bytes());
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Published<'_> {
+    fn take(&mut self, message: Message, out: &mut BytesMut) {
+        match message {
+            Message::Publish {
+                id,
+                service,
+                port,
+                protocol,
+            } => {
+                let outcome = self.publish(
+                    id,
+                    ServiceKey {
+                        service,
+                        port,
+                        protocol,
+                    },
+                );
+                Message::Answer { id, outcome }.encode(out);
+            }
+            Message::Withdraw { id } => {
+                let outcome = match self.ids.remove(&id) {
+                    Some(key) => {
+                        self.withdraw(&key);
+                        Ok(())
+                    }
+                    None => Err((
+                        RefuseCode::UnknownService,
+                        format!("nothing was published under {id}"),
+                    )),
+                };
+                Message::Answer { id, outcome }.encode(out);
+            }
+            Message::Hello { version, software } => {
+                tracing::debug!(identity = %self.client.identity, version, software, "hello");
+            }
+            // A peer that stops withdraws what it publishes; answers are for dialling sides.
+            Message::Answer { .. } | Message::Drain => {}
+        }
+    }
+
+    fn publish(&mut self, id: u64, key: ServiceKey) -> Result<(), (RefuseCode, String)> {
+        let identity = &self.client.identity;
+        may_publish(identity, &key.service)
+            .inspect_err(|(_, text)| tracing::warn!(%identity, text, "publication refused"))?;
+        if self.ids.len() >= self.shared.limits.publications {
+            self.shared.metrics.hit("publications");
+            return Err((
+                RefuseCode::Limit,
+                format!("at most {} publications", self.shared.limits.publications),
+            ));
+        }
+        if self.ids.contains_key(&id) {
+            return Err((
+                RefuseCode::Malformed,
+                format!("{id} is in use on this connection"),
+            ));
+        }
+        tracing::info!(%identity, service = %key.service, port = key.port, protocol = %key.protocol, "published here");
+        let provider = Provider {
+            connection: Arc::clone(self.client),
+            connection_id: self.client.id,
+            since: SystemTime::now(),
+        };
+        self.shared
+            .table()
+            .publish(key.clone(), identity.clone(), provider);
+        self.client.provides(&key);
+        self.ids.insert(id, key);
+        self.shared.changed.notify_one();
+        Ok(())
+    }
+
+    fn withdraw(&self, key: &ServiceKey) {
+        if self.ids.values().any(|other| other == key) {
+            // Published a second time on this connection; that one stands.
+            return;
+        }
+        let identity = &self.client.identity;
+        self.client.provides_no_more(key);
+        if self.shared.table().withdraw(key, identity, self.client.id) {
+            tracing::info!(%identity, service = %key.service, port = key.port, "withdrawn here");
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Published<'_> {
+    fn drop(&mut self) {
+        for key in std::mem::take(&mut self.ids).into_values() {
+            self.withdraw(&key);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The router: takes connections of sidecars and other routers, keeps who publishes what, and splices legs.
+//!
+//! [`stream`] tells what happens to one leg, top to bottom; [`route`] decides, the rest acts.
+
+mod clients;
+mod conn;
+mod control;
+mod identities;
+mod route;
+mod splice;
+mod stream;
+mod view;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use keel_certs::{Clients as ClientCerts, LiveIdentity, NodeName, Subject};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::flow::FlowLimits;
+use crate::limits::{ProviderLimits, RouterLimits};
+use crate::link::ALPN;
+pub use crate::metrics::FabricMetrics as RouterMetrics;
+use crate::provider::Publication;
+use crate::provider::terminator::Terminator;
+use crate::quic::{BindError, Endpoint, ListenAddr, Profile, QuicKeys};
+use crate::wire::CloseCode;
+use clients::{Client, Clients};
+use identities::Identities;
+use route::{ServiceKey, Table};
+pub use view::{ClientView, ProviderView, Role, RouterView, ServiceView, Totals};
+
+/// How often counters are reported.
+const REPORT: Duration = Duration::from_secs(1);
+/// How long peers may take to hear of the stop.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What a router needs to know.
+#[derive(Debug, Clone)]
+pub struct RouterConfig {
+    /// Where to listen.
+    pub listen: ListenAddr,
+    /// The node it belongs to; its backends are provided under this identity.
+    pub node: NodeName,
+    /// The directory of its QUIC keys.
+    pub quic_dir: PathBuf,
+    /// Limits on peers.
+    pub limits: RouterLimits,
+    /// Limits on flows that end in the router.
+    pub provider: ProviderLimits,
+    /// Buffers of flows that end in the router.
+    pub flow: FlowLimits,
+}
+
+/// A bound router.
+pub struct Router {
+    endpoint: Endpoint,
+    shared: Arc<Shared>,
+    view: watch::Sender<Arc<RouterView>>,
+}
+
+/// What all connections of a router share.
+struct Shared {
+    node: NodeName,
+    subject: Subject,
+    limits: RouterLimits,
+    metrics: Arc<RouterMetrics>,
+    table: Mutex<Table<Arc<Client>>>,
+    clients: Clients,
+    identities: Arc<Identities>,
+    own: Arc<Terminator>,
+    /// Providers or clients came or went.
+    changed: Notify,
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table<Arc<Client>>> {
+        // The table is never left half changed, so a panic elsewhere does not spoil it.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Router")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Router {
+    /// Binds the router's sockets. Must be called inside the runtime that will [`run`](Self::run) it.
+    ///
+    /// # Errors
+    /// [`BindError`] names the address or the key file.
+    pub fn bind(
+        config: RouterConfig,
+        live: LiveIdentity,
+        metrics: Arc<RouterMetrics>,
+    ) -> Result<Self, BindError> {
+        let keys = QuicKeys::load_or_create(&config.quic_dir)?;
+        let tls = live.server_config(&[ALPN], ClientCerts::Required);
+        let endpoint = Endpoint::bind(&config.listen, Some(tls), &keys, Profile::Router)?;
+        let started = SystemTime::now();
+        let subject = Subject::Node {
+            node: config.node.clone(),
+        };
+        let shared = Arc::new(Shared {
+            node: config.node,
+            table: Mutex::new(Table::new(subject.clone())),
+            subject,
+            limits: config.limits,
+            clients: Clients::new(started, Arc::clone(&metrics)),
+            identities: Arc::default(),
+            own: Terminator::new(config.provider, config.flow, Arc::clone(&metrics)),
+            metrics,
+            changed: Notify::new(),
+        });
+        let (view, _) = watch::channel(Arc::new(RouterView {
+            started,
+            ..RouterView::default()
+        }));
+        Ok(Self {
+            endpoint,
+            shared,
+            view,
+        })
+    }
+
+    /// The addresses really bound.
+    #[must_use]
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.endpoint.local_addrs()
+    }
+
+    /// What can be reached here and who uses it. Sent at once when providers or clients come or go, and at most every
+    /// second when only counters moved.
+    #[must_use]
+    pub fn view(&self) -> watch::Receiver<Arc<RouterView>> {
+        self.view.subscribe()
+    }
+
+    /// Serves until `stop`; then closes all connections with `RESTART` and cuts the flows that end here.
+    ///
+    /// `backends` are dialled by the router itself, under the identity of its node.
+    pub async fn run(
+        self,
+        mut backends: watch::Receiver<Arc<Vec<Publication>>>,
+        stop: CancellationToken,
+    ) {
+        let Self {
+            endpoint,
+            shared,
+            view,
+        } = self;
+        let mut connections = JoinSet::new();
+        let mut handshakes: JoinSet<Option<conn::Admitted>> = JoinSet::new();
+        let mut report = tokio::time::interval(REPORT);
+        report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut backends_live = true;
+        set_own(&shared, &backends.borrow_and_update());
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                incoming = endpoint.accept() => {
+                    let Some(incoming) = incoming else { break };
+                    if handshakes.len() >= shared.limits.handshakes {
+                        shared.metrics.hit("handshakes");
+                        incoming.retry();
+                    } else {
+                        handshakes.spawn(conn::admit(Arc::clone(&shared), incoming));
+                    }
+                }
+                Some(done) = handshakes.join_next() => match done {
+                    Ok(Some(admitted)) => { connections.spawn(conn::serve(Arc::clone(&shared), admitted)); }
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(%error, "a handshake failed"),
+                },
+                Some(done) = connections.join_next() => if let Err(error) = done {
+                    tracing::error!(%error, "a connection's task failed");
+                },
+                changed = backends.changed(), if backends_live => match changed {
+                    Ok(()) => set_own(&shared, &backends.borrow_and_update()),
+                    Err(_) => backends_live = false,
+                },
+                () = shared.changed.notified() => publish_view(&shared, &view),
+                _ = report.tick() => publish_view(&shared, &view),
+            }
+        }
+        shared.own.shutdown().await;
+        endpoint.close(CloseCode::Restart.to_wire(), b"the router stops");
+        handshakes.shutdown().await;
+        connections.shutdown().await;
+        // A peer that does not hear it notices at its next packet, or by the idle time.
+        let _ = tokio::time::timeout(FAREWELL, endpoint.wait_idle()).await;
+    }
+}
+
+fn set_own(shared: &Shared, backends: &[Publication]) {
+    let own = backends.iter().map(|publication| {
+        let key = ServiceKey {
+            service: publication.service.clone(),
+            port: publication.port,
+            protocol: publication.protocol,
+        };
+        (key, publication.backend.clone())
+    });
+    shared.table().set_own(own, SystemTime::now());
+    shared.changed.notify_one();
+}
+
+fn publish_view(shared: &Shared, view: &watch::Sender<Arc<RouterView>>) {
+    let now = shared.clients.view(&shared.table());
+    view.send_if_modified(|old| {
+        let moved = **old != now;
+        if moved {
+            *old = Arc::new(now);
+        }
+        moved
+    });
+}

@@ -1,0 +1,290 @@
+//! Who is published here, and where a request goes. Pure: no IO, no clock.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use keel_certs::{ServiceId, Subject};
+
+use crate::quic::HostPort;
+use crate::wire::{Protocol, RefuseCode};
+
+/// What a publication is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ServiceKey {
+    pub(super) service: ServiceId,
+    pub(super) port: u16,
+    pub(super) protocol: Protocol,
+}
+
+/// One provider of a service.
+#[derive(Debug, Clone)]
+pub(super) struct Provider<C> {
+    /// Where its flows go.
+    pub(super) connection: C,
+    /// Tells connections of the same identity apart.
+    pub(super) connection_id: u64,
+    /// Since when it is published without a break.
+    pub(super) since: SystemTime,
+}
+
+/// All publications at this router, and the backends that it dials itself.
+#[derive(Debug)]
+pub(super) struct Table<C> {
+    node: Subject,
+    published: BTreeMap<ServiceKey, BTreeMap<Subject, Provider<C>>>,
+    own: BTreeMap<ServiceKey, (HostPort, SystemTime)>,
+}
+
+/// Where a request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next<C> {
+    /// To a backend that this router dials itself.
+    Own(HostPort),
+    /// To a provider's connection.
+    Provider(C),
+}
+
+/// A request, as far as its way depends on it.
+#[derive(Debug)]
+pub(super) struct Request<'a> {
+    pub(super) service: &'a ServiceId,
+    pub(super) port: u16,
+    /// A RESUME does not say; then any protocol of that port is meant.
+    pub(super) protocol: Option<Protocol>,
+    pub(super) provider: &'a Subject,
+}
+
+impl<C: Clone> Table<C> {
+    pub(super) const fn new(node: Subject) -> Self {
+        Self {
+            node,
+            published: BTreeMap::new(),
+            own: BTreeMap::new(),
+        }
+    }
+
+    /// Publishes; a publication of the same identity for the same key is replaced, keeping its age.
+    pub(super) fn publish(
+        &mut self,
+        key: ServiceKey,
+        identity: Subject,
+        mut provider: Provider<C>,
+    ) {
+        let providers = self.published.entry(key).or_default();
+        if let Some(old) = providers.get(&identity) {
+            provider.since = old.since;
+        }
+        providers.insert(identity, provider);
+    }
+
+    /// Withdraws, unless another connection of the same identity has taken over. Returns whether something changed.
+    pub(super) fn withdraw(
+        &mut self,
+        key: &ServiceKey,
+        identity: &Subject,
+        connection_id: u64,
+    ) -> bool {
+        let Some(providers) = self.published.get_mut(key) else {
+            return false;
+        };
+        if providers
+            .get(identity)
+            .is_none_or(|provider| provider.connection_id != connection_id)
+        {
+            return false;
+        }
+        providers.remove(identity);
+        if providers.is_empty() {
+            self.published.remove(key);
+        }
+        true
+    }
+
+    /// Replaces the backends that this router dials itself.
+    pub(super) fn set_own(
+        &mut self,
+        backends: impl Iterator<Item = (ServiceKey, HostPort)>,
+        now: SystemTime,
+    ) {
+        let mut old = std::mem::take(&mut self.own);
+        self.own = backends
+            .map(|(key, backend)| {
+                let since = old.remove(&key).map_or(now, |(_, since)| since);
+                (key, (backend, since))
+            })
+            .collect();
+    }
+
+    /// Every provider of every service, own backends as provided by the node.
+    pub(super) fn providers(&self) -> BTreeMap<&ServiceKey, Vec<(&Subject, SystemTime)>> {
+        let mut all: BTreeMap<&ServiceKey, Vec<(&Subject, SystemTime)>> = BTreeMap::new();
+        for (key, (_, since)) in &self.own {
+            all.entry(key).or_default().push((&self.node, *since));
+        }
+        for (key, providers) in &self.published {
+            let list = all.entry(key).or_default();
+            list.extend(
+                providers
+                    .iter()
+                    .map(|(identity, provider)| (identity, provider.since)),
+            );
+        }
+        all
+    }
+
+    /// Decides where a request goes.
+    ///
+    /// # Errors
+    /// The refusal that the initiator gets.
+    pub(super) fn route(&self, request: &Request<'_>) -> Result<Next<C>, (RefuseCode, String)> {
+        let protocols: &[Protocol] = match &request.protocol {
+            Some(protocol) => std::slice::from_ref(protocol),
+            None => &[Protocol::Tcp, Protocol::Udp],
+        };
+        let mut known = false;
+        for &protocol in protocols {
+            let key = ServiceKey {
+                service: request.service.clone(),
+                port: request.port,
+                protocol,
+            };
+            if let Some((backend, _)) = self.own.get(&key) {
+                known = true;
+                if *request.provider == self.node {
+                    return Ok(Next::Own(backend.clone()));
+                }
+            }
+            if let Some(providers) = self.published.get(&key) {
+                known = true;
+                if let Some(provider) = providers.get(request.provider) {
+                    return Ok(Next::Provider(provider.connection.clone()));
+                }
+            }
+        }
+        let Request {
+            service,
+            port,
+            provider,
+            ..
+        } = request;
+        Err(if known {
+            (
+                RefuseCode::NoProvider,
+                format!("{provider} does not publish {service}:{port} here"),
+            )
+        } else {
+            (
+                RefuseCode::UnknownService,
+                format!("nobody publishes {service}:{port} here"),
+            )
+        })
+    }
+}
+
+/// Whether `identity` may publish services of the namespace of `service`.
+///
+/// # Errors
+/// The refusal that the publisher gets.
+pub(super) fn may_publish(
+    identity: &Subject,
+    service: &ServiceId,
+) -> Result<(), (RefuseCode, String)> {
+    if identity.is_node() || identity.namespace() == Some(&service.namespace) {
+        return Ok(());
+    }
+    let text = format!(
+        "{identity} may not publish {service}: only identities of namespace {} and nodes may",
+        service.namespace
+    );
+    Err((RefuseCode::Forbidden, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> ServiceKey {
+        ServiceKey {
+            service: name.parse().unwrap(),
+            port: 80,
+            protocol: Protocol::Tcp,
+        }
+    }
+
+    fn subject(path: &str) -> Subject {
+        path.parse().unwrap()
+    }
+
+    fn provider(connection_id: u64) -> Provider<u64> {
+        Provider {
+            connection: connection_id,
+            connection_id,
+            since: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    fn ask(table: &Table<u64>, name: &str, provider: &str) -> Result<Next<u64>, RefuseCode> {
+        let service = name.parse().unwrap();
+        let provider = subject(provider);
+        let request = Request {
+            service: &service,
+            port: 80,
+            protocol: Some(Protocol::Tcp),
+            provider: &provider,
+        };
+        table.route(&request).map_err(|(code, _)| code)
+    }
+
+    const POD: &str = "/node/b/ns/default/pod/db-0";
+
+    #[test]
+    fn a_request_goes_to_the_provider_that_it_names_or_nowhere() {
+        let mut table = Table::new(subject("/node/a"));
+        table.publish(key("db.default"), subject(POD), provider(1));
+        assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(1)));
+        assert_eq!(
+            ask(&table, "db.default", "/node/b/ns/default/pod/db-1"),
+            Err(RefuseCode::NoProvider)
+        );
+        assert_eq!(
+            ask(&table, "other.default", POD),
+            Err(RefuseCode::UnknownService)
+        );
+    }
+
+    #[test]
+    fn a_new_connection_takes_over_and_the_old_one_cannot_withdraw_it() {
+        let mut table = Table::new(subject("/node/a"));
+        table.publish(key("db.default"), subject(POD), provider(1));
+        table.publish(key("db.default"), subject(POD), provider(2));
+        assert!(!table.withdraw(&key("db.default"), &subject(POD), 1));
+        assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(2)));
+        assert!(table.withdraw(&key("db.default"), &subject(POD), 2));
+        assert_eq!(
+            ask(&table, "db.default", POD),
+            Err(RefuseCode::UnknownService)
+        );
+    }
+
+    #[test]
+    fn own_backends_are_provided_by_the_node() {
+        let mut table = Table::<u64>::new(subject("/node/a"));
+        let backend: HostPort = "10.0.0.5:3306".parse().unwrap();
+        table.set_own(
+            [(key("db.default"), backend.clone())].into_iter(),
+            SystemTime::UNIX_EPOCH,
+        );
+        assert_eq!(ask(&table, "db.default", "/node/a"), Ok(Next::Own(backend)));
+        assert_eq!(ask(&table, "db.default", POD), Err(RefuseCode::NoProvider));
+    }
+
+    #[test]
+    fn publishing_needs_the_namespace_or_a_node() {
+        let service: ServiceId = "db.default".parse().unwrap();
+        assert!(may_publish(&subject(POD), &service).is_ok());
+        assert!(may_publish(&subject("/node/c"), &service).is_ok());
+        assert!(may_publish(&subject("/node/b/ns/other/pod/db-0"), &service).is_err());
+        assert!(may_publish(&subject("/node/b/admin/ann"), &service).is_err());
+        assert!(may_publish(&subject("/admin/ann"), &service).is_err());
+    }
+}

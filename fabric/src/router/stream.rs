@@ -1,0 +1,191 @@
+//! What happens to one leg at the router, top to bottom.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use keel_certs::Subject;
+
+use super::Shared;
+use super::clients::Client;
+use super::route::{Next, Request, ServiceKey};
+use super::splice::{Stream, splice};
+use crate::leg::{Header, HeaderError, IncomingLeg};
+use crate::provider::terminator::Via;
+use crate::quic::{RecvStream, SendStream};
+use crate::wire::{Frame, Protocol, RefuseCode, ResetCode};
+
+/// Largest datagram payload that this router forwards: what a 1,200 byte packet leaves, less stream id and header.
+const MAX_DATAGRAM: u64 = 1100;
+
+/// What came of a leg, as far as its connection has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It had a header.
+    Served,
+    /// It was cut without a byte.
+    Empty,
+}
+
+/// Serves one stream that `client` opened.
+///
+/// The header is read and stamped, a provider's connection is found, and from then on bytes are copied. A refusal is
+/// answered at once; a RESUME that finds no provider now is cut with `LEG_LOST`, because the provider may come back.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    client: Arc<Client>,
+    send: SendStream,
+    recv: RecvStream,
+) -> Outcome {
+    let mut leg = match IncomingLeg::read(send, recv, shared.limits.header_time).await {
+        Ok(leg) => leg,
+        Err(error) => {
+            tracing::debug!(identity = %client.identity, %error, "stream without a header");
+            if matches!(error, HeaderError::Late) {
+                shared.metrics.hit("header_time");
+            }
+            return if matches!(error, HeaderError::Empty) {
+                Outcome::Empty
+            } else {
+                Outcome::Served
+            };
+        }
+    };
+    let from = stamp(&mut leg.header, &client.identity);
+    let next = admit(&shared, &mut leg.header).and_then(|()| {
+        let request = request(&leg.header);
+        shared.table().route(&request)
+    });
+    match next {
+        Ok(Next::Own(backend)) => {
+            let passing = Some(shared.clients.passing(&key(&leg.header), &client, None));
+            let via = Via {
+                from,
+                provider: shared.subject.clone(),
+                router: shared.node.clone(),
+                passing,
+            };
+            shared.own.take(leg, via, Some(backend)).await;
+        }
+        Ok(Next::Provider(provider)) => forward(&shared, &client, &provider, leg).await,
+        Err((code, text)) => refuse(&client, leg, code, text).await,
+    }
+    Outcome::Served
+}
+
+/// Writes the initiator's identity into the header: the peer's own, unless the peer is a node, which did so before.
+fn stamp(header: &mut Header, peer: &Subject) -> Subject {
+    let from = match header {
+        Header::Open(open) => &mut open.from,
+        Header::Resume(resume) => &mut resume.from,
+    };
+    match from {
+        Some(before) if peer.is_node() => before.clone(),
+        _ => {
+            *from = Some(peer.clone());
+            peer.clone()
+        }
+    }
+}
+
+/// Counts this hop.
+fn admit(shared: &Shared, header: &mut Header) -> Result<(), (RefuseCode, String)> {
+    let Header::Open(open) = header else {
+        return Ok(());
+    };
+    open.hops = open.hops.saturating_add(1);
+    open.max_datagram = open.max_datagram.min(MAX_DATAGRAM);
+    if open.hops > shared.limits.hops {
+        shared.metrics.hit("hops");
+        return Err((
+            RefuseCode::TooManyHops,
+            format!("more than {} routers", shared.limits.hops),
+        ));
+    }
+    Ok(())
+}
+
+fn request(header: &Header) -> Request<'_> {
+    match header {
+        Header::Open(open) => Request {
+            service: &open.service,
+            port: open.port,
+            protocol: Some(open.protocol),
+            provider: &open.provider,
+        },
+        Header::Resume(resume) => Request {
+            service: &resume.service,
+            port: resume.port,
+            protocol: None,
+            provider: &resume.provider,
+        },
+    }
+}
+
+/// Under which service a leg is counted; a RESUME is of a TCP flow.
+fn key(header: &Header) -> ServiceKey {
+    let Request {
+        service,
+        port,
+        protocol,
+        ..
+    } = request(header);
+    ServiceKey {
+        service: service.clone(),
+        port,
+        protocol: protocol.unwrap_or(Protocol::Tcp),
+    }
+}
+
+async fn refuse(client: &Client, leg: IncomingLeg, code: RefuseCode, text: String) {
+    tracing::debug!(identity = %client.identity, %code, text, "refused");
+    match leg.header {
+        Header::Open(_) => leg.answer(&Frame::Refuse { code, text }).await,
+        Header::Resume(_) => leg.cut(ResetCode::LegLost),
+    }
+}
+
+/// Opens a stream to the provider, sends the header and what came behind it, and copies from then on.
+async fn forward(shared: &Shared, client: &Client, provider: &Client, leg: IncomingLeg) {
+    let opened =
+        tokio::time::timeout(shared.limits.header_time, provider.connection.open_bi()).await;
+    let (mut far_send, far_recv): Stream = match opened {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(lost)) => {
+            let text = format!("the connection of {} is lost: {lost}", provider.identity);
+            return refuse(client, leg, RefuseCode::NoProvider, text).await;
+        }
+        Err(_) => {
+            shared.metrics.hit("streams");
+            let text = format!("{} takes no more flows now", provider.identity);
+            return refuse(client, leg, RefuseCode::Limit, text).await;
+        }
+    };
+    let passing = shared
+        .clients
+        .passing(&key(&leg.header), client, Some(provider));
+    shared.metrics.router_legs.inc();
+    let IncomingLeg {
+        header,
+        decoder,
+        send,
+        recv,
+    } = leg;
+    let frame = match header {
+        Header::Open(open) => Frame::Open(open),
+        Header::Resume(resume) => Frame::Resume(resume),
+    };
+    let mut head = BytesMut::new();
+    frame.encode(&mut head);
+    let mut chunks = vec![head.freeze()];
+    chunks.extend(decoder.into_rest());
+    // If the far stream is gone already, the splice finds out and cuts the near one.
+    let _ = far_send.write_all_chunks(&mut chunks).await;
+    splice(
+        (send, recv),
+        (far_send, far_recv),
+        &passing.up,
+        &passing.down,
+    )
+    .await;
+    shared.metrics.router_legs.dec();
+}
