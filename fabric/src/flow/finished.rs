@@ -30,6 +30,9 @@ impl Flow {
             State::Aborted(_) | State::Aborting { .. } => GoneCode::Aborted,
             State::Opening | State::Attached(_) | State::Detached { .. } => return None,
         };
-        Some(Finished { code, until: now + self.limits.resume_window })
+        Some(Finished {
+            code,
+            until: now + self.limits.resume_window,
+        })
     }
 }

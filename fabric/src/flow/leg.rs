@@ -27,11 +27,14 @@ impl Flow {
             return self.abort_frame();
         }
         if std::mem::take(&mut self.outbox.complete) {
-            return Some(Frame::Gone { code: GoneCode::Complete });
+            return Some(Frame::Gone {
+                code: GoneCode::Complete,
+            });
         }
         if let State::Refused { code, text } = &self.state {
             let text = text.clone();
-            return std::mem::take(&mut self.outbox.refuse).then_some(Frame::Refuse { code: *code, text });
+            return std::mem::take(&mut self.outbox.refuse)
+                .then_some(Frame::Refuse { code: *code, text });
         }
         if self.leg != Leg::Up || self.is_over() {
             return None;
@@ -41,7 +44,10 @@ impl Flow {
                 return None;
             }
             if std::mem::take(&mut self.outbox.accept) {
-                return Some(Frame::Accept { limit: self.recv.grant(), max_datagram: self.max_datagram });
+                return Some(Frame::Accept {
+                    limit: self.recv.grant(),
+                    max_datagram: self.max_datagram,
+                });
             }
         }
         self.flowing(now)
@@ -69,7 +75,10 @@ impl Flow {
     fn abort_frame(&mut self) -> Option<Frame> {
         if self.leg == Leg::Up && (self.role == Role::Initiator || self.accepted) {
             if std::mem::take(&mut self.outbox.accept) {
-                return Some(Frame::Accept { limit: self.recv.limit(), max_datagram: self.max_datagram });
+                return Some(Frame::Accept {
+                    limit: self.recv.limit(),
+                    max_datagram: self.max_datagram,
+                });
             }
             if let Some((offset, bytes)) = self.send.next_data() {
                 return Some(Frame::Data { offset, bytes });
@@ -83,15 +92,29 @@ impl Flow {
 
     fn header(&mut self, header: Header) -> Option<Frame> {
         if header == Header::Resumed {
-            let proof = self.secret.prove(self.id, self.generation, Role::Terminator);
-            let (recv, limit) = if self.accepted { self.recv.report() } else { (self.recv.owned(), self.recv.limit()) };
-            return Some(Frame::Resumed { generation: self.generation, recv, limit, proof });
+            let proof = self
+                .secret
+                .prove(self.id, self.generation, Role::Terminator);
+            let (recv, limit) = if self.accepted {
+                self.recv.report()
+            } else {
+                (self.recv.owned(), self.recv.limit())
+            };
+            return Some(Frame::Resumed {
+                generation: self.generation,
+                recv,
+                limit,
+                proof,
+            });
         }
         // Only an initiator sends the other two, and it keeps its OPEN.
         let open = self.open.as_deref()?;
         self.opened = true;
         if header == Header::Open {
-            return Some(Frame::Open(Box::new(Open { generation: self.generation, ..open.clone() })));
+            return Some(Frame::Open(Box::new(Open {
+                generation: self.generation,
+                ..open.clone()
+            })));
         }
         let (recv, limit) = self.recv.report();
         Some(Frame::Resume(Box::new(Resume {
@@ -142,7 +165,11 @@ impl Flow {
             self.detach(self.limits.resume_window.max(MOVE_WINDOW), now);
         }
         self.generation = self.generation.next();
-        let header = if self.accepted { Header::Resume } else { Header::Open };
+        let header = if self.accepted {
+            Header::Resume
+        } else {
+            Header::Open
+        };
         self.leg = Leg::Header(header, self.opened);
         self.move_requested = false;
         Some(self.generation)
@@ -158,7 +185,10 @@ impl Flow {
         if self.role != Role::Terminator || resume.flow != self.id {
             return Err(GoneCode::Unknown);
         }
-        if !self.secret.accepts(&resume.proof, self.id, resume.generation, Role::Initiator) {
+        if !self
+            .secret
+            .accepts(&resume.proof, self.id, resume.generation, Role::Initiator)
+        {
             return Err(GoneCode::Forbidden);
         }
         self.admit(resume.generation, now)?;
@@ -213,13 +243,19 @@ impl Flow {
     fn take_leg(&mut self, generation: Generation) {
         self.generation = generation;
         self.leg = Leg::Header(Header::Resumed, false);
-        self.state = if self.accepted { State::Attached(generation) } else { State::Opening };
+        self.state = if self.accepted {
+            State::Attached(generation)
+        } else {
+            State::Opening
+        };
         self.move_requested = false;
         self.resumes += 1;
     }
 
     fn detach(&mut self, window: Duration, now: Instant) {
-        self.state = State::Detached { until: now + window };
+        self.state = State::Detached {
+            until: now + window,
+        };
         self.recv.hold_ack();
         if window.is_zero() {
             self.expire();

@@ -18,7 +18,12 @@ impl Flow {
 
     /// Takes bytes of the application, at most [`writable`](Self::writable). They are kept until the other end owns them.
     pub fn write(&mut self, bytes: Bytes) {
-        debug_assert!(bytes.len() <= self.writable(), "wrote {} of {} bytes", bytes.len(), self.writable());
+        debug_assert!(
+            bytes.len() <= self.writable(),
+            "wrote {} of {} bytes",
+            bytes.len(),
+            self.writable()
+        );
         if !self.is_over() {
             self.send.write(bytes);
         }
@@ -33,17 +38,18 @@ impl Flow {
 
     /// Cuts the flow because of this end: its application was reset (`RESET`, `BACKEND_RESET`: bytes written before
     /// still go first) or it may not go on (any other code). The state is `Aborted` at once; on a leg, `transmit` gives the
-    /// ABORT. Without a leg the other end learns it if a leg comes back in time, else by its own window.
+    /// ABORT. Without a leg the other end learns it if the driver goes on while [`wants_leg`](Self::wants_leg) (it need
+    /// not), else by its own window.
     pub fn abort(&mut self, code: AbortCode) {
-        if self.is_over() {
-            if let State::Aborting { code, .. } = self.state {
-                self.cut(code);
-            } else if self.state == State::Draining {
-                self.cut(code);
-            }
-            return;
+        match self.state {
+            State::Aborting { code, .. } => return self.cut(code),
+            State::Draining => return self.cut(code),
+            State::Refused { .. } | State::Done | State::Aborted(_) => return,
+            State::Opening | State::Attached(_) | State::Detached { .. } => {}
         }
-        if !matches!(code, AbortCode::Reset | AbortCode::BackendReset) || matches!(self.leg, Leg::None) {
+        if !matches!(code, AbortCode::Reset | AbortCode::BackendReset)
+            || matches!(self.leg, Leg::None)
+        {
             self.send.clear();
         }
         self.outbox.abort = self.opened.then_some(code);
@@ -52,7 +58,9 @@ impl Flow {
 
     /// Bytes for the application, in order; empty before the flow is accepted.
     pub fn readable(&self) -> impl Iterator<Item = &Bytes> {
-        self.recv.chunks().take(if self.accepted { usize::MAX } else { 0 })
+        self.recv
+            .chunks()
+            .take(if self.accepted { usize::MAX } else { 0 })
     }
 
     /// The application took the first `count` bytes of [`readable`](Self::readable). Credit for the other end follows.
@@ -69,7 +77,10 @@ impl Flow {
     pub fn at_eof(&self) -> bool {
         self.accepted
             && self.recv.is_consumed()
-            && !matches!(self.state, State::Aborting { .. } | State::Aborted(_) | State::Refused { .. })
+            && !matches!(
+                self.state,
+                State::Aborting { .. } | State::Aborted(_) | State::Refused { .. }
+            )
     }
 
     /// Terminator: the backend is connected. `max_datagram` is what this end can use, 0 for none.
@@ -93,14 +104,18 @@ impl Flow {
         self.outbox.refuse = true;
         self.send.clear();
         self.recv.clear();
-        self.state = State::Refused { code, text: text.into() };
+        self.state = State::Refused {
+            code,
+            text: text.into(),
+        };
     }
 
     /// Initiator: tries another provider with the same early bytes, under the new id and secret of `open`, on a first
-    /// leg again. Possible after `Refused`, and while no leg has been given the OPEN; otherwise nothing happens and the
+    /// leg again (drop the old one before: its frames must not reach this machine any more). Possible after `Refused`, and while no leg has been given the OPEN; otherwise nothing happens and the
     /// answer is `false` (the provider may have dialled: only a resume is allowed).
     pub fn restart(&mut self, open: Open) -> bool {
-        let possible = matches!(self.state, State::Refused { .. }) || (!self.opened && !self.is_over());
+        let possible =
+            matches!(self.state, State::Refused { .. }) || (!self.opened && !self.is_over());
         if self.role != Role::Initiator || !possible {
             return false;
         }
@@ -112,7 +127,10 @@ impl Flow {
         self.leg = Leg::Header(Header::Open, false);
         self.opened = false;
         self.outbox = Outbox::default();
-        debug_assert!(self.send.written() <= EARLY, "more than the early bytes were written before ACCEPT");
+        debug_assert!(
+            self.send.written() <= EARLY,
+            "more than the early bytes were written before ACCEPT"
+        );
         true
     }
 
@@ -137,7 +155,10 @@ impl Flow {
         self.outbox = Outbox::default();
         let in_order = matches!(code, AbortCode::Reset | AbortCode::BackendReset);
         if in_order && self.accepted && self.recv.buffered() > 0 {
-            self.state = State::Aborting { code, until: now + super::ABORT_LINGER };
+            self.state = State::Aborting {
+                code,
+                until: now + super::ABORT_LINGER,
+            };
         } else {
             self.cut(code);
         }

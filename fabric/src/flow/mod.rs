@@ -169,7 +169,11 @@ pub struct FlowLimits {
 impl Default for FlowLimits {
     /// 256 KiB, 4 MiB, 60 s.
     fn default() -> Self {
-        Self { window: 256 * 1024, max_window: 4 * 1024 * 1024, resume_window: Duration::from_secs(60) }
+        Self {
+            window: 256 * 1024,
+            max_window: 4 * 1024 * 1024,
+            resume_window: Duration::from_secs(60),
+        }
     }
 }
 
@@ -256,7 +260,16 @@ impl Flow {
             Duration::ZERO => Duration::ZERO,
             window => window + TERMINATOR_GRACE,
         };
-        let mut flow = Self::new(Role::Terminator, open, FlowLimits { resume_window, ..limits }, recv, open.limit);
+        let mut flow = Self::new(
+            Role::Terminator,
+            open,
+            FlowLimits {
+                resume_window,
+                ..limits
+            },
+            recv,
+            open.limit,
+        );
         flow.generation = open.generation;
         flow.opened = true;
         flow.leg = Leg::Up;
@@ -289,7 +302,11 @@ impl Flow {
         self.secret = open.secret.clone();
         self.max_datagram = open.max_datagram;
         self.generation = Generation::FIRST;
-        self.open = Some(Box::new(Open { generation: Generation::FIRST, limit: self.recv.limit(), ..open }));
+        self.open = Some(Box::new(Open {
+            generation: Generation::FIRST,
+            limit: self.recv.limit(),
+            ..open
+        }));
     }
 
     /// The flow's id.
@@ -373,6 +390,10 @@ impl Flow {
     /// Both ends own everything.
     fn complete(&mut self) {
         self.send.clear();
-        self.state = if self.recv.is_consumed() { State::Done } else { State::Draining };
+        self.state = if self.recv.is_consumed() {
+            State::Done
+        } else {
+            State::Draining
+        };
     }
 }

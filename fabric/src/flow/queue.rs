@@ -50,7 +50,10 @@ impl Queue {
             joined.extend_from_slice(last);
             joined.extend_from_slice(&bytes);
             if cursor.index == self.chunks.len() {
-                *cursor = Cursor { index: cursor.index - 1, offset: last_len + cursor.offset };
+                *cursor = Cursor {
+                    index: cursor.index - 1,
+                    offset: last_len + cursor.offset,
+                };
             }
             self.chunks.pop_back();
             bytes = joined.freeze();
@@ -91,9 +94,15 @@ impl Queue {
         }
         let piece = chunk.slice(cursor.offset..end);
         *cursor = if end == chunk.len() {
-            Cursor { index: cursor.index + 1, offset: 0 }
+            Cursor {
+                index: cursor.index + 1,
+                offset: 0,
+            }
         } else {
-            Cursor { offset: end, ..*cursor }
+            Cursor {
+                offset: end,
+                ..*cursor
+            }
         };
         Some(piece)
     }
@@ -103,11 +112,17 @@ impl Queue {
         let mut left = position;
         for (index, chunk) in self.chunks.iter().enumerate() {
             if left < chunk.len() {
-                return Cursor { index, offset: left };
+                return Cursor {
+                    index,
+                    offset: left,
+                };
             }
             left -= chunk.len();
         }
-        Cursor { index: self.chunks.len(), offset: 0 }
+        Cursor {
+            index: self.chunks.len(),
+            offset: 0,
+        }
     }
 
     pub(crate) fn clear(&mut self) {
@@ -137,7 +152,11 @@ mod tests {
                 read.extend_from_slice(&queue.piece(3, &mut cursor).unwrap_or_default());
             }
         }
-        assert!(queue.chunks().count() < 50_000 / 2048 + 13, "{} chunks", queue.chunks().count());
+        assert!(
+            queue.chunks().count() < 50_000 / 2048 + 13,
+            "{} chunks",
+            queue.chunks().count()
+        );
         queue.advance(read.len() / 2, &mut cursor);
         while let Some(piece) = queue.piece(1000, &mut cursor) {
             read.extend_from_slice(&piece);

@@ -11,7 +11,12 @@ impl Flow {
     /// # Errors
     /// A [`Violation`]: drop the leg. The flow is `Aborted(PROTOCOL)` then and `transmit` has an ABORT for the other end;
     /// only after [`Violation::Proof`] it is `Detached` and lives on.
-    pub fn receive(&mut self, generation: Generation, frame: Frame, now: Instant) -> Result<(), Violation> {
+    pub fn receive(
+        &mut self,
+        generation: Generation,
+        frame: Frame,
+        now: Instant,
+    ) -> Result<(), Violation> {
         if generation != self.generation || self.leg == Leg::None || self.is_over() {
             return Ok(());
         }
@@ -25,11 +30,16 @@ impl Flow {
     }
 
     fn dispatch(&mut self, frame: Frame, now: Instant) -> Result<(), Violation> {
-        let unexpected = Err(Violation::Unexpected { frame: frame.name() });
+        let unexpected = Err(Violation::Unexpected {
+            frame: frame.name(),
+        });
         let initiator = self.role == Role::Initiator;
         let up = self.leg == Leg::Up;
         match frame {
-            Frame::Accept { limit, max_datagram } if initiator && !self.accepted => {
+            Frame::Accept {
+                limit,
+                max_datagram,
+            } if initiator && !self.accepted => {
                 self.accept_received(limit, max_datagram);
                 Ok(())
             }
@@ -37,10 +47,17 @@ impl Flow {
                 self.refused(code, text);
                 Ok(())
             }
-            Frame::Resumed { generation, recv, limit, proof } if initiator && self.leg == Leg::Waiting => {
+            Frame::Resumed {
+                generation,
+                recv,
+                limit,
+                proof,
+            } if initiator && self.leg == Leg::Waiting => {
                 self.resumed(generation, recv, limit, &proof)
             }
-            Frame::Gone { code: GoneCode::Complete } if initiator => self.completed(),
+            Frame::Gone {
+                code: GoneCode::Complete,
+            } if initiator => self.completed(),
             Frame::Gone { code } if initiator && self.leg == Leg::Waiting => {
                 self.gone(code, now);
                 Ok(())
@@ -91,14 +108,28 @@ impl Flow {
         self.recv.clear();
     }
 
-    fn resumed(&mut self, generation: Generation, recv: u64, limit: u64, proof: &Proof) -> Result<(), Violation> {
-        if generation != self.generation || !self.secret.accepts(proof, self.id, generation, Role::Terminator) {
+    fn resumed(
+        &mut self,
+        generation: Generation,
+        recv: u64,
+        limit: u64,
+        proof: &Proof,
+    ) -> Result<(), Violation> {
+        if generation != self.generation
+            || !self
+                .secret
+                .accepts(proof, self.id, generation, Role::Terminator)
+        {
             return Err(Violation::Proof);
         }
         self.send.resume_at(recv, self.accepted)?;
         self.send.raise(limit);
         self.leg = Leg::Up;
-        self.state = if self.accepted { State::Attached(generation) } else { State::Opening };
+        self.state = if self.accepted {
+            State::Attached(generation)
+        } else {
+            State::Opening
+        };
         self.resumes += 1;
         Ok(())
     }
@@ -117,12 +148,17 @@ impl Flow {
             // Another leg of ours was faster, or somebody replayed our header: the next generation wins.
             GoneCode::Stale => self.leg_lost(self.generation, now),
             GoneCode::Refused if !self.accepted => {
-                self.refused(RefuseCode::Unspecified, "refused; the reason was lost with the leg".to_owned());
+                self.refused(
+                    RefuseCode::Unspecified,
+                    "refused; the reason was lost with the leg".to_owned(),
+                );
             }
             GoneCode::Expired => self.cut(AbortCode::WindowExpired),
             GoneCode::Aborted => self.cut(AbortCode::BackendReset),
             GoneCode::Forbidden => self.cut(AbortCode::Forbidden),
-            GoneCode::Unknown | GoneCode::Refused | GoneCode::Complete => self.cut(AbortCode::PeerGone),
+            GoneCode::Unknown | GoneCode::Refused | GoneCode::Complete => {
+                self.cut(AbortCode::PeerGone)
+            }
         }
     }
 

@@ -83,11 +83,19 @@ impl RecvHalf {
         self.fin && self.queue.is_empty()
     }
 
-    pub(crate) fn data(&mut self, offset: u64, bytes: Bytes, now: Instant) -> Result<(), Violation> {
+    pub(crate) fn data(
+        &mut self,
+        offset: u64,
+        bytes: Bytes,
+        now: Instant,
+    ) -> Result<(), Violation> {
         self.at_end(offset)?;
         let end = offset.saturating_add(bytes.len() as u64);
         if end > self.limit {
-            return Err(Violation::Credit { end, limit: self.limit });
+            return Err(Violation::Credit {
+                end,
+                limit: self.limit,
+            });
         }
         self.received = end;
         self.starved |= end == self.limit;
@@ -153,6 +161,8 @@ impl RecvHalf {
     /// Raises the credit as [`report`](Self::report) does, for ACCEPT, which says nothing of what is owned.
     pub(crate) fn grant(&mut self) -> u64 {
         self.limit = self.credit();
+        // The early bytes have a bound of their own: using it up says nothing about the window.
+        self.starved = false;
         self.limit
     }
 
@@ -188,7 +198,10 @@ impl RecvHalf {
         if self.fin {
             Err(Violation::AfterFin)
         } else if offset != self.received {
-            Err(Violation::Offset { offset, expected: self.received })
+            Err(Violation::Offset {
+                offset,
+                expected: self.received,
+            })
         } else {
             Ok(())
         }

@@ -67,7 +67,8 @@ impl SendHalf {
         if self.fin != Fin::Open {
             return 0;
         }
-        let credit = usize::try_from(self.limit.saturating_sub(self.written())).unwrap_or(usize::MAX);
+        let credit =
+            usize::try_from(self.limit.saturating_sub(self.written())).unwrap_or(usize::MAX);
         self.cap.saturating_sub(self.queue.len()).min(credit)
     }
 
@@ -93,7 +94,9 @@ impl SendHalf {
 
     pub(crate) fn next_data(&mut self) -> Option<(u64, Bytes)> {
         let credit = usize::try_from(self.limit.saturating_sub(self.sent)).unwrap_or(usize::MAX);
-        let bytes = self.queue.piece(credit.min(MAX_PAYLOAD), &mut self.cursor)?;
+        let bytes = self
+            .queue
+            .piece(credit.min(MAX_PAYLOAD), &mut self.cursor)?;
         let offset = self.sent;
         self.sent += bytes.len() as u64;
         Some((offset, bytes))
@@ -172,7 +175,11 @@ impl SendHalf {
     fn check(&self, recv: u64) -> Result<(), Violation> {
         let low = self.acked + u64::from(self.fin == Fin::Acked);
         let high = self.sent + u64::from(self.is_sent());
-        if (low..=high).contains(&recv) { Ok(()) } else { Err(Violation::Acknowledged { recv, low, high }) }
+        if (low..=high).contains(&recv) {
+            Ok(())
+        } else {
+            Err(Violation::Acknowledged { recv, low, high })
+        }
     }
 
     fn rewind(&mut self, position: u64) {

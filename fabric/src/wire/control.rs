@@ -72,7 +72,12 @@ impl Message {
                 varint::write(*version, body);
                 write_text(varint::clip(software, MAX_TEXT), body);
             }),
-            Self::Publish { id, service, port, protocol } => put(kind::PUBLISH, out, |body| {
+            Self::Publish {
+                id,
+                service,
+                port,
+                protocol,
+            } => put(kind::PUBLISH, out, |body| {
                 varint::write(*id, body);
                 write_text(&service.to_string(), body);
                 varint::write(u64::from(*port), body);
@@ -118,16 +123,25 @@ impl MessageDecoder {
     ///
     /// # Errors
     /// See [`WireError`]; the connection should be closed then. A message is at most [`MAX_HEADER`] bytes long.
-    #[allow(clippy::should_implement_trait, reason = "not an iterator: None means not yet, not the end")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "not an iterator: None means not yet, not the end"
+    )]
     pub fn next(&mut self) -> Result<Option<Message>, WireError> {
         loop {
             self.skip -= self.input.skip(self.skip as usize) as u64;
             if self.skip > 0 {
                 return Ok(None);
             }
-            let Some(header) = self.header.take().or_else(|| self.input.header()) else { return Ok(None) };
+            let Some(header) = self.header.take().or_else(|| self.input.header()) else {
+                return Ok(None);
+            };
             if header.len > MAX_HEADER as u64 {
-                return Err(WireError::Oversized { kind: header.kind, len: header.len, max: MAX_HEADER as u64 });
+                return Err(WireError::Oversized {
+                    kind: header.kind,
+                    len: header.len,
+                    max: MAX_HEADER as u64,
+                });
             }
             if !(kind::HELLO..=kind::DRAIN).contains(&header.kind) {
                 self.skip = header.len;
@@ -146,28 +160,49 @@ fn parse(kind: u64, body: &[u8]) -> Result<Message, WireError> {
     let fields = Fields::new(body);
     match kind {
         kind::HELLO => {
-            let mut body = Body { frame: "HELLO", fields };
-            Ok(Message::Hello { version: body.version()?, software: body.text("software")?.to_owned() })
+            let mut body = Body {
+                frame: "HELLO",
+                fields,
+            };
+            Ok(Message::Hello {
+                version: body.version()?,
+                software: body.text("software")?.to_owned(),
+            })
         }
         kind::PUBLISH => {
-            let mut body = Body { frame: "PUBLISH", fields };
+            let mut body = Body {
+                frame: "PUBLISH",
+                fields,
+            };
             Ok(Message::Publish {
                 id: body.number("id")?,
                 service: body.parsed("service")?,
                 port: body.port()?,
-                protocol: Protocol::from_wire(body.number("protocol")?).ok_or(body.malformed("protocol"))?,
+                protocol: Protocol::from_wire(body.number("protocol")?)
+                    .ok_or(body.malformed("protocol"))?,
             })
         }
         kind::WITHDRAW => {
-            let mut body = Body { frame: "WITHDRAW", fields };
-            Ok(Message::Withdraw { id: body.number("id")? })
+            let mut body = Body {
+                frame: "WITHDRAW",
+                fields,
+            };
+            Ok(Message::Withdraw {
+                id: body.number("id")?,
+            })
         }
         kind::ANSWER => {
-            let mut body = Body { frame: "ANSWER", fields };
+            let mut body = Body {
+                frame: "ANSWER",
+                fields,
+            };
             let id = body.number("id")?;
             let outcome = match body.number("outcome")? {
                 0 => Ok(()),
-                _ => Err((RefuseCode::from_wire(body.number("code")?), body.text("text")?.to_owned())),
+                _ => Err((
+                    RefuseCode::from_wire(body.number("code")?),
+                    body.text("text")?.to_owned(),
+                )),
             };
             Ok(Message::Answer { id, outcome })
         }

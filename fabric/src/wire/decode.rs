@@ -85,22 +85,31 @@ impl Decoder {
     ///
     /// # Errors
     /// See [`WireError`]; the decoder must not be used any further then.
-    #[allow(clippy::should_implement_trait, reason = "not an iterator: None means not yet, not the end")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "not an iterator: None means not yet, not the end"
+    )]
     pub fn next(&mut self) -> Result<Option<Frame>, WireError> {
         loop {
             match self.part {
                 Part::Header => {
-                    let Some(header) = self.input.header() else { return Ok(None) };
+                    let Some(header) = self.input.header() else {
+                        return Ok(None);
+                    };
                     self.part = begin(header)?;
                 }
                 Part::Body(header) => {
                     // begin() bounded the length, so it fits.
-                    let Some(body) = self.input.take(header.len as usize) else { return Ok(None) };
+                    let Some(body) = self.input.take(header.len as usize) else {
+                        return Ok(None);
+                    };
                     self.part = Part::Header;
                     return parse(header.kind, &body).map(Some);
                 }
                 Part::DataOffset { len } => {
-                    let Some((offset, size)) = self.input.varint() else { return Ok(None) };
+                    let Some((offset, size)) = self.input.varint() else {
+                        return Ok(None);
+                    };
                     self.part = data(offset, size, len)?;
                 }
                 Part::Data { left: 0, .. } | Part::Skip { left: 0 } => self.part = Part::Header,
@@ -109,7 +118,10 @@ impl Decoder {
                     if bytes.is_empty() {
                         return Ok(None);
                     }
-                    self.part = Part::Data { offset: offset + bytes.len() as u64, left: left - bytes.len() };
+                    self.part = Part::Data {
+                        offset: offset + bytes.len() as u64,
+                        left: left - bytes.len(),
+                    };
                     return Ok(Some(Frame::Data { offset, bytes }));
                 }
                 Part::Skip { left } => {
@@ -117,7 +129,9 @@ impl Decoder {
                     if skipped == 0 {
                         return Ok(None);
                     }
-                    self.part = Part::Skip { left: left - skipped as u64 };
+                    self.part = Part::Skip {
+                        left: left - skipped as u64,
+                    };
                 }
             }
         }
@@ -126,7 +140,10 @@ impl Decoder {
     /// Whether everything pushed was decoded and no frame is half there: a stream may end only then.
     pub fn is_idle(&self) -> bool {
         self.input.len() == 0
-            && matches!(self.part, Part::Header | Part::Data { left: 0, .. } | Part::Skip { left: 0 })
+            && matches!(
+                self.part,
+                Part::Header | Part::Data { left: 0, .. } | Part::Skip { left: 0 }
+            )
     }
 
     /// The bytes behind the last frame, for a router that reads the header and passes the rest on untouched. Call it
@@ -150,7 +167,11 @@ fn begin(header: Header) -> Result<Part, WireError> {
         _ => MAX_BODY,
     } as u64;
     if header.len > max {
-        return Err(WireError::Oversized { kind: header.kind, len: header.len, max });
+        return Err(WireError::Oversized {
+            kind: header.kind,
+            len: header.len,
+            max,
+        });
     }
     Ok(match header.kind {
         kind::DATA => Part::DataOffset { len: header.len },
@@ -160,32 +181,65 @@ fn begin(header: Header) -> Result<Part, WireError> {
 }
 
 fn data(offset: u64, size: usize, len: u64) -> Result<Part, WireError> {
-    let malformed = WireError::Malformed { frame: "DATA", field: "offset" };
+    let malformed = WireError::Malformed {
+        frame: "DATA",
+        field: "offset",
+    };
     let left = len.checked_sub(size as u64).ok_or(malformed.clone())?;
     if left > MAX_PAYLOAD as u64 {
-        return Err(WireError::Oversized { kind: kind::DATA, len, max: (MAX_PAYLOAD + size) as u64 });
+        return Err(WireError::Oversized {
+            kind: kind::DATA,
+            len,
+            max: (MAX_PAYLOAD + size) as u64,
+        });
     }
     if offset + left > MAX {
         return Err(malformed);
     }
-    Ok(Part::Data { offset, left: left as usize })
+    Ok(Part::Data {
+        offset,
+        left: left as usize,
+    })
 }
 
 fn parse(kind: u64, body: &[u8]) -> Result<Frame, WireError> {
     let fields = Fields::new(body);
     match kind {
-        kind::OPEN => open(Body { frame: "OPEN", fields }).map(|open| Frame::Open(Box::new(open))),
+        kind::OPEN => open(Body {
+            frame: "OPEN",
+            fields,
+        })
+        .map(|open| Frame::Open(Box::new(open))),
         kind::ACCEPT => {
-            let mut body = Body { frame: "ACCEPT", fields };
-            Ok(Frame::Accept { limit: body.number("limit")?, max_datagram: body.number("max_datagram")? })
+            let mut body = Body {
+                frame: "ACCEPT",
+                fields,
+            };
+            Ok(Frame::Accept {
+                limit: body.number("limit")?,
+                max_datagram: body.number("max_datagram")?,
+            })
         }
         kind::REFUSE => {
-            let mut body = Body { frame: "REFUSE", fields };
-            Ok(Frame::Refuse { code: RefuseCode::from_wire(body.number("code")?), text: body.text("text")?.to_owned() })
+            let mut body = Body {
+                frame: "REFUSE",
+                fields,
+            };
+            Ok(Frame::Refuse {
+                code: RefuseCode::from_wire(body.number("code")?),
+                text: body.text("text")?.to_owned(),
+            })
         }
-        kind::RESUME => resume(Body { frame: "RESUME", fields }).map(|resume| Frame::Resume(Box::new(resume))),
+        kind::RESUME => resume(Body {
+            frame: "RESUME",
+            fields,
+        })
+        .map(|resume| Frame::Resume(Box::new(resume))),
         kind::RESUMED => {
-            let mut body = Body { frame: "RESUMED", fields };
+            let mut body = Body {
+                frame: "RESUMED",
+                fields,
+            };
             Ok(Frame::Resumed {
                 generation: Generation(body.number("generation")?),
                 recv: body.number("recv")?,
@@ -194,20 +248,42 @@ fn parse(kind: u64, body: &[u8]) -> Result<Frame, WireError> {
             })
         }
         kind::GONE => {
-            let mut body = Body { frame: "GONE", fields };
-            Ok(Frame::Gone { code: GoneCode::from_wire(body.number("code")?) })
+            let mut body = Body {
+                frame: "GONE",
+                fields,
+            };
+            Ok(Frame::Gone {
+                code: GoneCode::from_wire(body.number("code")?),
+            })
         }
         kind::ACK => {
-            let mut body = Body { frame: "ACK", fields };
-            Ok(Frame::Ack { recv: body.number("recv")?, limit: body.number("limit")? })
+            let mut body = Body {
+                frame: "ACK",
+                fields,
+            };
+            Ok(Frame::Ack {
+                recv: body.number("recv")?,
+                limit: body.number("limit")?,
+            })
         }
         kind::FIN => {
-            let mut body = Body { frame: "FIN", fields };
-            Ok(Frame::Fin { offset: body.number("offset")? })
+            let mut body = Body {
+                frame: "FIN",
+                fields,
+            };
+            Ok(Frame::Fin {
+                offset: body.number("offset")?,
+            })
         }
         kind::ABORT => {
-            let mut body = Body { frame: "ABORT", fields };
-            Ok(Frame::Abort { code: AbortCode::from_wire(body.number("code")?), offset: body.number("offset")? })
+            let mut body = Body {
+                frame: "ABORT",
+                fields,
+            };
+            Ok(Frame::Abort {
+                code: AbortCode::from_wire(body.number("code")?),
+                offset: body.number("offset")?,
+            })
         }
         kind::MOVE => Ok(Frame::Move),
         // begin() lets only the known types through, and DATA goes another way: what is left is PING.
@@ -223,7 +299,8 @@ fn open(mut body: Body<'_>) -> Result<Open, WireError> {
         secret: Secret::from_bytes(body.array("secret")?),
         service: body.parsed("service")?,
         port: body.port()?,
-        protocol: Protocol::from_wire(body.number("protocol")?).ok_or(body.malformed("protocol"))?,
+        protocol: Protocol::from_wire(body.number("protocol")?)
+            .ok_or(body.malformed("protocol"))?,
         provider: body.parsed("provider")?,
         limit: body.number("limit")?,
         max_datagram: body.number("max_datagram")?,
@@ -256,14 +333,20 @@ pub(crate) struct Body<'a> {
 
 impl<'a> Body<'a> {
     pub(crate) fn malformed(&self, field: &'static str) -> WireError {
-        WireError::Malformed { frame: self.frame, field }
+        WireError::Malformed {
+            frame: self.frame,
+            field,
+        }
     }
 
     pub(crate) fn number(&mut self, field: &'static str) -> Result<u64, WireError> {
         self.fields.varint().ok_or(self.malformed(field))
     }
 
-    pub(crate) fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], WireError> {
+    pub(crate) fn array<const N: usize>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<[u8; N], WireError> {
         self.fields.array().ok_or(self.malformed(field))
     }
 
@@ -271,7 +354,10 @@ impl<'a> Body<'a> {
         self.fields.text().ok_or(self.malformed(field))
     }
 
-    pub(crate) fn parsed<T: std::str::FromStr>(&mut self, field: &'static str) -> Result<T, WireError> {
+    pub(crate) fn parsed<T: std::str::FromStr>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<T, WireError> {
         self.text(field)?.parse().map_err(|_| self.malformed(field))
     }
 

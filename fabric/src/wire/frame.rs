@@ -219,13 +219,21 @@ impl Frame {
     pub fn encode(&self, out: &mut BytesMut) {
         match self {
             Self::Open(open) => put(kind::OPEN, out, |body| open.body(body)),
-            Self::Accept { limit, max_datagram } => numbers(kind::ACCEPT, &[*limit, *max_datagram], out),
+            Self::Accept {
+                limit,
+                max_datagram,
+            } => numbers(kind::ACCEPT, &[*limit, *max_datagram], out),
             Self::Refuse { code, text } => put(kind::REFUSE, out, |body| {
                 varint::write(code.to_wire(), body);
                 write_text(varint::clip(text, MAX_TEXT), body);
             }),
             Self::Resume(resume) => put(kind::RESUME, out, |body| resume.body(body)),
-            Self::Resumed { generation, recv, limit, proof } => put(kind::RESUMED, out, |body| {
+            Self::Resumed {
+                generation,
+                recv,
+                limit,
+                proof,
+            } => put(kind::RESUMED, out, |body| {
                 for number in [generation.0, *recv, *limit] {
                     varint::write(number, body);
                 }
@@ -313,7 +321,10 @@ fn write_from(from: Option<&Subject>, out: &mut BytesMut) {
 /// Appends a frame whose body is only varints.
 pub(crate) fn numbers(kind: u64, fields: &[u64], out: &mut BytesMut) {
     varint::write(kind, out);
-    varint::write(fields.iter().map(|field| varint::size(*field) as u64).sum(), out);
+    varint::write(
+        fields.iter().map(|field| varint::size(*field) as u64).sum(),
+        out,
+    );
     for field in fields {
         varint::write(*field, out);
     }

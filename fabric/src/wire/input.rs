@@ -67,7 +67,9 @@ impl Input {
 
     /// Takes what lies in one chunk, at most `max` bytes; empty if nothing is here.
     pub(crate) fn take_piece(&mut self, max: usize) -> Bytes {
-        let Some(front) = self.chunks.front_mut() else { return Bytes::new() };
+        let Some(front) = self.chunks.front_mut() else {
+            return Bytes::new();
+        };
         let piece = if front.len() <= max {
             self.chunks.pop_front().unwrap_or_default()
         } else {

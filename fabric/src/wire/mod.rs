@@ -13,7 +13,7 @@ mod proof;
 pub mod varint;
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 pub use code::{AbortCode, CloseCode, GoneCode, RefuseCode, ResetCode};
 pub use control::{Message, MessageDecoder};

@@ -36,7 +36,11 @@ pub fn read(input: &[u8]) -> Option<(u64, usize)> {
     let first = *input.first()?;
     let len = 1usize << (first >> 6);
     let bytes = input.get(..len)?;
-    let value = bytes[1..].iter().fold(u64::from(first & 0x3f), |value, byte| value << 8 | u64::from(*byte));
+    let value = bytes[1..]
+        .iter()
+        .fold(u64::from(first & 0x3f), |value, byte| {
+            value << 8 | u64::from(*byte)
+        });
     Some((value, len))
 }
 

@@ -1,0 +1,206 @@
+//! One flow over several legs.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::pair::{Pair, other_open};
+use crate::flow::{FlowLimits, State, TERMINATOR_GRACE, Violation};
+use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof};
+
+#[test]
+fn a_lost_last_word_is_repeated_from_the_record() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.consumer.finish();
+    pair.provider().finish();
+    pair.exchange_until(|frame| matches!(frame, Frame::Gone { .. }));
+    assert_eq!(*pair.provider().state(), State::Done);
+    assert_eq!(*pair.consumer.state(), State::Attached(Generation(1)));
+    pair.consumer.leg_lost(Generation(1), pair.now);
+    let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
+    let Some(Frame::Resume(resume)) = pair.consumer.transmit(second, pair.now) else {
+        panic!("no RESUME")
+    };
+    let now = pair.now;
+    assert_eq!(
+        pair.provider().attach(&resume, now),
+        Err(GoneCode::Complete)
+    );
+    let code = pair.finished().code;
+    pair.consumer
+        .receive(second, Frame::Gone { code }, now)
+        .expect("a good answer");
+    assert_eq!(*pair.consumer.state(), State::Done);
+}
+
+#[test]
+fn a_reset_during_an_outage_is_told_on_the_next_leg() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.lose_leg();
+    pair.consumer.abort(AbortCode::Reset);
+    assert!(pair.consumer.wants_leg());
+    pair.resume();
+    assert_eq!(*pair.provider().state(), State::Aborted(AbortCode::Reset));
+    assert!(!pair.consumer.wants_leg());
+
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.lose_leg();
+    pair.provider().abort(AbortCode::BackendReset);
+    let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
+    let Some(Frame::Resume(resume)) = pair.consumer.transmit(second, pair.now) else {
+        panic!("no RESUME")
+    };
+    let now = pair.now;
+    assert_eq!(pair.provider().attach(&resume, now), Err(GoneCode::Aborted));
+    pair.consumer
+        .receive(
+            second,
+            Frame::Gone {
+                code: GoneCode::Aborted,
+            },
+            now,
+        )
+        .expect("a good answer");
+    assert_eq!(
+        *pair.consumer.state(),
+        State::Aborted(AbortCode::BackendReset)
+    );
+}
+
+#[test]
+fn the_windows_end_at_the_initiator_first() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.lose_leg();
+    let window = FlowLimits::default().resume_window;
+    let end = pair.now + window;
+    assert_eq!(pair.consumer.next_timeout(), Some(end));
+    pair.consumer.tick(end);
+    assert_eq!(
+        *pair.consumer.state(),
+        State::Aborted(AbortCode::WindowExpired)
+    );
+    pair.provider().tick(end);
+    assert!(matches!(pair.provider().state(), State::Detached { .. }));
+    pair.provider().tick(end + TERMINATOR_GRACE);
+    assert_eq!(
+        *pair.provider().state(),
+        State::Aborted(AbortCode::WindowExpired)
+    );
+    assert_eq!(pair.finished().code, GoneCode::Expired);
+}
+
+#[test]
+fn a_flow_without_a_window_is_cut_with_its_leg() {
+    let limits = FlowLimits {
+        resume_window: Duration::ZERO,
+        ..FlowLimits::default()
+    };
+    let mut pair = Pair::with(limits);
+    pair.accepted();
+    pair.lose_leg();
+    assert_eq!(
+        *pair.consumer.state(),
+        State::Aborted(AbortCode::WindowExpired)
+    );
+    assert_eq!(
+        *pair.provider().state(),
+        State::Aborted(AbortCode::WindowExpired)
+    );
+}
+
+#[test]
+fn an_open_without_an_answer_is_repeated_and_attached_once() {
+    let mut pair = Pair::new();
+    pair.consumer.write(Bytes::from_static(b"early"));
+    pair.exchange();
+    pair.lose_leg();
+    assert!(
+        !pair.consumer.restart(other_open()),
+        "the provider may have dialled"
+    );
+    let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
+    let Some(Frame::Open(open)) = pair.consumer.transmit(second, pair.now) else {
+        panic!("no OPEN")
+    };
+    assert_eq!(
+        (open.generation, pair.consumer.transmit(second, pair.now)),
+        (Generation(2), None)
+    );
+    let now = pair.now;
+    pair.provider()
+        .attach_open(&open, now)
+        .expect("a known flow");
+    pair.accepted();
+    assert_eq!(pair.take_all(), b"early");
+    assert_eq!(*pair.consumer.state(), State::Attached(second));
+}
+
+#[test]
+fn forged_and_replayed_resumes_do_not_touch_the_leg() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    let now = pair.now;
+    let forged = pair.forged_resume();
+    assert_eq!(
+        pair.provider().attach(&forged, now),
+        Err(GoneCode::Forbidden)
+    );
+    assert_eq!(*pair.provider().state(), State::Attached(Generation(1)));
+
+    pair.lose_leg();
+    let replayed = pair.resume();
+    assert_eq!(pair.provider().attach(&replayed, now), Err(GoneCode::Stale));
+    let mut foreign = replayed;
+    foreign.flow = other_open().flow;
+    assert_eq!(
+        pair.provider().attach(&foreign, now),
+        Err(GoneCode::Unknown)
+    );
+    assert!(matches!(pair.provider().state(), State::Attached(_)));
+}
+
+#[test]
+fn an_answer_without_a_proof_cuts_the_leg_and_not_the_flow() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.lose_leg();
+    let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
+    pair.from_consumer();
+    let forged = Frame::Resumed {
+        generation: second,
+        recv: 0,
+        limit: 0,
+        proof: Proof::from_bytes([7; 32]),
+    };
+    assert_eq!(
+        pair.consumer.receive(second, forged, pair.now),
+        Err(Violation::Proof)
+    );
+    assert!(matches!(pair.consumer.state(), State::Detached { .. }) && pair.consumer.wants_leg());
+}
+
+#[test]
+fn a_move_asks_for_a_leg_and_the_old_one_is_fenced() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.provider().request_move();
+    pair.exchange();
+    assert!(pair.consumer.move_requested() && pair.consumer.wants_leg());
+    pair.resume();
+    assert!(!pair.consumer.wants_leg());
+    let now = pair.now;
+    let stray = Frame::Data {
+        offset: 99,
+        bytes: Bytes::from_static(b"?"),
+    };
+    pair.provider()
+        .receive(Generation(1), stray, now)
+        .expect("ignored");
+    assert_eq!(pair.provider().transmit(Generation(1), now), None);
+    pair.provider().leg_lost(Generation(1), now);
+    assert_eq!(*pair.provider().state(), State::Attached(Generation(2)));
+}
