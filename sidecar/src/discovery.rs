@@ -20,7 +20,7 @@ const BATCH: usize = 256;
 #[derive(Debug, Clone, Default)]
 pub struct Known {
     /// All Routers.
-    pub routers: Arc<BTreeMap<String, Router>>,
+    pub routers: Arc<BTreeMap<String, Arc<Router>>>,
     /// True once a whole state was seen, from the APIServer or from a snapshot.
     pub synced: bool,
 }
@@ -29,7 +29,7 @@ pub struct Known {
 #[derive(Debug)]
 pub struct Discovery {
     own: NodeName,
-    routers: BTreeMap<String, Router>,
+    routers: BTreeMap<String, Arc<Router>>,
     directory: watch::Sender<Arc<Directory>>,
     known: watch::Sender<Known>,
     metrics: Arc<SidecarMetrics>,
@@ -40,7 +40,7 @@ impl Discovery {
     /// Starts from `routers` of a snapshot, if there is one, as seen from the node `own`.
     pub fn new(
         own: NodeName,
-        routers: Option<Vec<Router>>,
+        routers: Option<Vec<Arc<Router>>>,
         directory: watch::Sender<Arc<Directory>>,
         known: watch::Sender<Known>,
         metrics: Arc<SidecarMetrics>,
@@ -78,11 +78,11 @@ impl Discovery {
         let whole = match event {
             WatchEvent::Snapshot { routers, revision } => {
                 tracing::debug!(%revision, routers = routers.len(), "read the state of the APIServer");
-                self.routers = routers.into_iter().map(|router| (router.name().to_owned(), router)).collect();
+                self.routers = routers.into_iter().map(|router| (router.name().to_owned(), Arc::new(router))).collect();
                 true
             }
             WatchEvent::Applied(router) => {
-                self.routers.insert(router.name().to_owned(), router);
+                self.routers.insert(router.name().to_owned(), Arc::new(router));
                 false
             }
             WatchEvent::Deleted(node) => {
@@ -108,7 +108,7 @@ impl Discovery {
     }
 
     fn publish(&mut self, synced: bool) {
-        let now = Directory::build(&self.own, self.routers.values());
+        let now = Directory::build(&self.own, self.routers.values().map(|router| &**router));
         self.metrics.routers.set(i64::try_from(self.routers.len()).unwrap_or(i64::MAX));
         for new in gained(&self.directory.borrow(), &now) {
             tracing::warn!(

@@ -5,13 +5,31 @@
 //! written by [`discovery`] alone, which follows the Routers of the node's APIServer; [`snapshot`] keeps what it saw, so that
 //! all of this also starts without a network. [`publish`] offers the pod's own services. [`identity`] finds out who we are.
 //!
-//! Data moves on the runtime that the sidecar is run on, one thread; DNS and discovery have the control runtime.
+//! Data moves on the runtime that the sidecar is run on, one thread; DNS and discovery have the control runtime. Nothing here
+//! writes to a store, and nothing reads the environment.
 
 pub mod admin;
 pub mod config;
+pub mod directory;
+pub mod discovery;
 pub mod dns;
+mod error;
+pub mod identity;
+pub mod listener;
+mod mapper;
 pub mod metrics;
+pub mod pick;
+mod proxy;
+mod publish;
+mod remember;
+mod run;
 pub mod snapshot;
 pub mod spec;
+mod start;
 pub mod state;
+mod table;
 pub mod vip;
+
+pub use config::SidecarConfig;
+pub use error::{RunError, StartError};
+pub use run::Sidecar;

@@ -49,7 +49,7 @@ pub struct MappingState {
 
 /// All listeners. One task owns it.
 #[derive(Debug)]
-pub struct Listeners {
+pub(crate) struct Listeners {
     proxy: Arc<Proxy>,
     permits: Arc<Semaphore>,
     stop: CancellationToken,
@@ -78,7 +78,7 @@ impl Drop for Open {
 
 impl Listeners {
     /// No listener yet. Connections go to `proxy` until `stop`, and have `grace` from then on.
-    pub fn new(proxy: Arc<Proxy>, vips: VipTable, stop: CancellationToken, grace: Duration) -> Self {
+    pub(crate) fn new(proxy: Arc<Proxy>, vips: VipTable, stop: CancellationToken, grace: Duration) -> Self {
         let listeners = Self {
             proxy,
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -94,12 +94,12 @@ impl Listeners {
     }
 
     /// What became of every mapping.
-    pub fn states(&self) -> watch::Receiver<Arc<Vec<MappingState>>> {
+    pub(crate) fn states(&self) -> watch::Receiver<Arc<Vec<MappingState>>> {
         self.states.subscribe()
     }
 
     /// Opens what is wanted and not open, closes what is open and not wanted. Failed ports are tried again.
-    pub fn reconcile(&mut self, wanted: &BTreeMap<ServiceRef, BTreeSet<u16>>) {
+    pub(crate) fn reconcile(&mut self, wanted: &BTreeMap<ServiceRef, BTreeSet<u16>>) {
         self.services.retain(|target, _| wanted.contains_key(target));
         for (target, ports) in wanted {
             let service = self.services.entry(target.clone()).or_default();
@@ -171,12 +171,12 @@ impl Listeners {
     }
 
     /// True if a port could not be opened.
-    pub fn has_failures(&self) -> bool {
+    pub(crate) fn has_failures(&self) -> bool {
         self.services.values().any(|service| !service.failed.is_empty())
     }
 
     /// Waits until every connection has ended; `stop` must have been cancelled.
-    pub async fn closed(mut self) {
+    pub(crate) async fn closed(mut self) {
         while self.tasks.join_next().await.is_some() {}
     }
 

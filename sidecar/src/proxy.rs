@@ -21,17 +21,17 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// What all connections share.
 #[derive(Debug)]
-pub struct Proxy {
+pub(crate) struct Proxy {
     /// Who provides what.
-    pub directory: watch::Receiver<Arc<Directory>>,
+    pub(crate) directory: watch::Receiver<Arc<Directory>>,
     /// Connections to routers; `None` until there is an identity.
-    pub links: watch::Receiver<Option<Links>>,
+    pub(crate) links: watch::Receiver<Option<Links>>,
     /// Settings of the consumer's end of flows.
-    pub consumer: ConsumerConfig,
+    pub(crate) consumer: ConsumerConfig,
     /// How long a connection waits for a provider.
-    pub connect_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
     /// Counters.
-    pub metrics: Arc<SidecarMetrics>,
+    pub(crate) metrics: Arc<SidecarMetrics>,
 }
 
 /// Why no provider took a connection.
@@ -50,21 +50,19 @@ enum Unserved {
 /// Carries one accepted connection: picks a provider, opens a flow, tries the next one if that one refuses or is gone, and
 /// copies until both directions have ended. If nobody takes it the client gets an RST: at once when somebody refused, at
 /// the connect timeout when nobody was there. Dropping the future resets the client.
-pub async fn serve(proxy: &Proxy, stream: TcpStream, from: SocketAddr, target: &ServiceRef, port: u16) {
+pub(crate) async fn serve(proxy: &Proxy, stream: TcpStream, from: SocketAddr, target: &ServiceRef, port: u16) {
     proxy.metrics.connections_accepted.inc();
     let mut flow = ConsumerFlow::new(stream, proxy.consumer.clone());
-    match open(proxy, &mut flow, target, port).await {
-        Ok(()) => {
-            // The end is logged where it is known: with bytes, duration and reason.
-            flow.carry().await;
-        }
+    // The end is logged and counted by the flow itself, with bytes, duration and reason.
+    let _ = match open(proxy, &mut flow, target, port).await {
+        Ok(()) => flow.carry().await,
         Err(Unserved::Open(OpenError::ClientGone)) => flow.reset(),
         Err(why) => {
             proxy.metrics.connections_unserved.inc();
             tracing::info!(target: "keel::flow", service = %target, port, client = %from, "connection reset: {why}");
-            flow.reset();
+            flow.reset()
         }
-    }
+    };
     proxy.metrics.connections_closed.inc();
 }
 

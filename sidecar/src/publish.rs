@@ -13,10 +13,10 @@ use crate::directory::Directory;
 use crate::spec::PublishedService;
 
 /// Routers besides the own node's at which a service is published.
-pub const OTHER_ROUTERS: usize = 4;
+pub(crate) const OTHER_ROUTERS: usize = 4;
 
 /// The publications of `published` on a node of `cluster` (`None`: not known yet), and what is wrong with the others. Pure.
-pub fn publications(published: &[PublishedService], cluster: Option<&ClusterName>) -> (Vec<Publication>, Vec<String>) {
+pub(crate) fn publications(published: &[PublishedService], cluster: Option<&ClusterName>) -> (Vec<Publication>, Vec<String>) {
     let mut all = Vec::new();
     let mut problems = Vec::new();
     for one in published {
@@ -39,7 +39,7 @@ pub fn publications(published: &[PublishedService], cluster: Option<&ClusterName
 }
 
 /// Follows the directory: which publications, at which routers. Ends with `stop`.
-pub async fn follow(
+pub(crate) async fn follow(
     published: Vec<PublishedService>,
     mut directory: watch::Receiver<Arc<Directory>>,
     publications_to: watch::Sender<Arc<Vec<Publication>>>,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use keel_certs::NodeName;
@@ -35,7 +36,7 @@ pub struct Snapshot {
     #[serde(with = "as_text")]
     pub addresses: BTreeMap<ServiceRef, IpAddr>,
     /// The Routers as they were last seen.
-    pub routers: Vec<Router>,
+    pub routers: Vec<Arc<Router>>,
 }
 
 /// The node that the identity belongs to, and its APIServer.
@@ -165,7 +166,7 @@ mod tests {
                 ("mysql.default".parse().unwrap(), address.parse().unwrap()),
                 ("redis.default.east".parse().unwrap(), "127.0.66.9".parse().unwrap()),
             ]),
-            routers: vec![Router::named("a")],
+            routers: vec![Arc::new(Router::named("a"))],
         }
     }
 

@@ -22,7 +22,7 @@ struct Running {
     tasks: JoinSet<()>,
 }
 
-fn start(snapshot: Option<Vec<Router>>) -> Running {
+fn start(snapshot: Option<Vec<Arc<Router>>>) -> Running {
     let (events, receiver) = mpsc::channel(8);
     let (directory, known) = (watch::Sender::default(), watch::Sender::default());
     let (seen, kept) = (directory.subscribe(), known.subscribe());
@@ -72,7 +72,7 @@ async fn routers_come_change_and_go() {
 
 #[tokio::test]
 async fn what_was_known_stays_while_the_apiserver_is_away() {
-    let mut running = start(Some(vec![serving_b()]));
+    let mut running = start(Some(vec![Arc::new(serving_b())]));
     running.providers(1).await;
     assert!(running.known.borrow().synced, "a snapshot counts as a whole state");
     running.send(away()).await;

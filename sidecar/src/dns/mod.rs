@@ -7,6 +7,7 @@ pub mod forward;
 pub mod handler;
 pub mod names;
 pub mod resolv;
+pub mod view;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,370 @@
+//! Who this sidecar is: where its identity comes from, and how it stays fresh.
+//!
+//! In this order: a directory that somebody else keeps fresh, the identity kept in the state directory, a join token, a node's
+//! workload socket. With none of them it says so and goes on looking.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::BoxFuture;
+use keel_certs::{
+    Chain, Csr, Issuer, JoinToken, KeyPair, LiveIdentity, Namespace, NodeName, PodName, RenewError, Renewed, RootPin, Subject,
+};
+use keel_control::client::Client;
+use keel_control::enroll;
+use keel_fabric::quic::HostPort;
+use thiserror::Error;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{SidecarConfig, parse_apiserver};
+use crate::snapshot::Origin;
+
+/// Between two looks for an identity.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Between two lines that say there is none.
+const SAY_EVERY: Duration = Duration::from_secs(30);
+
+/// How long a node on this machine may take to say where its APIServer is; without an answer the last one counts.
+const ASK_SOCKET: Duration = Duration::from_millis(500);
+
+/// How often the files of `--identity-dir` are read again.
+const READ_EVERY: Duration = Duration::from_secs(10);
+
+/// An identity, and what belongs to it.
+#[derive(Clone)]
+pub struct Found {
+    /// Key and certificates.
+    pub live: LiveIdentity,
+    /// The node that vouches for it.
+    pub node: NodeName,
+    /// The node's APIServer.
+    pub apiserver: HostPort,
+    /// How the identity is renewed.
+    pub renewal: Renewal,
+}
+
+/// How an identity is renewed.
+#[derive(Debug, Clone)]
+pub enum Renewal {
+    /// Somebody replaces the files of this directory.
+    Directory(PathBuf),
+    /// By the node: over one of these sockets, else over the network.
+    Node(Vec<PathBuf>),
+}
+
+/// Why there is no identity, for good.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// None was found in the time given.
+    #[error("no identity was found in {0:?}: {1}")]
+    Timeout(Duration, String),
+    /// The token was refused; it will not become better.
+    #[error("{why}; make a new token with `keel token create --sidecar {namespace}/{pod}`")]
+    Refused {
+        /// What the node said.
+        why: String,
+        /// The namespace that is asked for.
+        namespace: Namespace,
+        /// The name that is asked for.
+        pod: PodName,
+    },
+}
+
+/// Everything that the look-up needs.
+#[derive(Debug, Clone)]
+pub struct Lookup {
+    /// See [`SidecarConfig::identity_dir`].
+    pub identity_dir: Option<PathBuf>,
+    /// Where an identity is kept: `identity` in the state directory.
+    pub kept: Option<PathBuf>,
+    /// See [`SidecarConfig::join`].
+    pub join: Option<JoinToken>,
+    /// See [`SidecarConfig::workload_sockets`].
+    pub sockets: Vec<PathBuf>,
+    /// See [`SidecarConfig::apiserver`].
+    pub apiserver: Option<HostPort>,
+    /// Where the kept identity came from.
+    pub origin: Option<Origin>,
+    /// The namespace to be in.
+    pub namespace: Namespace,
+    /// The name to have.
+    pub pod: PodName,
+    /// See [`SidecarConfig::identity_timeout`].
+    pub timeout: Option<Duration>,
+}
+
+impl Lookup {
+    /// The look-up of a sidecar called `pod` with its state in `state`.
+    pub fn new(config: &SidecarConfig, pod: PodName, state: Option<&Path>, origin: Option<Origin>) -> Self {
+        Self {
+            identity_dir: config.identity_dir.clone(),
+            kept: state.map(|dir| dir.join("identity")),
+            join: config.join.clone(),
+            sockets: config.workload_sockets.clone(),
+            apiserver: config.apiserver.clone(),
+            origin,
+            namespace: config.namespace.clone(),
+            pod,
+            timeout: config.identity_timeout,
+        }
+    }
+
+    /// Looks until there is an identity. Cancel safe: a key that a token was used with is kept.
+    ///
+    /// # Errors
+    /// A refused token, or no identity within the timeout.
+    pub async fn run(&self) -> Result<Found, IdentityError> {
+        let start = Instant::now();
+        let mut said: Option<(Instant, String)> = None;
+        loop {
+            let why = match self.once().await {
+                Ok(found) => {
+                    tracing::info!(identity = %found.live.identity(), apiserver = %found.apiserver, "identity found");
+                    return Ok(found);
+                }
+                Err(Attempt::Final(error)) => return Err(error),
+                Err(Attempt::Again(why)) => why,
+            };
+            if let Some(limit) = self.timeout
+                && start.elapsed() >= limit
+            {
+                return Err(IdentityError::Timeout(limit, why));
+            }
+            if said.as_ref().is_none_or(|(at, last)| at.elapsed() >= SAY_EVERY || *last != why) {
+                tracing::warn!("no identity yet: {why}");
+                said = Some((Instant::now(), why));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn once(&self) -> Result<Found, Attempt> {
+        if let Some(dir) = &self.identity_dir {
+            return self.from_directory(dir);
+        }
+        if let Some(found) = self.from_kept().await {
+            return Ok(found);
+        }
+        if let Some(token) = &self.join {
+            return self.from_token(token).await;
+        }
+        self.from_sockets().await
+    }
+
+    fn from_directory(&self, dir: &Path) -> Result<Found, Attempt> {
+        let live = LiveIdentity::load(dir).map_err(|error| Attempt::Again(error.to_string()))?;
+        let node = node_of(&live).ok_or_else(|| Attempt::Again(format!("{} is no identity of a sidecar", live.identity())))?;
+        let apiserver = self.apiserver_or(None);
+        Ok(Found { live, node, apiserver, renewal: Renewal::Directory(dir.to_owned()) })
+    }
+
+    /// The identity of an earlier run, if it is ours and still good.
+    async fn from_kept(&self) -> Option<Found> {
+        let dir = self.kept.as_ref().filter(|dir| dir.join("tls.crt").exists())?;
+        let live = match LiveIdentity::load(dir) {
+            Ok(live) => live,
+            Err(error) => {
+                tracing::warn!(%error, dir = %dir.display(), "the kept identity cannot be used; looking for another one");
+                return None;
+            }
+        };
+        let identity = live.identity();
+        let Subject::Pod { node, namespace, .. } = &identity.subject else { return None };
+        // A token may be for another namespace than the one that this sidecar was told; what it gave is what was wanted.
+        if *namespace != self.namespace && self.join.is_none() {
+            tracing::warn!(%identity, wanted = %self.namespace, "the kept identity is of another namespace; looking for another one");
+            return None;
+        }
+        if live.not_after() <= SystemTime::now() {
+            tracing::warn!(%identity, "the kept identity has expired; looking for another one");
+            return None;
+        }
+        if let Some(token) = &self.join
+            && !live.roots().iter().any(|root| RootPin::of(root).is_ok_and(|pin| pin == token.pin))
+        {
+            tracing::warn!(%identity, token = %token.id, "the join token is for another trust domain; going on with the kept identity");
+        }
+        let told = match self.told_by_socket(node).await {
+            Some(apiserver) => Some(apiserver),
+            None => self.origin.as_ref().filter(|origin| origin.node == *node).and_then(|origin| origin.apiserver.parse().ok()),
+        };
+        let apiserver = self.apiserver_or(told);
+        if let Err(error) = live.keep_in(dir) {
+            tracing::warn!(%error, "renewed certificates will not be kept");
+        }
+        Some(Found { live, node: node.clone(), apiserver, renewal: Renewal::Node(self.sockets.clone()) })
+    }
+
+    /// Where `node`'s APIServer is now, if the node is on this machine: it may have moved since the identity was kept.
+    async fn told_by_socket(&self, node: &NodeName) -> Option<HostPort> {
+        let csr = KeyPair::generate().ok()?.csr().ok()?;
+        for socket in self.sockets.iter().filter(|socket| socket.exists()) {
+            let asked = enroll::local::workload(socket, &self.namespace, &self.pod, &csr);
+            if let Ok(Ok(workload)) = timeout(ASK_SOCKET, asked).await
+                && workload.node == *node
+            {
+                return parse_apiserver(&workload.info.apiserver).ok();
+            }
+        }
+        None
+    }
+
+    async fn from_token(&self, token: &JoinToken) -> Result<Found, Attempt> {
+        let (key, csr) = self.key()?;
+        let joined = enroll::join::sidecar(token, &csr).await.map_err(|error| {
+            if error.is_retryable() {
+                return Attempt::Again(error.to_string());
+            }
+            Attempt::Final(IdentityError::Refused {
+                why: error.to_string(),
+                namespace: self.namespace.clone(),
+                pod: self.pod.clone(),
+            })
+        })?;
+        self.found(key, joined.chain, joined.roots, token.endpoint.parse().ok())
+    }
+
+    async fn from_sockets(&self) -> Result<Found, Attempt> {
+        let mut errors = Vec::new();
+        for socket in self.sockets.iter().filter(|socket| socket.exists()) {
+            let (key, csr) = self.key()?;
+            match enroll::local::workload(socket, &self.namespace, &self.pod, &csr).await {
+                Ok(workload) => {
+                    let apiserver = parse_apiserver(&workload.info.apiserver).ok();
+                    return self.found(key, workload.chain, workload.roots, apiserver);
+                }
+                Err(error) => errors.push(format!("{}: {error}", socket.display())),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(Attempt::Again(errors.join("; ")));
+        }
+        let looked: Vec<_> = self.sockets.iter().map(|socket| socket.display().to_string()).collect();
+        Err(Attempt::Again(format!(
+            "there is no node on this machine (no socket at {}) and no join token; either start a node here with `keel up`, or run \
+             `keel token create --sidecar {}/{}` at a node and give the token with `--join @FILE`",
+            looked.join(", "),
+            self.namespace,
+            self.pod
+        )))
+    }
+
+    fn found(
+        &self,
+        key: KeyPair,
+        chain: Chain,
+        roots: Vec<rustls_pki_types::CertificateDer<'static>>,
+        apiserver: Option<HostPort>,
+    ) -> Result<Found, Attempt> {
+        let live = LiveIdentity::new(key, chain, roots).map_err(|error| Attempt::Again(error.to_string()))?;
+        let node = node_of(&live).ok_or_else(|| Attempt::Again(format!("{} is no identity of a sidecar", live.identity())))?;
+        if let Some(dir) = &self.kept {
+            if let Err(error) = live.keep_in(dir) {
+                tracing::warn!(%error, "the identity cannot be kept; the next start needs the node again");
+            }
+            // Best effort: the key is in the identity now.
+            let _ = std::fs::remove_file(pending(dir));
+        }
+        Ok(Found { live, node, apiserver: self.apiserver_or(apiserver), renewal: Renewal::Node(self.sockets.clone()) })
+    }
+
+    /// The key to ask with: the same one until it is certified, because a token belongs to the first key that uses it.
+    fn key(&self) -> Result<(KeyPair, Csr), Attempt> {
+        let again = |error: &dyn std::fmt::Display| Attempt::Again(format!("no key: {error}"));
+        let file = self.kept.as_ref().map(|dir| pending(dir));
+        let kept = file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+        let key = match kept.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
+            Some(key) => key,
+            None => {
+                let key = KeyPair::generate().map_err(|error| again(&error))?;
+                if let Some(file) = &file
+                    && let Err(error) = keel_certs::write_atomic(file, key.pem().as_bytes(), 0o600)
+                {
+                    tracing::warn!(%error, "the key cannot be kept");
+                }
+                key
+            }
+        };
+        let csr = key.csr().map_err(|error| again(&error))?;
+        Ok((key, csr))
+    }
+
+    fn apiserver_or(&self, told: Option<HostPort>) -> HostPort {
+        let default = || HostPort::from(std::net::SocketAddr::from(([127, 0, 0, 1], 7443)));
+        self.apiserver.clone().or(told).unwrap_or_else(default)
+    }
+}
+
+/// Keeps the identity fresh until `stop`; `client` talks to the node's APIServer.
+pub async fn keep_fresh(found: Found, client: Client, stop: CancellationToken) {
+    match found.renewal {
+        Renewal::Directory(dir) => follow_files(&found.live, &dir, stop).await,
+        Renewal::Node(sockets) => {
+            let remote = Arc::new(enroll::RemoteIssuer { client });
+            let issuer = NodeIssuer { who: found.live.identity().subject, sockets, remote };
+            keel_certs::rotate(found.live, Arc::new(issuer), stop.cancelled_owned()).await;
+        }
+    }
+}
+
+/// Asks the node: over a socket of its own machine, which works whatever the certificate's state, else over the network.
+struct NodeIssuer {
+    who: Subject,
+    sockets: Vec<PathBuf>,
+    remote: Arc<dyn Issuer>,
+}
+
+impl Issuer for NodeIssuer {
+    fn renew(&self, csr: &Csr) -> BoxFuture<'static, Result<Renewed, RenewError>> {
+        let (who, sockets, remote, csr) = (self.who.clone(), self.sockets.clone(), self.remote.clone(), csr.clone());
+        Box::pin(async move {
+            if let Subject::Pod { node, namespace, pod } = &who {
+                for socket in sockets.iter().filter(|socket| socket.exists()) {
+                    match enroll::local::workload(socket, namespace, pod, &csr).await {
+                        Ok(workload) if workload.node == *node => return Ok((workload.chain, workload.roots)),
+                        // Another node's socket, or a name that only a token gives: the network knows better.
+                        Ok(_) => {}
+                        Err(error) => tracing::debug!(%error, socket = %socket.display(), "no renewal over the socket"),
+                    }
+                }
+            }
+            remote.renew(&csr).await
+        })
+    }
+}
+
+/// Takes over what somebody else writes into the directory.
+async fn follow_files(live: &LiveIdentity, dir: &Path, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = sleep(READ_EVERY) => {}
+        }
+        // Half-written files do not fit together; the next look finds them whole.
+        let Ok(new) = LiveIdentity::load(dir) else { continue };
+        if new.chain().certs == live.chain().certs && new.roots() == live.roots() {
+            continue;
+        }
+        match live.replace_all(new.key(), new.chain(), new.roots()) {
+            Ok(()) => tracing::info!(identity = %live.identity(), "certificate replaced"),
+            Err(error) => tracing::warn!(%error, dir = %dir.display(), "the new certificate is not taken"),
+        }
+    }
+}
+
+enum Attempt {
+    Again(String),
+    Final(IdentityError),
+}
+
+fn node_of(live: &LiveIdentity) -> Option<NodeName> {
+    live.identity().subject.node().cloned()
+}
+
+fn pending(dir: &Path) -> PathBuf {
+    dir.with_extension("pending.key")
+}

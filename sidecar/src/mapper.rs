@@ -1,0 +1,92 @@
+//! Which ports of which services are listened on, from what was asked for and what providers offer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use keel_fabric::wire::Protocol;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::directory::Directory;
+use crate::listener::Listeners;
+use crate::spec::{MappedService, ServiceRef};
+
+/// How often ports that could not be opened are tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// The ports to listen on. A port without a number in the mapping appears with its first provider and then stays for as
+/// long as the mapping, so that a provider that comes back finds its listener.
+#[derive(Debug)]
+pub(crate) struct Mapper {
+    mapped: Vec<MappedService>,
+    seen: BTreeMap<ServiceRef, BTreeSet<u16>>,
+}
+
+impl Mapper {
+    /// Nothing was seen yet. Mappings of UDP are left out, with a warning.
+    pub(crate) fn new(mapped: &[MappedService]) -> Self {
+        for one in mapped.iter().filter(|one| one.protocol == Protocol::Udp) {
+            let port = one.port.map(|port| format!(" port {port}")).unwrap_or_default();
+            tracing::warn!("{}{port}/udp is not mapped: UDP is not carried yet; its name resolves", one.target);
+        }
+        let tcp = mapped.iter().filter(|one| one.protocol == Protocol::Tcp).cloned().collect();
+        Self { mapped: tcp, seen: BTreeMap::new() }
+    }
+
+    /// What is to be listened on, now that this is known.
+    pub(crate) fn wanted(&mut self, directory: &Directory) -> BTreeMap<ServiceRef, BTreeSet<u16>> {
+        for one in &self.mapped {
+            let ports = self.seen.entry(one.target.clone()).or_default();
+            match one.port {
+                Some(port) => _ = ports.insert(port),
+                None => ports.extend(directory.ports(&one.target, Protocol::Tcp)),
+            }
+        }
+        self.seen.clone()
+    }
+
+    /// Keeps the listeners as they should be until `stop`, and gives them back then.
+    pub(crate) async fn run(
+        mut self,
+        mut listeners: Listeners,
+        mut directory: watch::Receiver<Arc<Directory>>,
+        stop: CancellationToken,
+    ) -> Listeners {
+        loop {
+            let now = directory.borrow_and_update().clone();
+            listeners.reconcile(&self.wanted(&now));
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return listeners,
+                changed = directory.changed() => if changed.is_err() {
+                    stop.cancelled().await;
+                    return listeners;
+                },
+                () = tokio::time::sleep(RETRY), if listeners.has_failures() => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::tests::{router, serving, target};
+    use crate::spec::parse_mapped;
+
+    #[test]
+    fn a_named_port_is_there_at_once_and_others_with_their_first_provider() {
+        let mapped = parse_mapped("mysql,redis:6379,dns/udp", &"default".parse().unwrap()).unwrap();
+        let mut mapper = Mapper::new(&mapped);
+        let none = mapper.wanted(&Directory::default());
+        assert_eq!(none[&target("redis.default")], BTreeSet::from([6379]));
+        assert!(none[&target("mysql.default")].is_empty());
+        assert!(!none.contains_key(&target("dns.default")));
+        let own = "a".parse().unwrap();
+        let serving = router("b", serving("east", &["b:7000"], "mysql", 3306, &["/node/b"]));
+        assert_eq!(mapper.wanted(&Directory::build(&own, [&serving]))[&target("mysql.default")], BTreeSet::from([3306]));
+        let after = mapper.wanted(&Directory::default());
+        assert_eq!(after[&target("mysql.default")], BTreeSet::from([3306]), "it stays when the provider goes");
+    }
+}

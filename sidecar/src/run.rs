@@ -1,0 +1,378 @@
+//! The running sidecar: what is bound at the start, what runs until the stop, in which order it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keel_certs::PodName;
+use keel_control::client::{Client, ClientConfig, WatchFrom};
+use keel_fabric::consumer::ConsumerConfig;
+use keel_fabric::flow::FlowLimits;
+use keel_fabric::limits::LinkLimits;
+use keel_fabric::link::Links;
+use keel_fabric::metrics::FabricMetrics;
+use keel_fabric::provider::{Provider, ProviderConfig};
+use keel_fabric::quic::{Endpoint, Profile};
+use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{Admin, NotReady, Ready};
+use crate::config::SidecarConfig;
+use crate::directory::Directory;
+use crate::discovery::{Discovery, Known};
+use crate::dns::DnsSockets;
+use crate::dns::handler::{DnsView, Handler};
+use crate::dns::view::NameSources;
+use crate::error::{RunError, StartError};
+use crate::identity::{Found, Lookup, keep_fresh};
+use crate::listener::{Listeners, MappingState};
+use crate::mapper::Mapper;
+use crate::metrics::SidecarMetrics;
+use crate::proxy::Proxy;
+use crate::publish;
+use crate::remember::{self, Sources};
+use crate::snapshot::{Origin, Snapshot, SnapshotFiles};
+use crate::spec::{PublishedService, ServiceRef};
+use crate::start;
+use crate::state::{self, StateDir};
+use crate::table::table;
+use crate::vip::VipTable;
+
+/// How long routers may take to hear that we go.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A sidecar with its sockets bound. Nothing but its listeners works before [`Sidecar::run`].
+#[derive(Debug)]
+pub struct Sidecar {
+    pod: PodName,
+    control: Handle,
+    stop: CancellationToken,
+    /// Held until the end: nobody else may use the directory.
+    state: Option<StateDir>,
+    dns: Option<(DnsSockets, Arc<Handler>)>,
+    dns_addr: Option<SocketAddr>,
+    admin: Admin,
+    metrics_addr: SocketAddr,
+    ready: Ready,
+    states: watch::Receiver<Arc<Vec<MappingState>>>,
+    parts: Parts,
+}
+
+/// What the tasks of a running sidecar share.
+#[derive(Debug)]
+struct Parts {
+    listeners: Listeners,
+    mapper: Mapper,
+    names: NameSources,
+    lookup: Lookup,
+    published: Vec<PublishedService>,
+    files: Option<SnapshotFiles>,
+    snapshot: Option<Snapshot>,
+    metrics: Arc<SidecarMetrics>,
+    fabric: Arc<FabricMetrics>,
+    view: watch::Sender<DnsView>,
+    directory: watch::Sender<Arc<Directory>>,
+    known: watch::Sender<Known>,
+    links: watch::Sender<Option<Links>>,
+    waiting: (NotReady, NotReady),
+}
+
+impl Sidecar {
+    /// Binds everything: state directory, DNS, metrics, and the listeners whose ports are known. Must be called inside the
+    /// runtime of the data path, which is best a current-thread one; DNS, metrics and discovery run on `control`.
+    ///
+    /// `registry` may hold families of the caller; it is served at `/metrics`.
+    ///
+    /// # Errors
+    /// [`StartError`]: something that the user asked for is not possible. What a default asks for gives way instead.
+    pub async fn start(
+        config: SidecarConfig,
+        mut registry: Registry,
+        stop: CancellationToken,
+        control: Handle,
+    ) -> Result<Self, StartError> {
+        let home =
+            state::find(config.state_dir.as_deref(), &config.state_root, &config.namespace, config.pod.as_ref(), &config.pod_base)?;
+        let state_path = home.dir.as_ref().map(StateDir::path);
+        let (files, snapshot) = state_path.map(start::read_snapshot).map_or((None, None), |(files, snapshot)| (Some(files), snapshot));
+        let targets: Vec<ServiceRef> = config.mapped.iter().map(|one| one.target.clone()).collect();
+        let kept = snapshot.as_ref().map(|snapshot| snapshot.addresses.clone()).unwrap_or_default();
+        let vips = VipTable::assign(config.ip_range, &targets, &kept)?;
+
+        let metrics = SidecarMetrics::register(&mut registry);
+        let fabric = FabricMetrics::register(&mut registry);
+        let stop = stop.child_token();
+        let ready = Ready::default();
+        let waiting = (ready.wait_for("identity"), ready.wait_for("routers"));
+        let admin = start::bind_admin(config.metrics, registry, ready.clone(), &control).await?;
+        let metrics_addr = admin.local_addr();
+
+        let conf = start::read_resolv_conf(&config.resolv_conf);
+        let names = NameSources {
+            mapped: config.mapped.clone(),
+            namespace: config.namespace.clone(),
+            zones: config.dns_zones.clone(),
+            search: conf.search.clone(),
+        };
+        let view = watch::Sender::new(DnsView { names: Arc::new(names.table(vips.addresses()).0), synced: false });
+        let dns = if config.mapped.is_empty() {
+            None
+        } else {
+            let sockets = start::bind_dns(config.dns, &control).await?;
+            let others = start::others(&config, &conf, sockets.address())?;
+            Some((sockets, Arc::new(Handler::new(view.subscribe(), others, metrics.dns.clone()))))
+        };
+
+        let (directory, known, links) = (watch::Sender::default(), watch::Sender::default(), watch::Sender::new(None));
+        let proxy = Proxy {
+            directory: directory.subscribe(),
+            links: links.subscribe(),
+            consumer: ConsumerConfig { limits: FlowLimits::default(), metrics: fabric.clone() },
+            connect_timeout: config.connect_timeout,
+            metrics: metrics.clone(),
+        };
+        let mut listeners = Listeners::new(Arc::new(proxy), vips, stop.clone(), config.stop_grace);
+        let mut mapper = Mapper::new(&config.mapped);
+        if let Some(Snapshot { origin: Some(origin), routers, .. }) = &snapshot {
+            directory.send_replace(Arc::new(Directory::build(&origin.node, routers.iter().map(|router| &**router))));
+        }
+        listeners.reconcile(&mapper.wanted(&directory.borrow()));
+        let origin = snapshot.as_ref().and_then(|snapshot| snapshot.origin.clone());
+        let lookup = Lookup::new(&config, home.pod.clone(), state_path, origin);
+        Ok(Self {
+            pod: home.pod,
+            control,
+            stop,
+            dns_addr: dns.as_ref().map(|(sockets, _)| sockets.address()),
+            dns,
+            admin,
+            metrics_addr,
+            ready,
+            states: listeners.states(),
+            state: home.dir,
+            parts: Parts {
+                listeners,
+                mapper,
+                names,
+                lookup,
+                published: config.published,
+                files,
+                snapshot,
+                metrics,
+                fabric,
+                view,
+                directory,
+                known,
+                links,
+                waiting,
+            },
+        })
+    }
+
+    /// The name of the pod, or the one that was made up.
+    pub fn pod(&self) -> &PodName {
+        &self.pod
+    }
+
+    /// Where DNS listens; `None` if nothing is mapped.
+    pub fn dns_addr(&self) -> Option<SocketAddr> {
+        self.dns_addr
+    }
+
+    /// Where metrics and health are served.
+    pub fn metrics_addr(&self) -> SocketAddr {
+        self.metrics_addr
+    }
+
+    /// What readiness still waits for.
+    pub fn ready(&self) -> Ready {
+        self.ready.clone()
+    }
+
+    /// The mapped services with their addresses and ports, now and at every change.
+    pub fn mappings(&self) -> watch::Receiver<Arc<Vec<MappingState>>> {
+        self.states.clone()
+    }
+
+    /// Serves until the stop that was given at the start, then ends in order: listeners close, live connections have their
+    /// grace, routers are told, and everything is joined.
+    ///
+    /// # Errors
+    /// [`RunError`] if it ended by itself.
+    pub async fn run(self) -> Result<(), RunError> {
+        let Self { control, stop, dns, dns_addr, admin, states, parts, state, .. } = self;
+        let (identity, found) = watch::channel(None::<Found>);
+        let origin = watch::Sender::new(parts.snapshot.as_ref().and_then(|snapshot| snapshot.origin.clone()));
+        let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
+        let mut background = |work: std::pin::Pin<Box<dyn Future<Output = Result<(), RunError>> + Send>>| {
+            tasks.spawn_on(work, &control);
+        };
+
+        background(unfailing(admin.run(stop.clone())));
+        if let Some((sockets, handler)) = dns {
+            background(unfailing(sockets.serve(handler, stop.clone())));
+            background(unfailing(parts.names.clone().follow(states.clone(), parts.known.subscribe(), parts.view, stop.clone())));
+        }
+        if let Some(files) = parts.files {
+            let sources = Sources {
+                directory: parts.directory.subscribe(),
+                known: parts.known.subscribe(),
+                states: states.clone(),
+                origin: origin.subscribe(),
+            };
+            background(unfailing(remember::keep(files, sources, stop.clone())));
+        }
+        if let Some(dns_addr) = dns_addr {
+            background(unfailing(say_table(parts.names, states, parts.known.subscribe(), dns_addr, stop.clone())));
+        }
+        let directory = parts.directory.subscribe();
+        let links = parts.links.subscribe();
+        let following = Following {
+            lookup: parts.lookup,
+            identity,
+            origin,
+            snapshot: parts.snapshot,
+            directory: parts.directory,
+            known: parts.known,
+            metrics: parts.metrics,
+            waiting: parts.waiting,
+        };
+        background(Box::pin(following.run(stop.clone())));
+
+        // The data path, on this runtime.
+        let mut data: JoinSet<Result<(), RunError>> = JoinSet::new();
+        let (mapper, listeners) = (parts.mapper, parts.listeners);
+        let mapping = (directory.clone(), stop.clone());
+        data.spawn(async move {
+            mapper.run(listeners, mapping.0, mapping.1).await.closed().await;
+            Ok(())
+        });
+        let carrying = Carrying { published: parts.published, fabric: parts.fabric, links: parts.links, directory, found };
+        data.spawn(carrying.run(stop.clone()));
+
+        let mut outcome = Ok(());
+        loop {
+            let ended = tokio::select! {
+                Some(ended) = data.join_next() => ended,
+                Some(ended) = tasks.join_next() => ended,
+                else => break,
+            };
+            let ended = ended.unwrap_or_else(|error| Err(RunError::Task(error)));
+            if let Err(error) = ended {
+                // The first failure is the reason; what follows from it is not.
+                stop.cancel();
+                outcome = outcome.and(Err(error));
+            }
+        }
+        // Nobody uses them any more: say so to the routers instead of letting them time out.
+        let links = links.borrow().clone();
+        if let Some(links) = links {
+            let _ = tokio::time::timeout(GOODBYE, links.close("the sidecar stops")).await;
+        }
+        drop(state);
+        outcome
+    }
+}
+
+fn unfailing(work: impl Future<Output = ()> + Send + 'static) -> std::pin::Pin<Box<dyn Future<Output = Result<(), RunError>> + Send>> {
+    Box::pin(async move {
+        work.await;
+        Ok(())
+    })
+}
+
+/// Prints the table once the ports are known, if the names do not work by themselves.
+async fn say_table(
+    names: NameSources,
+    states: watch::Receiver<Arc<Vec<MappingState>>>,
+    mut known: watch::Receiver<Known>,
+    dns: SocketAddr,
+    stop: CancellationToken,
+) {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => return,
+        _ = known.wait_for(|known| known.synced) => {}
+    }
+    let now = states.borrow().clone();
+    let addresses = now.iter().map(|state| (state.target.clone(), state.address)).collect();
+    tracing::info!("{}", table(&names.table(&addresses).0, &now, dns));
+}
+
+/// The control side: finds the identity, then follows the APIServer and keeps the identity fresh.
+struct Following {
+    lookup: Lookup,
+    identity: watch::Sender<Option<Found>>,
+    origin: watch::Sender<Option<Origin>>,
+    snapshot: Option<Snapshot>,
+    directory: watch::Sender<Arc<Directory>>,
+    known: watch::Sender<Known>,
+    metrics: Arc<SidecarMetrics>,
+    waiting: (NotReady, NotReady),
+}
+
+impl Following {
+    async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
+        let found = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            found = self.lookup.run() => found?,
+        };
+        let (identified, synced) = self.waiting;
+        drop(identified);
+        self.identity.send_replace(Some(found.clone()));
+        self.origin.send_replace(Some(Origin { node: found.node.clone(), apiserver: found.apiserver.to_string() }));
+        let config = ClientConfig { server: found.apiserver.clone(), expect: found.node.clone(), live: found.live.clone() };
+        let client = Client::new(config)?;
+        let mut known = self.known.subscribe();
+        let routers = self.snapshot.map(|snapshot| snapshot.routers);
+        let discovery = Discovery::new(found.node.clone(), routers, self.directory, self.known, self.metrics);
+        let ready = async {
+            // An error means that discovery has ended, which the stop did.
+            let _ = known.wait_for(|known| known.synced).await;
+            drop(synced);
+        };
+        tokio::join!(
+            discovery.run(client.watch_routers(WatchFrom::Snapshot), stop.clone()),
+            keep_fresh(found, client, stop.clone()),
+            ready
+        );
+        Ok(())
+    }
+}
+
+/// The data side: connections to routers once there is an identity, and the publications.
+struct Carrying {
+    published: Vec<PublishedService>,
+    fabric: Arc<FabricMetrics>,
+    links: watch::Sender<Option<Links>>,
+    directory: watch::Receiver<Arc<Directory>>,
+    found: watch::Receiver<Option<Found>>,
+}
+
+impl Carrying {
+    async fn run(mut self, stop: CancellationToken) -> Result<(), RunError> {
+        let found = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            found = self.found.wait_for(Option::is_some) => found.ok().and_then(|found| found.clone()),
+        };
+        let Some(found) = found else { return Ok(()) };
+        let endpoint = Endpoint::client(Profile::Sidecar)?;
+        let links = Links::new(endpoint, found.live.clone(), LinkLimits::default(), self.fabric.clone());
+        self.links.send_replace(Some(links.clone()));
+        if self.published.is_empty() {
+            stop.cancelled().await;
+        } else {
+            let provider = Provider::new(links.clone(), found.live, ProviderConfig::default(), self.fabric);
+            let (publications, routers) = (watch::Sender::default(), watch::Sender::default());
+            let serving = provider.serve(publications.subscribe(), routers.subscribe(), stop.clone());
+            tokio::join!(serving, publish::follow(self.published, self.directory, publications, routers, stop.clone()));
+        }
+        // Live connections of the listeners still use the links; they are closed when the last one is gone.
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+//! The table of names, addresses and ports, for people whose resolver does not ask us. Pure.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use crate::dns::names::NameTable;
+use crate::listener::{MappingState, PortState};
+
+/// Names, addresses and ports of all mappings, and how to make the names work if DNS listens at `dns`.
+pub(crate) fn table(names: &NameTable, states: &[MappingState], dns: SocketAddr) -> String {
+    let mut text = String::from("mapped services:\n");
+    let mut hosts = String::new();
+    for state in states {
+        let ports = if state.ports.is_empty() {
+            "(ports appear with their first provider)".to_owned()
+        } else {
+            let port = |(port, what): (&u16, &PortState)| match what {
+                PortState::Listening => port.to_string(),
+                PortState::Failed(_) => format!("{port} (failed)"),
+            };
+            state.ports.iter().map(port).collect::<Vec<_>>().join(", ")
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {:<32} {:<18} {ports}", state.target.to_string(), state.address.to_string());
+        let all = names.names_of(state.address);
+        let short: Vec<&str> = all.into_iter().filter(|name| !name.ends_with(".local")).collect();
+        if !short.is_empty() {
+            let _ = writeln!(hosts, "  {} {}", state.address, short.join(" "));
+        }
+    }
+    if dns.port() == 53 {
+        let _ = write!(text, "names resolve for whoever asks {}: put `nameserver {}` first in /etc/resolv.conf", dns, dns.ip());
+        return text;
+    }
+    let _ = write!(
+        text,
+        "DNS listens on {dns}, where no resolver looks by itself. To make the names work, do one of these:\n\
+         - connect to the addresses above\n\
+         - allow port 53 with `sudo sysctl net.ipv4.ip_unprivileged_port_start=53`, start again, and put `nameserver 127.0.0.2` \
+         first in /etc/resolv.conf\n\
+         - ask directly: `dig @{} -p {} NAME`\n\
+         - add these lines to /etc/hosts:\n{}",
+        dns.ip(),
+        dns.port(),
+        hosts.trim_end()
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::dns::names::NamedMapping;
+    use crate::spec::ServiceRef;
+
+    #[test]
+    fn it_shows_names_addresses_ports_and_a_way_out() {
+        let target: ServiceRef = "mysql.default".parse().unwrap();
+        let address = "127.0.66.1".parse().unwrap();
+        let mapping = NamedMapping { target: target.clone(), aliases: BTreeSet::new(), address };
+        let (names, _) = NameTable::build(&[mapping], &"default".parse().unwrap(), &[], &[]);
+        let ports = BTreeMap::from([(3306, PortState::Listening), (80, PortState::Failed("no".to_owned()))]);
+        let text = table(&names, &[MappingState { target, address, ports }], "127.0.0.2:40053".parse().unwrap());
+        for part in ["mysql.default", "127.0.66.1", "80 (failed), 3306", "-p 40053", "  127.0.66.1 mysql mysql.default mysql.default.svc", "ip_unprivileged_port_start"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+}
