@@ -1,0 +1,207 @@
+//! From what a node was told (flags, its Router's spec) to what its router does. Pure.
+
+use std::net::IpAddr;
+
+use keel_certs::{Namespace, ServiceId};
+use keel_fabric::provider::Publication;
+use keel_fabric::quic::{HostPort, ListenAddr};
+use keel_fabric::wire::Protocol;
+
+use crate::api::{AdvertisedService, RouterSpec, Transport};
+
+/// The port that a router listens on when nobody says otherwise.
+pub const DEFAULT_PORT: u16 = 7000;
+
+/// What the command line holds fast, whatever the spec says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouterFlags {
+    /// `--router-listen`, if it was given.
+    pub listen: Option<ListenAddr>,
+    /// `--advertise`, if it was given.
+    pub advertise: Vec<HostPort>,
+}
+
+/// What a router has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Where it listens.
+    pub listen: ListenAddr,
+    /// How other nodes reach it; empty if they cannot.
+    pub addresses: Vec<HostPort>,
+    /// Services whose backend the router dials itself.
+    pub backends: Vec<Publication>,
+    /// Services that are announced and wait for a provider.
+    pub announced: Vec<Announced>,
+    /// Parts of the spec that a flag holds fast, each as a sentence.
+    pub overridden: Vec<String>,
+    /// Parts of the spec that cannot be used, each as a sentence. The rest is used all the same.
+    pub faults: Vec<String>,
+}
+
+/// A service that waits for a provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// The service.
+    pub service: ServiceId,
+    /// Its port.
+    pub port: u16,
+    /// Its transport.
+    pub protocol: Protocol,
+}
+
+/// Decides what the router does: an explicit flag wins over the spec, the spec over the default.
+#[must_use]
+pub fn compile(spec: &RouterSpec, flags: &RouterFlags) -> Plan {
+    let mut plan = Plan {
+        listen: ListenAddr::any(DEFAULT_PORT),
+        addresses: Vec::new(),
+        backends: Vec::new(),
+        announced: Vec::new(),
+        overridden: Vec::new(),
+        faults: Vec::new(),
+    };
+    listen(&mut plan, spec, flags);
+    addresses(&mut plan, spec, flags);
+    for service in &spec.advertised_services {
+        advertise(&mut plan, service);
+    }
+    plan
+}
+
+fn listen(plan: &mut Plan, spec: &RouterSpec, flags: &RouterFlags) {
+    let frps = spec.frps.clone().unwrap_or_default();
+    let mut wanted = None;
+    if frps.bind_addr.is_some() || frps.bind_port.is_some() {
+        let port = frps.bind_port.unwrap_or(DEFAULT_PORT);
+        match frps.bind_addr.as_deref().map(str::parse::<IpAddr>) {
+            // frp's word for every address; on Linux that includes IPv6, which takes a socket of its own here.
+            None => wanted = Some(ListenAddr::any(port)),
+            Some(Ok(ip)) => wanted = Some(ListenAddr::from(std::net::SocketAddr::new(ip, port))),
+            Some(Err(_)) => plan.faults.push(format!(
+                "spec.frps.bindAddr {:?} is no IP address; the router listens on every address",
+                frps.bind_addr.unwrap_or_default(),
+            )),
+        }
+    }
+    plan.listen = match (flags.listen, wanted) {
+        (Some(flag), Some(spec)) if flag != spec => {
+            plan.overridden.push(format!("--router-listen {flag} overrides spec.frps {spec}"));
+            flag
+        }
+        (Some(flag), _) => flag,
+        (None, Some(spec)) => spec,
+        (None, None) => plan.listen,
+    };
+}
+
+fn addresses(plan: &mut Plan, spec: &RouterSpec, flags: &RouterFlags) {
+    let mut wanted = Vec::new();
+    for text in &spec.addresses {
+        match text.parse::<HostPort>() {
+            Ok(address) => wanted.push(address),
+            Err(error) => plan.faults.push(format!("spec.addresses: {error}")),
+        }
+    }
+    if flags.advertise.is_empty() {
+        plan.addresses = wanted;
+        return;
+    }
+    if !wanted.is_empty() && wanted != flags.advertise {
+        let list = |all: &[HostPort]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        plan.overridden.push(format!(
+            "--advertise {} overrides spec.addresses {}",
+            list(&flags.advertise),
+            list(&wanted),
+        ));
+    }
+    plan.addresses.clone_from(&flags.advertise);
+}
+
+fn advertise(plan: &mut Plan, wanted: &AdvertisedService) {
+    let service = ServiceId {
+        name: wanted.name.clone(),
+        namespace: wanted.namespace.clone().unwrap_or_else(Namespace::default_namespace),
+    };
+    let protocol = match wanted.protocol.unwrap_or(Transport::Tcp) {
+        Transport::Tcp => Protocol::Tcp,
+        Transport::Udp => Protocol::Udp,
+    };
+    let port = wanted.port;
+    let same = |other: &ServiceId, at: u16, kind: Protocol| *other == service && at == port && kind == protocol;
+    let known = plan.backends.iter().any(|known| same(&known.service, known.port, known.protocol))
+        || plan.announced.iter().any(|known| same(&known.service, known.port, known.protocol));
+    if known {
+        plan.faults.push(format!("spec.advertisedServices has {service}:{port} twice; the first one counts"));
+        return;
+    }
+    match wanted.target.as_deref().map(str::parse::<HostPort>) {
+        None => plan.announced.push(Announced { service, port, protocol }),
+        Some(Ok(backend)) => plan.backends.push(Publication { service, port, protocol, backend }),
+        Some(Err(error)) => plan.faults.push(format!("spec.advertisedServices {service}:{port}: target: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: serde_json::Value) -> RouterSpec {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn nothing_said_means_port_7000_behind_nat() {
+        let plan = compile(&RouterSpec::default(), &RouterFlags::default());
+        assert_eq!(plan.listen.to_string(), ":7000");
+        assert!(plan.addresses.is_empty() && plan.backends.is_empty() && plan.faults.is_empty());
+    }
+
+    #[test]
+    fn the_spec_wins_over_the_default_and_the_flag_over_the_spec() {
+        let spec = spec(serde_json::json!({
+            "frps": {"bindAddr": "127.0.0.1", "bindPort": 7100}, "addresses": ["203.0.113.10:7000"]}));
+        let plan = compile(&spec, &RouterFlags::default());
+        assert_eq!(plan.listen.to_string(), "127.0.0.1:7100");
+        assert_eq!(plan.addresses[0].to_string(), "203.0.113.10:7000");
+        assert!(plan.overridden.is_empty());
+
+        let flags = RouterFlags { listen: Some(ListenAddr::any(7200)), advertise: vec!["a.example.net:7200".parse().unwrap()] };
+        let plan = compile(&spec, &flags);
+        assert_eq!(plan.listen.to_string(), ":7200");
+        assert_eq!(plan.addresses[0].to_string(), "a.example.net:7200");
+        assert_eq!(plan.overridden.len(), 2, "{:?}", plan.overridden);
+        assert!(plan.overridden[0].contains("127.0.0.1:7100"));
+    }
+
+    #[test]
+    fn a_flag_that_says_the_same_overrides_nothing() {
+        let spec = spec(serde_json::json!({"frps": {"bindPort": 7000}}));
+        let flags = RouterFlags { listen: Some(ListenAddr::any(7000)), advertise: Vec::new() };
+        assert!(compile(&spec, &flags).overridden.is_empty());
+    }
+
+    #[test]
+    fn services_with_a_target_are_dialled_and_others_announced() {
+        let plan = compile(
+            &spec(serde_json::json!({"advertisedServices": [
+                {"name": "mysql", "port": 3306, "target": "10.0.0.5:3306"},
+                {"name": "redis", "namespace": "cache", "port": 6379},
+                {"name": "mysql", "namespace": "default", "port": 3306, "target": "10.0.0.6:3306"},
+                {"name": "web", "port": 80, "target": "nonsense"}]})),
+            &RouterFlags::default(),
+        );
+        assert_eq!(plan.backends.len(), 1);
+        assert_eq!(plan.backends[0].service.to_string(), "mysql.default");
+        assert_eq!(plan.backends[0].backend.to_string(), "10.0.0.5:3306");
+        assert_eq!(plan.announced[0].service.to_string(), "redis.cache");
+        assert_eq!(plan.faults.len(), 2, "{:?}", plan.faults);
+        assert!(plan.faults[0].contains("twice") && plan.faults[1].contains("web.default:80"));
+    }
+
+    #[test]
+    fn a_wrong_bind_address_is_a_fault_and_not_the_end() {
+        let plan = compile(&spec(serde_json::json!({"frps": {"bindAddr": "everywhere"}})), &RouterFlags::default());
+        assert_eq!(plan.listen.to_string(), ":7000");
+        assert_eq!(plan.faults.len(), 1);
+    }
+}

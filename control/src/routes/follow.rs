@@ -1,0 +1,160 @@
+//! Keeps the plan of this node's router, and its view of other routers, current by one watch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt as _};
+use keel_certs::NodeName;
+use keel_fabric::link::RouterPeer;
+use keel_fabric::quic::HostPort;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::compile::{Plan, RouterFlags, compile};
+use crate::api::{Router, RouterSpec};
+use crate::client::WatchEvent;
+
+/// What a router needs to know of the resources.
+#[derive(Debug)]
+pub struct Following {
+    /// The plan of the own router.
+    pub plan: watch::Receiver<Arc<Plan>>,
+    /// Routers of other nodes that can be reached from here.
+    pub others: watch::Receiver<Arc<Vec<RouterPeer>>>,
+    /// Whether the resources were read at least once; until then the plan is made of flags and defaults.
+    pub synced: watch::Receiver<bool>,
+}
+
+/// Follows `events` until `stop`, for the router of `node`; the future does the work, the receivers tell the outcome.
+///
+/// Without an APIServer the last plan stays in force.
+pub fn follow(
+    events: impl Stream<Item = WatchEvent> + Send,
+    node: NodeName,
+    flags: RouterFlags,
+    stop: CancellationToken,
+) -> (Following, impl Future<Output = ()> + Send) {
+    let (plan_tx, plan) = watch::channel(Arc::new(compile(&RouterSpec::default(), &flags)));
+    let (others_tx, others) = watch::channel(Arc::new(Vec::new()));
+    let (synced_tx, synced) = watch::channel(false);
+    let work = async move {
+        let mut events = std::pin::pin!(events);
+        let mut known: BTreeMap<String, Router> = BTreeMap::new();
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                event = events.next() => event,
+            };
+            match event {
+                None => break,
+                Some(WatchEvent::Snapshot { routers, .. }) => {
+                    known = routers.into_iter().map(|router| (router.name().to_owned(), router)).collect();
+                    synced_tx.send_replace(true);
+                }
+                Some(WatchEvent::Applied(router)) => {
+                    known.insert(router.name().to_owned(), router);
+                }
+                Some(WatchEvent::Deleted(name)) => {
+                    known.remove(name.as_str());
+                }
+                Some(WatchEvent::Synced(_)) => continue,
+                Some(WatchEvent::Interrupted(error)) => {
+                    debug!(%error, "the watch on Routers is interrupted; going on with what is known");
+                    continue;
+                }
+            }
+            let spec = known.get(node.as_str()).map(|router| router.spec.clone()).unwrap_or_default();
+            let next = compile(&spec, &flags);
+            plan_tx.send_if_modified(|plan| {
+                if **plan == next {
+                    return false;
+                }
+                tell(plan, &next);
+                *plan = Arc::new(next);
+                true
+            });
+            let next = reachable(&known, &node);
+            others_tx.send_if_modified(|others| {
+                let changed = **others != next;
+                if changed {
+                    *others = Arc::new(next);
+                }
+                changed
+            });
+        }
+    };
+    (Following { plan, others, synced }, work)
+}
+
+fn tell(old: &Plan, new: &Plan) {
+    if old.faults != new.faults {
+        for fault in &new.faults {
+            warn!("this part of the Router's spec cannot be used: {fault}");
+        }
+    }
+    if old.overridden != new.overridden {
+        for sentence in &new.overridden {
+            warn!("{sentence}");
+        }
+    }
+    if old.backends != new.backends || old.announced != new.announced {
+        info!(dialled = new.backends.len(), announced = new.announced.len(), "services of the Router's spec changed");
+    }
+}
+
+/// The routers of other nodes that say how they are reached.
+fn reachable(known: &BTreeMap<String, Router>, node: &NodeName) -> Vec<RouterPeer> {
+    let others = known.values().filter(|router| router.name() != node.as_str());
+    others
+        .filter_map(|router| {
+            let addresses: Vec<HostPort> =
+                router.status.as_ref()?.addresses.iter().filter_map(|text| text.parse().ok()).collect();
+            let name = router.name().parse().ok()?;
+            (!addresses.is_empty()).then_some(RouterPeer { node: name, addresses })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Revision;
+
+    fn router(json: serde_json::Value) -> Router {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_plan_follows_the_own_router_and_others_their_status() {
+        let own = router(serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7100}}}));
+        let other = router(serde_json::json!({"metadata": {"name": "b"}, "status": {"addresses": ["b.example.net:7000", "no"]}}));
+        let hidden = router(serde_json::json!({"metadata": {"name": "c"}, "status": {"addresses": []}}));
+        let changed = router(serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7200}}}));
+        let events = futures_util::stream::iter([
+            WatchEvent::Snapshot { routers: vec![own, other, hidden], revision: Revision(1) },
+            WatchEvent::Applied(changed),
+        ]);
+        let (following, work) = follow(events, "a".parse().unwrap(), RouterFlags::default(), CancellationToken::new());
+        assert_eq!(following.plan.borrow().listen.port(), 7000);
+        work.await;
+        assert_eq!(following.plan.borrow().listen.port(), 7200);
+        let others = following.others.borrow().clone();
+        assert_eq!(others.len(), 1);
+        assert_eq!((others[0].node.as_str(), others[0].addresses.len()), ("b", 1));
+        assert!(*following.synced.borrow());
+    }
+
+    #[tokio::test]
+    async fn a_deleted_router_means_flags_and_defaults_again() {
+        let own = router(serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7100}}}));
+        let events = futures_util::stream::iter([
+            WatchEvent::Snapshot { routers: vec![own], revision: Revision(1) },
+            WatchEvent::Deleted("a".parse().unwrap()),
+        ]);
+        let (following, work) = follow(events, "a".parse().unwrap(), RouterFlags::default(), CancellationToken::new());
+        work.await;
+        assert_eq!(following.plan.borrow().listen.port(), 7000);
+    }
+}

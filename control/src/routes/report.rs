@@ -1,0 +1,193 @@
+//! From what the router sees to the status that everybody reads, and when it is worth a durable write.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use keel_certs::ClusterName;
+use keel_fabric::router::{ClientView, Role, RouterView, ServiceView};
+use keel_fabric::wire::Protocol;
+
+use super::compile::Plan;
+use crate::api::{
+    ActiveService, ClientStatus, Condition, ProviderStatus, RouterStatus, ServiceStatus, Time,
+};
+
+/// What besides the router's view goes into a status.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReportContext {
+    /// The node's cluster.
+    pub cluster: ClusterName,
+    /// The plan in force.
+    pub plan: Plan,
+    /// Addresses of this machine with the port that is really bound.
+    pub node_addresses: Vec<SocketAddr>,
+    /// Why the router does not do what its spec asks for, if so: a sentence.
+    pub trouble: Option<String>,
+}
+
+/// Builds the status of this node's Router.
+///
+/// `previous` gives conditions that did not change their time.
+#[must_use]
+pub fn status(view: &RouterView, context: &ReportContext, previous: Option<&RouterStatus>, now: SystemTime) -> RouterStatus {
+    let mut active_services: Vec<ActiveService> =
+        view.services.iter().map(|service| active(service, &context.cluster)).collect();
+    for announced in &context.plan.announced {
+        let known = view.services.iter().any(|service| {
+            service.service == announced.service && service.port == announced.port && service.protocol == announced.protocol
+        });
+        if !known {
+            active_services.push(ActiveService {
+                name: Some(announced.service.name.to_string()),
+                namespace: Some(announced.service.namespace.to_string()),
+                cluster: Some(context.cluster.to_string()),
+                protocol: Some(protocol(announced.protocol).to_owned()),
+                port: Some(announced.port),
+                ..ActiveService::default()
+            });
+        }
+    }
+    for backend in &context.plan.backends {
+        let own = active_services.iter_mut().find(|service| {
+            service.name.as_deref() == Some(backend.service.name.as_str())
+                && service.namespace.as_deref() == Some(backend.service.namespace.as_str())
+                && service.port == Some(backend.port)
+        });
+        if let Some(service) = own {
+            service.target_port = Some(backend.backend.port());
+        }
+    }
+    let totals = &view.totals;
+    RouterStatus {
+        cluster: Some(context.cluster.to_string()),
+        addresses: context.plan.addresses.iter().map(ToString::to_string).collect(),
+        node_addresses: context.node_addresses.iter().map(ToString::to_string).collect(),
+        conditions: conditions(context, previous, now),
+        service_status: Some(ServiceStatus {
+            total_clients: totals.clients,
+            total_connections: totals.connections,
+            total_proxies: active_services.len() as u64,
+            total_bytes_in: totals.bytes_in,
+            total_bytes_out: totals.bytes_out,
+            uptime: uptime(now.duration_since(view.started).unwrap_or_default()),
+            ..ServiceStatus::default()
+        }),
+        active_services,
+        heartbeat_time: Some(Time::from(now)),
+        ..RouterStatus::default()
+    }
+}
+
+fn active(service: &ServiceView, cluster: &ClusterName) -> ActiveService {
+    let since = |at| Some(Time::from(at));
+    ActiveService {
+        name: Some(service.service.name.to_string()),
+        namespace: Some(service.service.namespace.to_string()),
+        cluster: Some(cluster.to_string()),
+        protocol: Some(protocol(service.protocol).to_owned()),
+        port: Some(service.port),
+        providers: service
+            .providers
+            .iter()
+            .map(|provider| ProviderStatus {
+                identity: provider.identity.to_string(),
+                health: Some("healthy".to_owned()),
+                since: since(provider.since),
+                ..ProviderStatus::default()
+            })
+            .collect(),
+        clients: service.clients.iter().map(|client| attached(client, service)).collect(),
+        ..ActiveService::default()
+    }
+}
+
+fn attached(client: &ClientView, service: &ServiceView) -> ClientStatus {
+    let who = client.identity.to_string();
+    let last = who.rsplit('/').next().unwrap_or_default();
+    ClientStatus {
+        id: Some(format!("{last}-{}", service.service.name)),
+        role: Some(match client.role {
+            Role::Consumer => "consumer".to_owned(),
+            Role::Provider => "provider".to_owned(),
+        }),
+        kind: Some(match service.protocol {
+            Protocol::Tcp => "stcp".to_owned(),
+            Protocol::Udp => "sudp".to_owned(),
+        }),
+        remote_addr: Some(client.remote.to_string()),
+        service_name: Some(service.service.name.to_string()),
+        connected_at: Some(Time::from(client.connected_at)),
+        current_connections: Some(client.connections),
+        bytes_in: Some(client.bytes_in),
+        bytes_out: Some(client.bytes_out),
+        ..ClientStatus::default()
+    }
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+    }
+}
+
+fn conditions(context: &ReportContext, previous: Option<&RouterStatus>, now: SystemTime) -> Vec<Condition> {
+    let plan = &context.plan;
+    let mut all = vec![match &context.trouble {
+        None => ("Ready", "True", "Running", format!("listening as {}", plan.listen)),
+        Some(trouble) => ("Ready", "False", "ListenFailed", trouble.clone()),
+    }];
+    if !plan.overridden.is_empty() {
+        all.push(("SpecOverridden", "True", "ExplicitFlag", plan.overridden.join("; ")));
+    }
+    if !plan.faults.is_empty() {
+        all.push(("SpecAccepted", "False", "Unusable", plan.faults.join("; ")));
+    }
+    let before = |kind: &str, status: &str| {
+        let old = previous?.conditions.iter().find(|old| old.kind == kind && old.status == status)?;
+        old.last_transition_time.clone()
+    };
+    all.into_iter()
+        .map(|(kind, status, reason, message)| Condition {
+            kind: kind.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: before(kind, status).or_else(|| Some(Time::from(now))),
+            ..Condition::default()
+        })
+        .collect()
+}
+
+fn uptime(up: Duration) -> String {
+    let seconds = up.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// Whether two statuses differ in more than what only ticks (heartbeat, counters, uptime).
+#[must_use]
+pub fn state_changed(old: &RouterStatus, new: &RouterStatus) -> bool {
+    still(old) != still(new)
+}
+
+/// The status without what only ticks.
+fn still(status: &RouterStatus) -> RouterStatus {
+    let mut still = status.clone();
+    still.heartbeat_time = None;
+    still.service_status = None;
+    still.source = None;
+    for client in still.active_services.iter_mut().flat_map(|service| &mut service.clients) {
+        client.current_connections = None;
+        client.bytes_in = None;
+        client.bytes_out = None;
+    }
+    still
+}
+
+#[cfg(test)]
+mod tests;

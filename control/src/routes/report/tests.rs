@@ -1,0 +1,92 @@
+use keel_fabric::router::{ProviderView, Totals};
+
+use super::super::compile::{RouterFlags, compile};
+use super::*;
+use crate::api::RouterSpec;
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
+}
+
+fn view() -> RouterView {
+    RouterView {
+        started: at(0),
+        services: vec![ServiceView {
+            service: "mysql.default".parse().unwrap(),
+            port: 3306,
+            protocol: Protocol::Tcp,
+            providers: vec![ProviderView { identity: "/node/b/ns/default/pod/db-0".parse().unwrap(), since: at(1) }],
+            clients: vec![ClientView {
+                identity: "/node/a/ns/default/pod/app".parse().unwrap(),
+                role: Role::Consumer,
+                remote: "198.51.100.7:40112".parse().unwrap(),
+                connected_at: at(2),
+                connections: 2,
+                bytes_in: 10,
+                bytes_out: 20,
+            }],
+        }],
+        totals: Totals { clients: 1, connections: 2, bytes_in: 10, bytes_out: 20 },
+    }
+}
+
+fn context(spec: serde_json::Value) -> ReportContext {
+    let spec: RouterSpec = serde_json::from_value(spec).unwrap();
+    ReportContext {
+        cluster: "site-1".parse().unwrap(),
+        plan: compile(&spec, &RouterFlags::default()),
+        node_addresses: vec!["127.0.0.1:7000".parse().unwrap()],
+        trouble: None,
+    }
+}
+
+#[test]
+fn a_status_says_what_consumers_need() {
+    let status = status(&view(), &context(serde_json::json!({"addresses": ["a.example.net:7000"]})), None, at(12));
+    let text = serde_json::to_value(&status).unwrap();
+    assert_eq!(text["addresses"][0], "a.example.net:7000");
+    assert_eq!(text["nodeAddresses"][0], "127.0.0.1:7000");
+    let service = &text["activeServices"][0];
+    assert_eq!((service["name"].as_str(), service["port"].as_u64()), (Some("mysql"), Some(3306)));
+    assert_eq!(service["providers"][0]["identity"], "/node/b/ns/default/pod/db-0");
+    assert_eq!(service["clients"][0]["id"], "app-mysql");
+    assert_eq!(text["conditions"][0]["type"], "Ready");
+    assert_eq!(text["conditions"][0]["status"], "True");
+    assert_eq!(text["serviceStatus"]["uptime"], "12s");
+}
+
+#[test]
+fn announced_services_are_listed_without_a_provider_until_one_comes() {
+    let spec = serde_json::json!({"advertisedServices": [{"name": "redis", "port": 6379}, {"name": "mysql", "port": 3306}]});
+    let status = status(&view(), &context(spec), None, at(12));
+    let names: Vec<_> = status.active_services.iter().map(|service| service.name.clone().unwrap()).collect();
+    assert_eq!(names, ["mysql", "redis"]);
+    assert!(status.active_services[1].providers.is_empty());
+}
+
+#[test]
+fn counters_and_heartbeat_tick_and_everything_else_is_state() {
+    let context = context(serde_json::json!({}));
+    let first = status(&view(), &context, None, at(12));
+    let mut busier = view();
+    busier.services[0].clients[0].bytes_in = 99;
+    busier.totals.connections = 7;
+    let second = status(&busier, &context, Some(&first), at(50));
+    assert_ne!(first, second);
+    assert!(!state_changed(&first, &second));
+    let mut gone = view();
+    gone.services[0].providers.clear();
+    assert!(state_changed(&first, &status(&gone, &context, Some(&first), at(50))));
+    let mut troubled = context;
+    troubled.trouble = Some("port 7000 is taken".to_owned());
+    assert!(state_changed(&first, &status(&view(), &troubled, Some(&first), at(50))));
+}
+
+#[test]
+fn conditions_keep_their_time_while_their_status_stays() {
+    let context = context(serde_json::json!({"frps": {"bindAddr": "nonsense"}}));
+    let first = status(&view(), &context, None, at(12));
+    assert_eq!(first.conditions.len(), 2);
+    let second = status(&view(), &context, Some(&first), at(99));
+    assert_eq!(first.conditions, second.conditions);
+}

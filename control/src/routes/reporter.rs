@@ -1,0 +1,148 @@
+//! Writes the status of this node's Router: changes of state at once, what only ticks rarely, because flash wears out.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use keel_certs::NodeName;
+use keel_fabric::router::RouterView;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::report::{ReportContext, state_changed, status};
+use crate::api::{Condition, RouterStatus, Time};
+use crate::client::{Client, ClientError};
+
+/// Changes that come together are written together: long enough for a sidecar's publications, too short to notice.
+const GATHER: Duration = Duration::from_millis(20);
+/// First and longest wait after a write that failed.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How long the last words of a stopping router may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What a [`Reporter`] reports for.
+#[derive(Clone, Debug)]
+pub struct ReporterConfig {
+    /// The node, whose name is its Router's.
+    pub node: NodeName,
+    /// Longest time between two writes of what only ticks (heartbeat, counters).
+    pub interval: Duration,
+}
+
+/// Where statuses are written; the APIServer's client, or a test.
+pub trait StatusSink: Send + Sync {
+    /// Replaces the status of the Router called `node`.
+    ///
+    /// # Errors
+    /// The write was not acknowledged.
+    fn write(&self, node: &NodeName, status: &RouterStatus) -> impl Future<Output = Result<(), ClientError>> + Send;
+}
+
+impl StatusSink for Client {
+    async fn write(&self, node: &NodeName, status: &RouterStatus) -> Result<(), ClientError> {
+        self.apply_status(node, status).await.map(|_| ())
+    }
+}
+
+/// Writes one Router's status.
+#[derive(Debug)]
+pub struct Reporter<S> {
+    config: ReporterConfig,
+    sink: S,
+}
+
+impl<S: StatusSink> Reporter<S> {
+    /// A reporter that writes to `sink`.
+    pub fn new(config: ReporterConfig, sink: S) -> Self {
+        Self { config, sink }
+    }
+
+    /// Reports until `stop`, then says that the router is gone.
+    ///
+    /// A write that fails is tried again with what is true by then.
+    pub async fn run(
+        self,
+        mut view: watch::Receiver<Arc<RouterView>>,
+        mut context: watch::Receiver<Arc<ReportContext>>,
+        stop: CancellationToken,
+    ) {
+        let mut written: Option<RouterStatus> = None;
+        let mut due = Instant::now();
+        let mut retry = RETRY.0;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = sleep_until(due) => {}
+                Ok(()) = view.changed() => {}
+                Ok(()) = context.changed() => {}
+            }
+            let now = SystemTime::now();
+            let next = status(&view.borrow_and_update(), &context.borrow_and_update(), written.as_ref(), now);
+            let state = written.as_ref().is_none_or(|old| state_changed(old, &next));
+            if !state && Instant::now() < due {
+                continue;
+            }
+            if state && written.is_some() && Instant::now() < due {
+                // Publications come in groups: wait a moment for the rest, then build the status again.
+                due = due.min(Instant::now() + GATHER);
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break,
+                    () = sleep_until(due) => {}
+                }
+            }
+            let next = status(&view.borrow_and_update(), &context.borrow_and_update(), written.as_ref(), SystemTime::now());
+            let outcome = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                outcome = self.sink.write(&self.config.node, &next) => outcome,
+            };
+            match outcome {
+                Ok(()) => {
+                    debug!(services = next.active_services.len(), "status of the Router written");
+                    written = Some(next);
+                    due = Instant::now() + self.config.interval;
+                    retry = RETRY.0;
+                }
+                Err(error) => {
+                    warn!(error = %error, again_in = ?retry, "cannot write the Router's status");
+                    due = Instant::now() + retry;
+                    // Nothing must wake the loop earlier than that: a failing server is not asked in a tight loop.
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => break,
+                        () = sleep_until(due) => {}
+                    }
+                    retry = (retry * 2).min(RETRY.1);
+                }
+            }
+        }
+        let context = context.borrow().clone();
+        self.farewell(&context, written).await;
+    }
+
+    /// Tells everybody that nothing can be reached here any more, so that consumers need not find out.
+    async fn farewell(&self, context: &ReportContext, written: Option<RouterStatus>) {
+        let now = SystemTime::now();
+        let mut last = status(&RouterView::default(), context, written.as_ref(), now);
+        last.conditions.retain(|condition| condition.kind != "Ready");
+        last.conditions.insert(0, Condition {
+            kind: "Ready".to_owned(),
+            status: "False".to_owned(),
+            reason: "Stopped".to_owned(),
+            message: "the router was stopped".to_owned(),
+            last_transition_time: Some(Time::from(now)),
+            ..Condition::default()
+        });
+        match timeout(FAREWELL, self.sink.write(&self.config.node, &last)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "the Router's last status was not written"),
+            Err(_) => debug!("the Router's last status was not written in time"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

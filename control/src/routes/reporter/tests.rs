@@ -1,0 +1,86 @@
+use std::sync::Mutex;
+
+use keel_fabric::router::Totals;
+
+use super::super::compile::{RouterFlags, compile};
+use keel_certs::ClusterName;
+
+use super::*;
+use crate::api::RouterSpec;
+
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<RouterStatus>>>);
+
+impl StatusSink for Written {
+    async fn write(&self, _: &NodeName, status: &RouterStatus) -> Result<(), ClientError> {
+        self.0.lock().unwrap().push(status.clone());
+        Ok(())
+    }
+}
+
+impl Written {
+    fn count(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+
+    async fn reach(&self, count: usize) {
+        while self.count() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+fn view(connections: u64, services: &[&str]) -> Arc<RouterView> {
+    Arc::new(RouterView {
+        started: SystemTime::UNIX_EPOCH,
+        services: services
+            .iter()
+            .map(|name| keel_fabric::router::ServiceView {
+                service: name.parse().unwrap(),
+                port: 80,
+                protocol: keel_fabric::wire::Protocol::Tcp,
+                providers: Vec::new(),
+                clients: Vec::new(),
+            })
+            .collect(),
+        totals: Totals { connections, ..Totals::default() },
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_is_written_at_once_and_ticks_once_per_interval() {
+    let written = Written::default();
+    let context = ReportContext {
+        cluster: ClusterName::default_cluster(),
+        plan: compile(&RouterSpec::default(), &RouterFlags::default()),
+        node_addresses: Vec::new(),
+        trouble: None,
+    };
+    let (_context_tx, context) = watch::channel(Arc::new(context));
+    let (views, view_rx) = watch::channel(view(0, &[]));
+    let stop = CancellationToken::new();
+    let config = ReporterConfig { node: "a".parse().unwrap(), interval: Duration::from_secs(30) };
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(Reporter::new(config, written.clone()).run(view_rx, context, stop.clone()));
+    written.reach(1).await;
+
+    let start = Instant::now();
+    views.send_replace(view(1, &["web.default"]));
+    written.reach(2).await;
+    assert!(start.elapsed() < Duration::from_secs(1), "state waits for nothing");
+
+    let start = Instant::now();
+    for connections in 2..100 {
+        views.send_replace(view(connections, &["web.default"]));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(written.count(), 2, "counters alone are not written before their time");
+    written.reach(3).await;
+    assert!(start.elapsed() >= Duration::from_secs(29));
+
+    stop.cancel();
+    tasks.join_next().await.unwrap().unwrap();
+    let last = written.0.lock().unwrap().last().unwrap().clone();
+    assert!(last.active_services.is_empty());
+    assert_eq!((last.conditions[0].kind.as_str(), last.conditions[0].status.as_str()), ("Ready", "False"));
+}
