@@ -139,6 +139,9 @@ impl Flow {
         self.leg = Leg::None;
         if self.is_over() {
             self.send.clear();
+            self.outbox
+                .tell_until
+                .get_or_insert(now + self.limits.resume_window);
             return;
         }
         if !matches!(self.state, State::Detached { .. }) {
@@ -146,7 +149,8 @@ impl Flow {
         }
     }
 
-    /// Whether the initiator should dial another leg: the flow has none, or was asked to move.
+    /// Whether the initiator should dial another leg: the flow has none, or was asked to move. For a flow that was cut
+    /// here and could not tell, this ends with the resume window ([`next_timeout`](Self::next_timeout) names the time).
     pub fn wants_leg(&self) -> bool {
         let lost = self.leg == Leg::None && (!self.is_over() || self.outbox.abort.is_some());
         self.role == Role::Initiator && (lost || (self.move_requested && !self.is_over()))

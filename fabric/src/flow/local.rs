@@ -53,6 +53,9 @@ impl Flow {
             self.send.clear();
         }
         self.outbox.abort = self.opened.then_some(code);
+        if let State::Detached { until } = self.state {
+            self.outbox.tell_until = Some(until);
+        }
         self.cut(code);
     }
 

@@ -151,6 +151,8 @@ struct Outbox {
     refuse: bool,
     complete: bool,
     abort: Option<AbortCode>,
+    /// Without a leg: how long one is looked for in order to tell the ABORT.
+    tell_until: Option<Instant>,
     request_move: bool,
     ping: bool,
 }
@@ -356,17 +358,24 @@ impl Flow {
     pub fn next_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Detached { until } | State::Aborting { until, .. } => Some(until),
+            State::Aborted(_) if self.wants_leg() => self.outbox.tell_until,
             State::Attached(_) if self.leg == Leg::Up => self.recv.ack_timeout(),
             _ => None,
         }
     }
 
     /// Lets time pass: ends the resume window and the linger of an ABORT. An ACK that is due by now comes out of the
-    /// next [`transmit`](Self::transmit).
+    /// next [`transmit`](Self::transmit); it is not named by [`next_timeout`](Self::next_timeout) again, so a leg that
+    /// takes nothing at the moment does not keep the driver awake.
     pub fn tick(&mut self, now: Instant) {
         match self.state {
             State::Detached { until } if until <= now => self.expire(),
             State::Aborting { code, until } if until <= now => self.cut(code),
+            State::Attached(_) => self.recv.tick(now),
+            State::Aborted(_) if self.outbox.tell_until.is_some_and(|until| until <= now) => {
+                self.outbox.abort = None;
+                self.outbox.tell_until = None;
+            }
             _ => {}
         }
     }

@@ -124,6 +124,13 @@ impl RecvHalf {
         }
     }
 
+    /// An ACK whose delay has passed goes with the next frame that can.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        if matches!(self.ack, AckWhen::At(at) if at <= now) {
+            self.ack = AckWhen::Now;
+        }
+    }
+
     pub(crate) fn ack_at_once(&mut self) {
         self.ack = AckWhen::Now;
     }

@@ -19,12 +19,14 @@ fn random_worlds_keep_all_invariants() {
             }
             Err(error) => failed.push(format!("seed {seed}: {error}")),
         }
+        if failed.len() >= 5 {
+            break;
+        }
     }
     println!("{SEEDS} worlds: {total:?}");
     assert!(
         failed.is_empty(),
-        "{} of {SEEDS} worlds:\n{}",
-        failed.len(),
+        "{SEEDS} worlds, the first that failed:\n{}",
         failed.join("\n")
     );
     // The worlds must not become peaceful unnoticed.
@@ -63,5 +65,5 @@ fn scramble(seed: u64) -> u64 {
     Random(seed).next()
 }
 
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 600;
 const BUG_SEEDS: u64 = 200;

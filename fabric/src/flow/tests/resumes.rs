@@ -71,6 +71,22 @@ fn a_reset_during_an_outage_is_told_on_the_next_leg() {
 }
 
 #[test]
+fn a_reset_that_cannot_be_told_is_given_up_with_the_window() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.lose_leg();
+    pair.consumer.abort(AbortCode::Reset);
+    let end = pair.now + FlowLimits::default().resume_window;
+    assert_eq!(pair.consumer.next_timeout(), Some(end));
+    pair.consumer.tick(end);
+    assert!(!pair.consumer.wants_leg());
+    assert_eq!(
+        (pair.consumer.next_timeout(), pair.consumer.resume(end)),
+        (None, None)
+    );
+}
+
+#[test]
 fn the_windows_end_at_the_initiator_first() {
     let mut pair = Pair::new();
     pair.accepted();

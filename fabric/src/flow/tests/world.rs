@@ -108,7 +108,7 @@ impl World {
     /// What did not hold.
     pub(super) fn run(mut self) -> Result<Report, String> {
         let start = self.now;
-        for _ in 0..60_000 {
+        for _ in 0..STEPS {
             if self.step()? {
                 self.judge()?;
                 return Ok(self.report);
@@ -208,7 +208,7 @@ impl World {
         }
         let delay = if suspect {
             Duration::ZERO
-        } else if self.random.once_in(400) {
+        } else if self.random.once_in(150) {
             Duration::from_secs(90)
         } else {
             self.random.millis(1500)
@@ -421,6 +421,9 @@ fn receive(
     }
     Ok(())
 }
+
+/// Many times what the longest world takes.
+const STEPS: u32 = 30_000;
 
 pub(super) fn open(random: &mut Random) -> Open {
     let mut id = [0; 16];
