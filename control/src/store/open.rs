@@ -9,9 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Row};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -158,11 +156,10 @@ impl Store {
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {
+    // Nothing here touches the file, so a connection is had (and can be closed properly) whatever the file is.
     SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(false)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(5))
 }
@@ -191,12 +188,18 @@ async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<State
     let application: i64 = number(path, connection, "PRAGMA application_id").await?;
     let tables: i64 = number(path, connection, "SELECT COUNT(*) FROM sqlite_master").await?;
     match (version, application) {
-        (0, 0) if tables == 0 => create(connection).await.map_err(|error| failure(path, error))?,
+        (0, 0) if tables == 0 => {}
         (SCHEMA, APPLICATION) => {}
         (found, APPLICATION) if found > SCHEMA => {
             return Err(Failure::Error(OpenError::Newer { path: path.into(), found }));
         }
         _ => return Err(Failure::Error(OpenError::Foreign { path: path.into() })),
+    }
+    // Only now, when the file is known to be ours.
+    let durable = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
+    sqlx::raw_sql(durable).execute(&mut *connection).await.map_err(|error| failure(path, error))?;
+    if version == 0 {
+        create(connection).await.map_err(|error| failure(path, error))?;
     }
     // One page-by-page look; what it does not find, the first use of the page does.
     let check: String = sqlx::query_scalar("PRAGMA quick_check(1)")

@@ -1,0 +1,130 @@
+//! The store against a model in memory: any history, any places to resume from.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::super::{Change, EventKind, Object, Store, StoreConfig};
+use super::{RESOURCE, key, open};
+use crate::api::Revision;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Compact(usize),
+    Delete(u8),
+    Keep(u8),
+    Put(u8, u8),
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..4_u8, any::<u8>()).prop_map(|(name, data)| Step::Put(name, data)),
+        3 => (0..4_u8).prop_map(Step::Delete),
+        2 => (0..4_u8).prop_map(Step::Keep),
+        1 => (0..40_usize).prop_map(Step::Compact),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// What the store should hold: objects, and the history since the last compaction.
+#[derive(Default)]
+struct Model {
+    objects: BTreeMap<String, (Revision, Bytes)>,
+    history: Vec<(Revision, EventKind, String, Bytes, Option<Bytes>)>,
+    compacted: Revision,
+}
+
+async fn write(store: &Store, model: &mut Model, name: u8, data: Option<Bytes>) {
+    let name = name.to_string();
+    let wanted = data.clone();
+    let decide = move |current: Option<&Object>, revision| match (&wanted, current) {
+        (Some(data), _) => (Change::Put(data.clone()), Some(revision)),
+        (None, Some(object)) => (Change::Delete(object.data.clone()), Some(revision)),
+        (None, None) => (Change::Keep, None),
+    };
+    let revision = store.write(key(&name), decide).await.unwrap();
+    let previous = model.objects.get(&name).map(|(_, data)| data.clone());
+    let (kind, object) = match (data, &previous) {
+        (Some(data), Some(_)) => (EventKind::Modified, data),
+        (Some(data), None) => (EventKind::Added, data),
+        (None, Some(data)) => (EventKind::Deleted, data.clone()),
+        (None, None) => return assert_eq!(revision, None),
+    };
+    let revision = revision.unwrap();
+    match kind {
+        EventKind::Deleted => model.objects.remove(&name),
+        _ => model.objects.insert(name.clone(), (revision, object.clone())),
+    };
+    model.history.push((revision, kind, name, object, previous));
+}
+
+async fn compare(store: &Store, model: &Model) {
+    let (objects, _) = store.list(RESOURCE).await.unwrap();
+    let found: Vec<(Revision, Bytes)> = objects.into_iter().map(|object| (object.revision, object.data)).collect();
+    let expected: Vec<(Revision, Bytes)> = model.objects.values().cloned().collect();
+    assert_eq!(found, expected);
+    assert_eq!(store.compacted(), model.compacted);
+    // Resume from everywhere that is still there; also in small pages.
+    let starts = model.history.iter().map(|event| event.0).filter(|revision| *revision >= model.compacted);
+    for start in starts.chain([model.compacted]) {
+        let mut found = Vec::new();
+        let mut cursor = start;
+        loop {
+            let page = store.events_since(cursor, 3).await.unwrap();
+            let Some(last) = page.last() else { break };
+            cursor = last.revision;
+            found.extend(page.iter().map(|event| {
+                (event.revision, event.kind, event.key.name.clone(), event.object.clone(), event.previous.clone())
+            }));
+        }
+        let expected: Vec<_> = model.history.iter().filter(|event| event.0 > start).cloned().collect();
+        assert_eq!(found, expected, "after {start}");
+    }
+}
+
+async fn run(steps: Vec<Step>) {
+    let folder = TempDir::new().unwrap();
+    // A ring of three, so that most resumes cross from the database into memory; no waiting for company.
+    let config = StoreConfig { ring: 3, linger: std::time::Duration::ZERO, ..StoreConfig::default() };
+    let mut store = open(&folder, config.clone()).await;
+    let mut model = Model { compacted: store.current(), ..Model::default() };
+    for step in steps {
+        match step {
+            Step::Put(name, data) => write(&store, &mut model, name, Some(Bytes::from(vec![data]))).await,
+            Step::Delete(name) => write(&store, &mut model, name, None).await,
+            Step::Keep(name) => {
+                let before = store.current();
+                store.write(key(&name.to_string()), |_, _| (Change::Keep, ())).await.unwrap();
+                assert_eq!(store.current(), before);
+            }
+            Step::Compact(index) => {
+                if let Some(event) = model.history.get(index) {
+                    store.compact(event.0).await.unwrap();
+                    model.compacted = model.compacted.max(event.0);
+                }
+            }
+            Step::Reopen => {
+                let before = store.current();
+                store.close().await;
+                store = open(&folder, config.clone()).await;
+                assert_eq!(store.current(), before, "a clean stop skips no number");
+            }
+        }
+    }
+    let revisions: Vec<Revision> = model.history.iter().map(|event| event.0).collect();
+    assert!(revisions.is_sorted_by(|a, b| a < b), "ordered and unique: {revisions:?}");
+    compare(&store, &model).await;
+    store.close().await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn behaves_like_a_map_with_a_history(steps in proptest::collection::vec(step(), 1..40)) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(steps));
+    }
+}
