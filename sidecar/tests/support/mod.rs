@@ -1,0 +1,245 @@
+//! A node in process: a real APIServer and a real router, and the sidecars of its pods.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use keel_certs::LiveIdentity;
+use keel_certs::fixture::Fabric;
+use keel_control::api::RouterStatus;
+use keel_control::client::{Client, ClientConfig};
+use keel_control::http::{Body, Caller, Handler, empty};
+use keel_control::server::{Api, ApiConfig};
+use keel_control::store::{Store, StoreConfig};
+use keel_control::transport::{ApiServer, Limits, TransportMetrics};
+use keel_fabric::flow::FlowLimits;
+use keel_fabric::limits::{ProviderLimits, RouterLimits};
+use keel_fabric::metrics::FabricMetrics;
+use keel_fabric::quic::{HostPort, ListenAddr, QuicKeys};
+use keel_fabric::router::{Router, RouterConfig, RouterView};
+use keel_sidecar::config::{ListenOn, Upstreams};
+use keel_sidecar::listener::{MappingState, PortState};
+use keel_sidecar::spec::{parse_mapped, parse_published};
+use keel_sidecar::{RunError, Sidecar, SidecarConfig};
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// Longer than anything here takes on a busy machine.
+pub(crate) const LONG: Duration = Duration::from_secs(20);
+
+/// A node with its APIServer and router; everything ends with the test's runtime.
+pub(crate) struct Node {
+    pub(crate) name: &'static str,
+    pub(crate) fabric: Arc<Fabric>,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) apiserver: HostPort,
+    pub(crate) api_stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+struct NoEnrolment;
+
+impl Handler for NoEnrolment {
+    fn handle(&self, _: http::Request<Body>, _: Caller) -> BoxFuture<'static, http::Response<Body>> {
+        Box::pin(async { http::Response::new(empty()) })
+    }
+}
+
+impl Node {
+    pub(crate) async fn start(name: &'static str) -> Self {
+        let fabric = Arc::new(Fabric::new());
+        let dir = tempfile::tempdir().unwrap();
+        let live = fabric.node(name);
+        let mut tasks = JoinSet::new();
+        let mut registry = Registry::default();
+
+        let store = Store::open(&dir.path().join("store.db"), StoreConfig::default()).await.unwrap();
+        let api = Api::new(ApiConfig { node: name.parse().unwrap() }, store, Arc::new(NoEnrolment));
+        let listen: ListenAddr = "127.0.0.1:0".parse().unwrap();
+        let keys = QuicKeys::load_or_create(&dir.path().join("quic-api")).unwrap();
+        let metrics = TransportMetrics::register(&mut registry);
+        let server = ApiServer::bind(&listen, &live, &keys, Arc::new(api), Limits::default(), metrics).unwrap();
+        let apiserver = HostPort::from(server.local_addrs()[0]);
+        let api_stop = CancellationToken::new();
+        let stop = api_stop.clone();
+        tasks.spawn(async move { server.run(stop).await });
+
+        let config = RouterConfig {
+            listen,
+            node: name.parse().unwrap(),
+            quic_dir: dir.path().join("quic"),
+            limits: RouterLimits::default(),
+            provider: ProviderLimits::default(),
+            flow: FlowLimits::default(),
+        };
+        let router = Router::bind(config, live.clone(), FabricMetrics::register(&mut registry)).unwrap();
+        let (address, view) = (router.local_addrs()[0], router.view());
+        let (backends, _) = watch::channel(Arc::default());
+        let receiver = backends.subscribe();
+        tasks.spawn(async move {
+            router.run(receiver, CancellationToken::new()).await;
+            drop(backends);
+        });
+        tasks.spawn(report(client(name, &apiserver, live), name, address, view));
+        Self { name, fabric, dir, apiserver, api_stop, tasks }
+    }
+
+    /// The settings of a pod's sidecar on this node, with free ports everywhere and state of its own.
+    pub(crate) fn pod(&self, pod: &str) -> SidecarConfig {
+        let identity = self.dir.path().join(format!("{pod}-identity"));
+        self.fabric.pod(self.name, "default", pod).save(&identity).unwrap();
+        let mut config = SidecarConfig::new("default".parse().unwrap(), self.dir.path().join("sidecar"));
+        config.pod = Some(pod.parse().unwrap());
+        config.identity_dir = Some(identity);
+        config.apiserver = Some(self.apiserver.clone());
+        config.dns = ListenOn::given("127.0.0.1:0".parse().unwrap());
+        config.metrics = ListenOn::given("127.0.0.1:0".parse().unwrap());
+        config.dns_upstreams = Upstreams::None;
+        config.connect_timeout = Duration::from_secs(5);
+        config.stop_grace = Duration::from_millis(200);
+        config
+    }
+
+    /// Ends the APIServer as a crash would: nothing answers there any more.
+    pub(crate) async fn lose_apiserver(&mut self) {
+        self.api_stop.cancel();
+        // The reporter, the router and the server: the server ends.
+        timeout(LONG, self.tasks.join_next()).await.unwrap();
+    }
+}
+
+fn client(name: &str, server: &HostPort, live: LiveIdentity) -> Client {
+    Client::new(ClientConfig { server: server.clone(), expect: name.parse().unwrap(), live }).unwrap()
+}
+
+/// Writes what the router serves into its Router, as a node does.
+async fn report(client: Client, name: &'static str, address: SocketAddr, mut view: watch::Receiver<Arc<RouterView>>) {
+    for revision in 1_u64.. {
+        let services: Vec<_> = view
+            .borrow_and_update()
+            .services
+            .iter()
+            .map(|service| {
+                let providers: Vec<_> =
+                    service.providers.iter().map(|p| json!({"identity": p.identity.path(), "health": "healthy"})).collect();
+                json!({"name": service.service.name, "namespace": service.service.namespace, "protocol": "TCP",
+                    "port": service.port, "providers": providers})
+            })
+            .collect();
+        let status = json!({"cluster": "home", "nodeAddresses": [address.to_string()], "activeServices": services,
+            "source": {"revision": revision}});
+        let status: RouterStatus = serde_json::from_value(status).unwrap();
+        // Without its APIServer a node has nobody to report to.
+        let _ = client.apply_status(&name.parse().unwrap(), &status).await;
+        if view.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A sidecar that runs until it is stopped.
+pub(crate) struct Pod {
+    pub(crate) dns: Option<SocketAddr>,
+    pub(crate) metrics: SocketAddr,
+    pub(crate) ready: keel_sidecar::admin::Ready,
+    mappings: watch::Receiver<Arc<Vec<MappingState>>>,
+    stop: CancellationToken,
+    tasks: JoinSet<Result<(), RunError>>,
+}
+
+impl Pod {
+    pub(crate) async fn start(mut config: SidecarConfig, mapped: &str, published: &str) -> Self {
+        config.mapped = parse_mapped(mapped, &config.namespace).unwrap();
+        config.published = parse_published(published, &config.namespace).unwrap();
+        let stop = CancellationToken::new();
+        let sidecar = Sidecar::start(config, Registry::default(), stop.clone(), Handle::current()).await.unwrap();
+        let (dns, metrics, mappings, ready) =
+            (sidecar.dns_addr(), sidecar.metrics_addr(), sidecar.mappings(), sidecar.ready());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(sidecar.run());
+        Self { dns, metrics, ready, mappings, stop, tasks }
+    }
+
+    /// The address of the only mapped service, once one of its ports accepts connections.
+    pub(crate) async fn address(&mut self) -> SocketAddr {
+        let listening = |states: &[MappingState]| {
+            states.iter().find_map(|state| {
+                let port = state.ports.iter().find(|(_, what)| **what == PortState::Listening)?;
+                Some(SocketAddr::new(state.address, *port.0))
+            })
+        };
+        let states = timeout(LONG, self.mappings.wait_for(|states| listening(states).is_some())).await.unwrap().unwrap();
+        listening(&states).unwrap()
+    }
+
+    pub(crate) fn states(&self) -> Arc<Vec<MappingState>> {
+        self.mappings.borrow().clone()
+    }
+
+    pub(crate) async fn ended(&mut self) -> Result<(), RunError> {
+        timeout(LONG, self.tasks.join_next()).await.unwrap().unwrap().unwrap()
+    }
+
+    pub(crate) async fn stop(mut self) {
+        self.stop.cancel();
+        self.ended().await.unwrap();
+    }
+}
+
+/// A range of its own for each test, as all share the machine's loopback.
+pub(crate) fn range(third: u8) -> keel_sidecar::vip::IpRange {
+    format!("127.66.{third}.0/24").parse().unwrap()
+}
+
+/// A backend that answers every connection with what it was sent, after the end of it.
+pub(crate) async fn echo(tasks: &mut JoinSet<()>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tasks.spawn(async move {
+        let mut all = JoinSet::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            all.spawn(async move {
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).await.unwrap();
+                stream.write_all(&bytes).await.unwrap();
+            });
+        }
+    });
+    address
+}
+
+/// Sends `bytes`, half-closes, and reads all that comes.
+pub(crate) async fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let talk = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(bytes).await?;
+        stream.shutdown().await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        Ok(answer)
+    };
+    timeout(LONG, talk).await.unwrap()
+}
+
+/// Connects and reads until the other side ends it: the time that took, and how it ended.
+pub(crate) async fn ending(address: SocketAddr) -> (Duration, std::io::Result<usize>) {
+    let start = tokio::time::Instant::now();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let ended = timeout(LONG, stream.read(&mut [0; 16])).await.unwrap();
+    (start.elapsed(), ended)
+}
+
+/// The state directory of a pod without `--state-dir`.
+pub(crate) fn state_dir(root: &Path, pod: &str) -> PathBuf {
+    root.join("sidecar").join(format!("default.{pod}"))
+}
