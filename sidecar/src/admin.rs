@@ -48,19 +48,36 @@ impl Ready {
     /// Makes readiness wait for `name` until the guard is dropped.
     #[must_use]
     pub fn wait_for(&self, name: &'static str) -> NotReady {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
-        NotReady { name, ready: self.clone() }
+        *self
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(name)
+            .or_default() += 1;
+        NotReady {
+            name,
+            ready: self.clone(),
+        }
     }
 
     /// What is waited for; ready if empty.
     pub fn missing(&self) -> Vec<&'static str> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys()
+            .copied()
+            .collect()
     }
 }
 
 impl Drop for NotReady {
     fn drop(&mut self) {
-        let mut waiting = self.ready.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self
+            .ready
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = waiting.get_mut(self.name) {
             *count -= 1;
             if *count == 0 {
@@ -89,10 +106,18 @@ impl Admin {
     ///
     /// # Errors
     /// Of the socket.
-    pub async fn bind(address: SocketAddr, registry: Arc<Registry>, ready: Ready) -> io::Result<Self> {
+    pub async fn bind(
+        address: SocketAddr,
+        registry: Arc<Registry>,
+        ready: Ready,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, pages: Arc::new(Pages { registry, ready }) })
+        Ok(Self {
+            listener,
+            address,
+            pages: Arc::new(Pages { registry, ready }),
+        })
     }
 
     /// Where it listens.
@@ -125,8 +150,15 @@ impl Admin {
 }
 
 /// The next connection, once there is room. Cancel safe: a permit without a connection is given back.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = permits
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     Ok((stream, permit))
 }
@@ -150,7 +182,11 @@ async fn serve(stream: TcpStream, pages: Arc<Pages>, permit: OwnedSemaphorePermi
 impl Pages {
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is possible here\n".to_owned());
+            return page(
+                StatusCode::METHOD_NOT_ALLOWED,
+                TEXT,
+                "only GET is possible here\n".to_owned(),
+            );
         }
         match request.uri().path() {
             "/healthz" => page(StatusCode::OK, TEXT, "ok\n".to_owned()),
@@ -159,17 +195,29 @@ impl Pages {
                 if missing.is_empty() {
                     page(StatusCode::OK, TEXT, "ok\n".to_owned())
                 } else {
-                    page(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("waiting for {}\n", missing.join(", ")))
+                    page(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        TEXT,
+                        format!("waiting for {}\n", missing.join(", ")),
+                    )
                 }
             }
             "/metrics" => {
                 let mut text = String::new();
                 match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
                     Ok(()) => page(StatusCode::OK, OPEN_METRICS, text),
-                    Err(error) => page(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+                    Err(error) => page(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        TEXT,
+                        format!("{error}\n"),
+                    ),
                 }
             }
-            _ => page(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /healthz and /readyz\n".to_owned()),
+            _ => page(
+                StatusCode::NOT_FOUND,
+                TEXT,
+                "there are /metrics, /healthz and /readyz\n".to_owned(),
+            ),
         }
     }
 }
@@ -180,7 +228,9 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 fn page(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response
 }
 
@@ -193,9 +243,17 @@ mod tests {
 
     async fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(
+                format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes(),
+            )
+            .await
+            .unwrap();
         let mut text = String::new();
-        timeout(Duration::from_secs(5), stream.read_to_string(&mut text)).await.unwrap().unwrap();
+        timeout(Duration::from_secs(5), stream.read_to_string(&mut text))
+            .await
+            .unwrap()
+            .unwrap();
         text
     }
 
@@ -205,7 +263,13 @@ mod tests {
         let metrics = SidecarMetrics::register(&mut registry);
         metrics.connections_accepted.inc();
         let ready = Ready::default();
-        let admin = Admin::bind("127.0.0.1:0".parse().unwrap(), Arc::new(registry), ready.clone()).await.unwrap();
+        let admin = Admin::bind(
+            "127.0.0.1:0".parse().unwrap(),
+            Arc::new(registry),
+            ready.clone(),
+        )
+        .await
+        .unwrap();
         let address = admin.local_addr();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -213,12 +277,18 @@ mod tests {
 
         let (first, second) = (ready.wait_for("identity"), ready.wait_for("routers"));
         let text = get(address, "/readyz").await;
-        assert!(text.starts_with("HTTP/1.1 503") && text.contains("identity, routers"), "{text}");
+        assert!(
+            text.starts_with("HTTP/1.1 503") && text.contains("identity, routers"),
+            "{text}"
+        );
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         drop((first, second));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         let text = get(address, "/metrics").await;
-        assert!(text.contains("keel_sidecar_connections_accepted_total 1") && text.contains("# EOF"), "{text}");
+        assert!(
+            text.contains("keel_sidecar_connections_accepted_total 1") && text.contains("# EOF"),
+            "{text}"
+        );
         assert!(get(address, "/x").await.starts_with("HTTP/1.1 404"));
         stop.cancel();
         tasks.join_all().await;

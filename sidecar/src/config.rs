@@ -12,10 +12,12 @@ use crate::spec::{MappedService, PublishedService};
 use crate::vip::IpRange;
 
 /// Where DNS listens if nobody says: an address of its own, as resolv.conf has no syntax for ports.
-pub const DEFAULT_DNS_ADDR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)), 53);
+pub const DEFAULT_DNS_ADDR: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)), 53);
 
 /// Where metrics and health are served if nobody says.
-pub const DEFAULT_METRICS_ADDR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
+pub const DEFAULT_METRICS_ADDR: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 
 /// An address to listen on, and whether somebody asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,12 +31,18 @@ pub struct ListenOn {
 impl ListenOn {
     /// A default.
     pub fn default_of(address: SocketAddr) -> Self {
-        Self { address, given: false }
+        Self {
+            address,
+            given: false,
+        }
     }
 
     /// An address that the user gave.
     pub fn given(address: SocketAddr) -> Self {
-        Self { address, given: true }
+        Self {
+            address,
+            given: true,
+        }
     }
 }
 
@@ -51,7 +59,9 @@ pub enum Upstreams {
 
 /// `--dns-upstream` in no known form.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("`{0}` is no DNS server; write its IP address like 10.0.0.2 or 10.0.0.2:53, several with commas, or none")]
+#[error(
+    "`{0}` is no DNS server; write its IP address like 10.0.0.2 or 10.0.0.2:53, several with commas, or none"
+)]
 pub struct UpstreamsError(String);
 
 impl std::str::FromStr for Upstreams {
@@ -62,14 +72,25 @@ impl std::str::FromStr for Upstreams {
             return Ok(Self::None);
         }
         let mut servers = Vec::new();
-        for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        for item in text
+            .split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+        {
             let server = item.parse().or_else(|_| {
-                let bare = item.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(item);
+                let bare = item
+                    .strip_prefix('[')
+                    .and_then(|rest| rest.strip_suffix(']'))
+                    .unwrap_or(item);
                 bare.parse().map(|ip| SocketAddr::new(ip, 53))
             });
             servers.push(server.map_err(|_| UpstreamsError(item.to_owned()))?);
         }
-        Ok(if servers.is_empty() { Self::ResolvConf } else { Self::Given(servers) })
+        Ok(if servers.is_empty() {
+            Self::ResolvConf
+        } else {
+            Self::Given(servers)
+        })
     }
 }
 
@@ -162,7 +183,10 @@ const APISERVER_PORT: u16 = 7443;
 /// # Errors
 /// Another scheme, a path, or no host.
 pub fn parse_apiserver(url: &str) -> Result<HostPort, ApiserverError> {
-    let wrong = |why: &str| ApiserverError { url: url.to_owned(), why: why.to_owned() };
+    let wrong = |why: &str| ApiserverError {
+        url: url.to_owned(),
+        why: why.to_owned(),
+    };
     let rest = match url.trim().split_once("://") {
         Some(("https", rest)) => rest,
         Some(_) => return Err(wrong("only https is spoken")),
@@ -170,11 +194,20 @@ pub fn parse_apiserver(url: &str) -> Result<HostPort, ApiserverError> {
     };
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     if rest.contains('/') || rest.contains('@') {
-        return Err(wrong("nothing may stand before the host or behind the port"));
+        return Err(wrong(
+            "nothing may stand before the host or behind the port",
+        ));
     }
-    let has_port = rest.rsplit_once(':').is_some_and(|(host, _)| !host.starts_with('[') || host.ends_with(']'));
-    let text = if has_port { rest.to_owned() } else { format!("{rest}:{APISERVER_PORT}") };
-    text.parse().map_err(|error: keel_fabric::quic::AddrError| wrong(&error.to_string()))
+    let has_port = rest
+        .rsplit_once(':')
+        .is_some_and(|(host, _)| !host.starts_with('[') || host.ends_with(']'));
+    let text = if has_port {
+        rest.to_owned()
+    } else {
+        format!("{rest}:{APISERVER_PORT}")
+    };
+    text.parse()
+        .map_err(|error: keel_fabric::quic::AddrError| wrong(&error.to_string()))
 }
 
 #[cfg(test)]
@@ -185,10 +218,26 @@ mod tests {
     fn upstreams_are_addresses_with_or_without_a_port() {
         assert_eq!("none".parse(), Ok(Upstreams::None));
         assert_eq!("".parse(), Ok(Upstreams::ResolvConf));
-        let Ok(Upstreams::Given(servers)) = "10.0.0.2, fd00::1,[fd00::2],[fd00::3]:5353,1.1.1.1:54".parse() else { panic!() };
+        let Ok(Upstreams::Given(servers)) =
+            "10.0.0.2, fd00::1,[fd00::2],[fd00::3]:5353,1.1.1.1:54".parse()
+        else {
+            panic!()
+        };
         let text: Vec<_> = servers.iter().map(ToString::to_string).collect();
-        assert_eq!(text, ["10.0.0.2:53", "[fd00::1]:53", "[fd00::2]:53", "[fd00::3]:5353", "1.1.1.1:54"]);
-        let error = "10.0.0.2,dns.example".parse::<Upstreams>().unwrap_err().to_string();
+        assert_eq!(
+            text,
+            [
+                "10.0.0.2:53",
+                "[fd00::1]:53",
+                "[fd00::2]:53",
+                "[fd00::3]:5353",
+                "1.1.1.1:54"
+            ]
+        );
+        let error = "10.0.0.2,dns.example"
+            .parse::<Upstreams>()
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("`dns.example`"), "{error}");
     }
 
@@ -203,7 +252,14 @@ mod tests {
         ] {
             assert_eq!(parse_apiserver(text).unwrap().to_string(), expected);
         }
-        for text in ["http://a:1", "https://a:1/x", "https://", "https://a:b", "https://u@a:1", ""] {
+        for text in [
+            "http://a:1",
+            "https://a:1/x",
+            "https://",
+            "https://a:b",
+            "https://u@a:1",
+            "",
+        ] {
             let error = parse_apiserver(text).unwrap_err().to_string();
             assert!(error.contains("https://127.0.0.1:7443"), "{error}");
         }

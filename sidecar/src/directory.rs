@@ -41,7 +41,11 @@ pub struct PortKey {
 impl PortKey {
     /// The key of `service`'s `port`.
     pub fn new(service: ServiceId, port: u16, protocol: Protocol) -> Self {
-        Self { service, port, udp: protocol == Protocol::Udp }
+        Self {
+            service,
+            port,
+            udp: protocol == Protocol::Udp,
+        }
     }
 }
 
@@ -58,11 +62,19 @@ pub struct Directory {
 impl Directory {
     /// The directory of a sidecar on `own`. What a Router leaves out or has wrong costs that entry only.
     pub fn build<'a>(own: &NodeName, routers: impl IntoIterator<Item = &'a Router>) -> Self {
-        let mut directory = Self { own_node: Some(own.clone()), ..Self::default() };
+        let mut directory = Self {
+            own_node: Some(own.clone()),
+            ..Self::default()
+        };
         for router in routers {
-            let (Ok(node), Some(status)) = (router.name().parse::<NodeName>(), &router.status) else { continue };
+            let (Ok(node), Some(status)) = (router.name().parse::<NodeName>(), &router.status)
+            else {
+                continue;
+            };
             let cluster = status.cluster.as_deref().unwrap_or(DEFAULT_CLUSTER);
-            let Ok(cluster) = cluster.parse::<ClusterName>() else { continue };
+            let Ok(cluster) = cluster.parse::<ClusterName>() else {
+                continue;
+            };
             let is_own = node == *own;
             if is_own {
                 directory.own_cluster = Some(cluster.clone());
@@ -70,7 +82,10 @@ impl Directory {
             // Only its own node's sidecars reach a router by its node addresses; without others it is dialled from nowhere else.
             let near = status.node_addresses.iter().filter(|_| is_own);
             let mut addresses: Vec<HostPort> = Vec::new();
-            for address in near.chain(&status.addresses).filter_map(|text| text.parse::<HostPort>().ok()) {
+            for address in near
+                .chain(&status.addresses)
+                .filter_map(|text| text.parse::<HostPort>().ok())
+            {
                 if !addresses.contains(&address) {
                     addresses.push(address);
                 }
@@ -81,7 +96,10 @@ impl Directory {
             if addresses.is_empty() {
                 continue;
             }
-            let peer = Arc::new(RouterPeer { node: node.clone(), addresses });
+            let peer = Arc::new(RouterPeer {
+                node: node.clone(),
+                addresses,
+            });
             directory.routers.insert(node, peer.clone());
             for service in &status.active_services {
                 directory.add(&peer, &cluster, service);
@@ -91,9 +109,17 @@ impl Directory {
     }
 
     fn add(&mut self, router: &Arc<RouterPeer>, of_router: &ClusterName, service: &ActiveService) {
-        let Some(name) = service.name.as_deref().and_then(|name| name.parse::<ServiceName>().ok()) else { return };
+        let Some(name) = service
+            .name
+            .as_deref()
+            .and_then(|name| name.parse::<ServiceName>().ok())
+        else {
+            return;
+        };
         let namespace = service.namespace.as_deref().unwrap_or("default");
-        let Ok(namespace) = namespace.parse::<Namespace>() else { return };
+        let Ok(namespace) = namespace.parse::<Namespace>() else {
+            return;
+        };
         let cluster = match service.cluster.as_deref() {
             None | Some("") => of_router.clone(),
             Some(cluster) => match cluster.parse() {
@@ -107,10 +133,14 @@ impl Directory {
             Some(text) if text.eq_ignore_ascii_case("udp") => Protocol::Udp,
             Some(_) => return,
         };
-        let Some(port) = service.service_port().filter(|port| *port != 0) else { return };
+        let Some(port) = service.service_port().filter(|port| *port != 0) else {
+            return;
+        };
         let key = PortKey::new(ServiceId { name, namespace }, port, protocol);
         for provider in &service.providers {
-            let Some(subject) = provider.subject() else { continue };
+            let Some(subject) = provider.subject() else {
+                continue;
+            };
             let candidate = Candidate {
                 router: router.clone(),
                 provider: subject,
@@ -133,18 +163,32 @@ impl Directory {
     ) -> impl Iterator<Item = &'a Candidate> + 'a {
         let key = PortKey::new(target.service.clone(), port, protocol);
         let all = self.ports.get(&key).map_or(&[][..], Vec::as_slice);
-        all.iter().filter(move |candidate| target.cluster.as_ref().is_none_or(|cluster| candidate.cluster == *cluster))
+        all.iter().filter(move |candidate| {
+            target
+                .cluster
+                .as_ref()
+                .is_none_or(|cluster| candidate.cluster == *cluster)
+        })
     }
 
     /// The ports of `target` that somebody provides.
     pub fn ports(&self, target: &ServiceRef, protocol: Protocol) -> BTreeSet<u16> {
-        let of_service = self.ports.keys().filter(|key| key.service == target.service && key.udp == (protocol == Protocol::Udp));
-        of_service.map(|key| key.port).filter(|port| self.candidates(target, *port, protocol).next().is_some()).collect()
+        let of_service = self
+            .ports
+            .keys()
+            .filter(|key| key.service == target.service && key.udp == (protocol == Protocol::Udp));
+        of_service
+            .map(|key| key.port)
+            .filter(|port| self.candidates(target, *port, protocol).next().is_some())
+            .collect()
     }
 
     /// Every port with its providers.
     pub fn providers(&self) -> BTreeMap<&PortKey, BTreeSet<&Subject>> {
-        self.ports.iter().map(|(key, all)| (key, all.iter().map(|c| &c.provider).collect())).collect()
+        self.ports
+            .iter()
+            .map(|(key, all)| (key, all.iter().map(|c| &c.provider).collect()))
+            .collect()
     }
 
     /// The routers that can be dialled from here.
@@ -155,8 +199,13 @@ impl Directory {
     /// The routers that a provider publishes at: the own node's first, then those with public addresses.
     pub fn publish_at(&self, most_others: usize) -> Vec<RouterPeer> {
         let own = self.own_node.as_ref().and_then(|own| self.routers.get(own));
-        let others = self.routers.iter().filter(|(node, _)| self.public.contains(*node) && Some(*node) != self.own_node.as_ref());
-        own.into_iter().chain(others.map(|(_, peer)| peer).take(most_others)).map(|peer| RouterPeer::clone(peer)).collect()
+        let others = self.routers.iter().filter(|(node, _)| {
+            self.public.contains(*node) && Some(*node) != self.own_node.as_ref()
+        });
+        own.into_iter()
+            .chain(others.map(|(_, peer)| peer).take(most_others))
+            .map(|peer| RouterPeer::clone(peer))
+            .collect()
     }
 
     /// The node that this is seen from.
@@ -187,10 +236,17 @@ pub fn gained(before: &Directory, now: &Directory) -> Vec<Gained> {
     let mut found = Vec::new();
     for (key, providers) in now.providers() {
         let Some(old) = had.get(key) else { continue };
-        for provider in providers.iter().filter(|provider| !old.contains(**provider)) {
+        for provider in providers
+            .iter()
+            .filter(|provider| !old.contains(**provider))
+        {
             let elsewhere = old.iter().all(|other| other.node() != provider.node());
             if let Some(first) = old.iter().next().filter(|_| elsewhere) {
-                found.push(Gained { key: key.clone(), provider: (*provider).clone(), besides: (*first).clone() });
+                found.push(Gained {
+                    key: key.clone(),
+                    provider: (*provider).clone(),
+                    besides: (*first).clone(),
+                });
             }
         }
     }

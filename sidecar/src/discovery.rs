@@ -46,8 +46,19 @@ impl Discovery {
         metrics: Arc<SidecarMetrics>,
     ) -> Self {
         let synced = routers.is_some();
-        let routers = routers.unwrap_or_default().into_iter().map(|router| (router.name().to_owned(), router)).collect();
-        let mut discovery = Self { own, routers, directory, known, metrics, connected: false };
+        let routers = routers
+            .unwrap_or_default()
+            .into_iter()
+            .map(|router| (router.name().to_owned(), router))
+            .collect();
+        let mut discovery = Self {
+            own,
+            routers,
+            directory,
+            known,
+            metrics,
+            connected: false,
+        };
         discovery.publish(synced);
         discovery
     }
@@ -65,7 +76,9 @@ impl Discovery {
             let mut synced = self.apply(event);
             // What is there already is taken along: one new directory for a burst of changes.
             for _ in 0..BATCH {
-                let Some(Some(event)) = events.next().now_or_never() else { break };
+                let Some(Some(event)) = events.next().now_or_never() else {
+                    break;
+                };
                 synced |= self.apply(event);
             }
             self.publish(synced);
@@ -78,11 +91,15 @@ impl Discovery {
         let whole = match event {
             WatchEvent::Snapshot { routers, revision } => {
                 tracing::debug!(%revision, routers = routers.len(), "read the state of the APIServer");
-                self.routers = routers.into_iter().map(|router| (router.name().to_owned(), Arc::new(router))).collect();
+                self.routers = routers
+                    .into_iter()
+                    .map(|router| (router.name().to_owned(), Arc::new(router)))
+                    .collect();
                 true
             }
             WatchEvent::Applied(router) => {
-                self.routers.insert(router.name().to_owned(), Arc::new(router));
+                self.routers
+                    .insert(router.name().to_owned(), Arc::new(router));
                 false
             }
             WatchEvent::Deleted(node) => {
@@ -109,7 +126,9 @@ impl Discovery {
 
     fn publish(&mut self, synced: bool) {
         let now = Directory::build(&self.own, self.routers.values().map(|router| &**router));
-        self.metrics.routers.set(i64::try_from(self.routers.len()).unwrap_or(i64::MAX));
+        self.metrics
+            .routers
+            .set(i64::try_from(self.routers.len()).unwrap_or(i64::MAX));
         for new in gained(&self.directory.borrow(), &now) {
             tracing::warn!(
                 service = %new.key.service, port = new.key.port, provider = %new.provider, besides = %new.besides,

@@ -28,7 +28,9 @@ pub enum StartError {
         source: io::Error,
     },
     /// Metrics and health cannot be served where the user wants them.
-    #[error("metrics cannot be served on {address}: {source}; choose another address with --metrics-addr, port 0 takes a free one")]
+    #[error(
+        "metrics cannot be served on {address}: {source}; choose another address with --metrics-addr, port 0 takes a free one"
+    )]
     Metrics {
         /// Where.
         address: SocketAddr,
@@ -36,7 +38,9 @@ pub enum StartError {
         source: io::Error,
     },
     /// An upstream is the sidecar's own DNS.
-    #[error("the DNS upstream {0} is this sidecar itself; give the server that it should ask with --dns-upstream")]
+    #[error(
+        "the DNS upstream {0} is this sidecar itself; give the server that it should ask with --dns-upstream"
+    )]
     Upstream(SocketAddr),
 }
 

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use keel_certs::{
-    Chain, Csr, Issuer, JoinToken, KeyPair, LiveIdentity, Namespace, NodeName, PodName, RenewError, Renewed, RootPin, Subject,
+    Chain, Csr, Issuer, JoinToken, KeyPair, LiveIdentity, Namespace, NodeName, PodName, RenewError,
+    Renewed, RootPin, Subject,
 };
 use keel_control::client::Client;
 use keel_control::enroll;
@@ -98,7 +99,12 @@ pub struct Lookup {
 
 impl Lookup {
     /// The look-up of a sidecar called `pod` with its state in `state`.
-    pub fn new(config: &SidecarConfig, pod: PodName, state: Option<&Path>, origin: Option<Origin>) -> Self {
+    pub fn new(
+        config: &SidecarConfig,
+        pod: PodName,
+        state: Option<&Path>,
+        origin: Option<Origin>,
+    ) -> Self {
         Self {
             identity_dir: config.identity_dir.clone(),
             kept: state.map(|dir| dir.join("identity")),
@@ -133,7 +139,10 @@ impl Lookup {
             {
                 return Err(IdentityError::Timeout(limit, why));
             }
-            if said.as_ref().is_none_or(|(at, last)| at.elapsed() >= SAY_EVERY || *last != why) {
+            if said
+                .as_ref()
+                .is_none_or(|(at, last)| at.elapsed() >= SAY_EVERY || *last != why)
+            {
                 tracing::warn!("no identity yet: {why}");
                 said = Some((Instant::now(), why));
             }
@@ -156,14 +165,24 @@ impl Lookup {
 
     fn from_directory(&self, dir: &Path) -> Result<Found, Attempt> {
         let live = LiveIdentity::load(dir).map_err(|error| Attempt::Again(error.to_string()))?;
-        let node = node_of(&live).ok_or_else(|| Attempt::Again(format!("{} is no identity of a sidecar", live.identity())))?;
+        let node = node_of(&live).ok_or_else(|| {
+            Attempt::Again(format!("{} is no identity of a sidecar", live.identity()))
+        })?;
         let apiserver = self.apiserver_or(None);
-        Ok(Found { live, node, apiserver, renewal: Renewal::Directory(dir.to_owned()) })
+        Ok(Found {
+            live,
+            node,
+            apiserver,
+            renewal: Renewal::Directory(dir.to_owned()),
+        })
     }
 
     /// The identity of an earlier run, if it is ours and still good.
     async fn from_kept(&self) -> Option<Found> {
-        let dir = self.kept.as_ref().filter(|dir| dir.join("tls.crt").exists())?;
+        let dir = self
+            .kept
+            .as_ref()
+            .filter(|dir| dir.join("tls.crt").exists())?;
         let live = match LiveIdentity::load(dir) {
             Ok(live) => live,
             Err(error) => {
@@ -172,7 +191,12 @@ impl Lookup {
             }
         };
         let identity = live.identity();
-        let Subject::Pod { node, namespace, .. } = &identity.subject else { return None };
+        let Subject::Pod {
+            node, namespace, ..
+        } = &identity.subject
+        else {
+            return None;
+        };
         // A token may be for another namespace than the one that this sidecar was told; what it gave is what was wanted.
         if *namespace != self.namespace && self.join.is_none() {
             tracing::warn!(%identity, wanted = %self.namespace, "the kept identity is of another namespace; looking for another one");
@@ -183,19 +207,31 @@ impl Lookup {
             return None;
         }
         if let Some(token) = &self.join
-            && !live.roots().iter().any(|root| RootPin::of(root).is_ok_and(|pin| pin == token.pin))
+            && !live
+                .roots()
+                .iter()
+                .any(|root| RootPin::of(root).is_ok_and(|pin| pin == token.pin))
         {
             tracing::warn!(%identity, token = %token.id, "the join token is for another trust domain; going on with the kept identity");
         }
         let told = match self.told_by_socket(node).await {
             Some(apiserver) => Some(apiserver),
-            None => self.origin.as_ref().filter(|origin| origin.node == *node).and_then(|origin| origin.apiserver.parse().ok()),
+            None => self
+                .origin
+                .as_ref()
+                .filter(|origin| origin.node == *node)
+                .and_then(|origin| origin.apiserver.parse().ok()),
         };
         let apiserver = self.apiserver_or(told);
         if let Err(error) = live.keep_in(dir) {
             tracing::warn!(%error, "renewed certificates will not be kept");
         }
-        Some(Found { live, node: node.clone(), apiserver, renewal: Renewal::Node(self.sockets.clone()) })
+        Some(Found {
+            live,
+            node: node.clone(),
+            apiserver,
+            renewal: Renewal::Node(self.sockets.clone()),
+        })
     }
 
     /// Where `node`'s APIServer is now, if the node is on this machine: it may have moved since the identity was kept.
@@ -242,7 +278,11 @@ impl Lookup {
         if !errors.is_empty() {
             return Err(Attempt::Again(errors.join("; ")));
         }
-        let looked: Vec<_> = self.sockets.iter().map(|socket| socket.display().to_string()).collect();
+        let looked: Vec<_> = self
+            .sockets
+            .iter()
+            .map(|socket| socket.display().to_string())
+            .collect();
         Err(Attempt::Again(format!(
             "there is no node on this machine (no socket at {}) and no join token; either start a node here with `keel up`, or run \
              `keel token create --sidecar {}/{}` at a node and give the token with `--join @FILE`",
@@ -259,8 +299,11 @@ impl Lookup {
         roots: Vec<rustls_pki_types::CertificateDer<'static>>,
         apiserver: Option<HostPort>,
     ) -> Result<Found, Attempt> {
-        let live = LiveIdentity::new(key, chain, roots).map_err(|error| Attempt::Again(error.to_string()))?;
-        let node = node_of(&live).ok_or_else(|| Attempt::Again(format!("{} is no identity of a sidecar", live.identity())))?;
+        let live = LiveIdentity::new(key, chain, roots)
+            .map_err(|error| Attempt::Again(error.to_string()))?;
+        let node = node_of(&live).ok_or_else(|| {
+            Attempt::Again(format!("{} is no identity of a sidecar", live.identity()))
+        })?;
         if let Some(dir) = &self.kept {
             if let Err(error) = live.keep_in(dir) {
                 tracing::warn!(%error, "the identity cannot be kept; the next start needs the node again");
@@ -268,14 +311,21 @@ impl Lookup {
             // Best effort: the key is in the identity now.
             let _ = std::fs::remove_file(pending(dir));
         }
-        Ok(Found { live, node, apiserver: self.apiserver_or(apiserver), renewal: Renewal::Node(self.sockets.clone()) })
+        Ok(Found {
+            live,
+            node,
+            apiserver: self.apiserver_or(apiserver),
+            renewal: Renewal::Node(self.sockets.clone()),
+        })
     }
 
     /// The key to ask with: the same one until it is certified, because a token belongs to the first key that uses it.
     fn key(&self) -> Result<(KeyPair, Csr), Attempt> {
         let again = |error: &dyn std::fmt::Display| Attempt::Again(format!("no key: {error}"));
         let file = self.kept.as_ref().map(|dir| pending(dir));
-        let kept = file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+        let kept = file
+            .as_ref()
+            .and_then(|file| std::fs::read_to_string(file).ok());
         let key = match kept.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
             Some(key) => key,
             None => {
@@ -304,7 +354,11 @@ pub async fn keep_fresh(found: Found, client: Client, stop: CancellationToken) {
         Renewal::Directory(dir) => follow_files(&found.live, &dir, stop).await,
         Renewal::Node(sockets) => {
             let remote = Arc::new(enroll::RemoteIssuer { client });
-            let issuer = NodeIssuer { who: found.live.identity().subject, sockets, remote };
+            let issuer = NodeIssuer {
+                who: found.live.identity().subject,
+                sockets,
+                remote,
+            };
             keel_certs::rotate(found.live, Arc::new(issuer), stop.cancelled_owned()).await;
         }
     }
@@ -319,15 +373,29 @@ struct NodeIssuer {
 
 impl Issuer for NodeIssuer {
     fn renew(&self, csr: &Csr) -> BoxFuture<'static, Result<Renewed, RenewError>> {
-        let (who, sockets, remote, csr) = (self.who.clone(), self.sockets.clone(), self.remote.clone(), csr.clone());
+        let (who, sockets, remote, csr) = (
+            self.who.clone(),
+            self.sockets.clone(),
+            self.remote.clone(),
+            csr.clone(),
+        );
         Box::pin(async move {
-            if let Subject::Pod { node, namespace, pod } = &who {
+            if let Subject::Pod {
+                node,
+                namespace,
+                pod,
+            } = &who
+            {
                 for socket in sockets.iter().filter(|socket| socket.exists()) {
                     match enroll::local::workload(socket, namespace, pod, &csr).await {
-                        Ok(workload) if workload.node == *node => return Ok((workload.chain, workload.roots)),
+                        Ok(workload) if workload.node == *node => {
+                            return Ok((workload.chain, workload.roots));
+                        }
                         // Another node's socket, or a name that only a token gives: the network knows better.
                         Ok(_) => {}
-                        Err(error) => tracing::debug!(%error, socket = %socket.display(), "no renewal over the socket"),
+                        Err(error) => {
+                            tracing::debug!(%error, socket = %socket.display(), "no renewal over the socket")
+                        }
                     }
                 }
             }
@@ -345,13 +413,17 @@ async fn follow_files(live: &LiveIdentity, dir: &Path, stop: CancellationToken) 
             () = sleep(READ_EVERY) => {}
         }
         // Half-written files do not fit together; the next look finds them whole.
-        let Ok(new) = LiveIdentity::load(dir) else { continue };
+        let Ok(new) = LiveIdentity::load(dir) else {
+            continue;
+        };
         if new.chain().certs == live.chain().certs && new.roots() == live.roots() {
             continue;
         }
         match live.replace_all(new.key(), new.chain(), new.roots()) {
             Ok(()) => tracing::info!(identity = %live.identity(), "certificate replaced"),
-            Err(error) => tracing::warn!(%error, dir = %dir.display(), "the new certificate is not taken"),
+            Err(error) => {
+                tracing::warn!(%error, dir = %dir.display(), "the new certificate is not taken")
+            }
         }
     }
 }

@@ -78,7 +78,12 @@ impl Drop for Open {
 
 impl Listeners {
     /// No listener yet. Connections go to `proxy` until `stop`, and have `grace` from then on.
-    pub(crate) fn new(proxy: Arc<Proxy>, vips: VipTable, stop: CancellationToken, grace: Duration) -> Self {
+    pub(crate) fn new(
+        proxy: Arc<Proxy>,
+        vips: VipTable,
+        stop: CancellationToken,
+        grace: Duration,
+    ) -> Self {
         let listeners = Self {
             proxy,
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -100,11 +105,16 @@ impl Listeners {
 
     /// Opens what is wanted and not open, closes what is open and not wanted. Failed ports are tried again.
     pub(crate) fn reconcile(&mut self, wanted: &BTreeMap<ServiceRef, BTreeSet<u16>>) {
-        self.services.retain(|target, _| wanted.contains_key(target));
+        self.services
+            .retain(|target, _| wanted.contains_key(target));
         for (target, ports) in wanted {
             let service = self.services.entry(target.clone()).or_default();
             service.open.retain(|port, _| ports.contains(port));
-            let missing: BTreeSet<u16> = ports.iter().copied().filter(|port| !service.open.contains_key(port)).collect();
+            let missing: BTreeSet<u16> = ports
+                .iter()
+                .copied()
+                .filter(|port| !service.open.contains_key(port))
+                .collect();
             if !missing.is_empty() {
                 self.open(target, &missing, ports);
             }
@@ -116,7 +126,9 @@ impl Listeners {
 
     /// Opens `missing` at the service's address; if one is taken there, `all` at the next address where none is.
     fn open(&mut self, target: &ServiceRef, missing: &BTreeSet<u16>, all: &BTreeSet<u16>) {
-        let Some(current) = self.vips.get(target) else { return };
+        let Some(current) = self.vips.get(target) else {
+            return;
+        };
         let mut bound = bind_all(current, missing);
         let mut address = current;
         if taken(&bound) {
@@ -172,7 +184,9 @@ impl Listeners {
 
     /// True if a port could not be opened.
     pub(crate) fn has_failures(&self) -> bool {
-        self.services.values().any(|service| !service.failed.is_empty())
+        self.services
+            .values()
+            .any(|service| !service.failed.is_empty())
     }
 
     /// Waits until every connection has ended; `stop` must have been cancelled.
@@ -184,15 +198,33 @@ impl Listeners {
         let states = self.vips.addresses().iter().map(|(target, address)| {
             let mut ports = BTreeMap::new();
             if let Some(service) = self.services.get(target) {
-                ports.extend(service.open.keys().map(|port| (*port, PortState::Listening)));
-                ports.extend(service.failed.iter().map(|(port, why)| (*port, PortState::Failed(why.clone()))));
+                ports.extend(
+                    service
+                        .open
+                        .keys()
+                        .map(|port| (*port, PortState::Listening)),
+                );
+                ports.extend(
+                    service
+                        .failed
+                        .iter()
+                        .map(|(port, why)| (*port, PortState::Failed(why.clone()))),
+                );
             }
-            MappingState { target: target.clone(), address: *address, ports }
+            MappingState {
+                target: target.clone(),
+                address: *address,
+                ports,
+            }
         });
         let states: Arc<Vec<MappingState>> = Arc::new(states.collect());
         let count = |listening: bool| {
             let all = states.iter().flat_map(|state| state.ports.values());
-            i64::try_from(all.filter(|port| (**port == PortState::Listening) == listening).count()).unwrap_or(i64::MAX)
+            i64::try_from(
+                all.filter(|port| (**port == PortState::Listening) == listening)
+                    .count(),
+            )
+            .unwrap_or(i64::MAX)
         };
         self.proxy.metrics.listeners.set(count(true));
         self.proxy.metrics.listeners_failed.set(count(false));
@@ -209,15 +241,24 @@ impl Listeners {
 type Bound = BTreeMap<u16, io::Result<TcpListener>>;
 
 fn bind_all(address: IpAddr, ports: &BTreeSet<u16>) -> Bound {
-    ports.iter().map(|port| (*port, bind(SocketAddr::new(address, *port)))).collect()
+    ports
+        .iter()
+        .map(|port| (*port, bind(SocketAddr::new(address, *port))))
+        .collect()
 }
 
 fn taken(bound: &Bound) -> bool {
-    bound.values().any(|outcome| matches!(outcome, Err(error) if error.kind() == io::ErrorKind::AddrInUse))
+    bound
+        .values()
+        .any(|outcome| matches!(outcome, Err(error) if error.kind() == io::ErrorKind::AddrInUse))
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     // Connections of an earlier run that linger do not block the port; another listener still does.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -238,7 +279,9 @@ fn explain(address: SocketAddr, error: &io::Error) -> String {
             address.ip(),
             ipnet::IpNet::from(address.ip())
         ),
-        io::ErrorKind::AddrInUse => format!("{address} and the addresses behind it are taken by other programs; stop one, or give another --ip-range"),
+        io::ErrorKind::AddrInUse => format!(
+            "{address} and the addresses behind it are taken by other programs; stop one, or give another --ip-range"
+        ),
         _ => format!("{address}: {error}"),
     }
 }
@@ -291,7 +334,12 @@ impl Accepting {
 
     /// The next connection, once there is room. Cancel safe: a permit without a connection is given back.
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-        let permit = self.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let permit = self
+            .permits
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
         let (stream, from) = self.listener.accept().await?;
         Ok((stream, from, permit))
     }

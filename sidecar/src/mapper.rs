@@ -27,11 +27,24 @@ impl Mapper {
     /// Nothing was seen yet. Mappings of UDP are left out, with a warning.
     pub(crate) fn new(mapped: &[MappedService]) -> Self {
         for one in mapped.iter().filter(|one| one.protocol == Protocol::Udp) {
-            let port = one.port.map(|port| format!(" port {port}")).unwrap_or_default();
-            tracing::warn!("{}{port}/udp is not mapped: UDP is not carried yet; its name resolves", one.target);
+            let port = one
+                .port
+                .map(|port| format!(" port {port}"))
+                .unwrap_or_default();
+            tracing::warn!(
+                "{}{port}/udp is not mapped: UDP is not carried yet; its name resolves",
+                one.target
+            );
         }
-        let tcp = mapped.iter().filter(|one| one.protocol == Protocol::Tcp).cloned().collect();
-        Self { mapped: tcp, seen: BTreeMap::new() }
+        let tcp = mapped
+            .iter()
+            .filter(|one| one.protocol == Protocol::Tcp)
+            .cloned()
+            .collect();
+        Self {
+            mapped: tcp,
+            seen: BTreeMap::new(),
+        }
     }
 
     /// What is to be listened on, now that this is known.
@@ -84,9 +97,19 @@ mod tests {
         assert!(none[&target("mysql.default")].is_empty());
         assert!(!none.contains_key(&target("dns.default")));
         let own = "a".parse().unwrap();
-        let serving = router("b", serving("east", &["b:7000"], "mysql", 3306, &["/node/b"]));
-        assert_eq!(mapper.wanted(&Directory::build(&own, [&serving]))[&target("mysql.default")], BTreeSet::from([3306]));
+        let serving = router(
+            "b",
+            serving("east", &["b:7000"], "mysql", 3306, &["/node/b"]),
+        );
+        assert_eq!(
+            mapper.wanted(&Directory::build(&own, [&serving]))[&target("mysql.default")],
+            BTreeSet::from([3306])
+        );
         let after = mapper.wanted(&Directory::default());
-        assert_eq!(after[&target("mysql.default")], BTreeSet::from([3306]), "it stays when the provider goes");
+        assert_eq!(
+            after[&target("mysql.default")],
+            BTreeSet::from([3306]),
+            "it stays when the provider goes"
+        );
     }
 }

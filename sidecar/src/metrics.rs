@@ -44,11 +44,17 @@ pub struct DnsMetrics {
 
 impl DnsMetrics {
     pub(crate) fn answered(&self, outcome: DnsOutcome) {
-        self.questions.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.questions
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
     }
 
     pub(crate) fn forward_limit_hit(&self) {
-        self.limits.get_or_create(&LimitLabel { name: "dns_forwards" }).inc();
+        self.limits
+            .get_or_create(&LimitLabel {
+                name: "dns_forwards",
+            })
+            .inc();
     }
 }
 
@@ -78,8 +84,16 @@ impl SidecarMetrics {
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Self::default();
         let dns = &metrics.dns;
-        registry.register("keel_sidecar_dns_questions", "DNS questions by how they ended", dns.questions.clone());
-        registry.register("keel_sidecar_limit_hit", "Times that a limit of the sidecar held something back", dns.limits.clone());
+        registry.register(
+            "keel_sidecar_dns_questions",
+            "DNS questions by how they ended",
+            dns.questions.clone(),
+        );
+        registry.register(
+            "keel_sidecar_limit_hit",
+            "Times that a limit of the sidecar held something back",
+            dns.limits.clone(),
+        );
         registry.register(
             "keel_sidecar_connections_accepted",
             "Connections that listeners of mapped services accepted",
@@ -95,13 +109,21 @@ impl SidecarMetrics {
             "Accepted connections that were reset because no provider took them",
             metrics.connections_unserved.clone(),
         );
-        registry.register("keel_sidecar_listeners", "Open listeners of mapped services", metrics.listeners.clone());
+        registry.register(
+            "keel_sidecar_listeners",
+            "Open listeners of mapped services",
+            metrics.listeners.clone(),
+        );
         registry.register(
             "keel_sidecar_listeners_failed",
             "Ports of mapped services that cannot be listened on",
             metrics.listeners_failed.clone(),
         );
-        registry.register("keel_sidecar_routers", "Routers that are known", metrics.routers.clone());
+        registry.register(
+            "keel_sidecar_routers",
+            "Routers that are known",
+            metrics.routers.clone(),
+        );
         registry.register(
             "keel_sidecar_apiserver_connected",
             "1 while events of the APIServer arrive",

@@ -29,7 +29,10 @@ pub fn pick<'a>(
 ) -> Option<&'a Candidate> {
     let mut best: Vec<&Candidate> = Vec::new();
     let mut best_rank = None;
-    for candidate in candidates.into_iter().filter(|candidate| !tried.contains(candidate)) {
+    for candidate in candidates
+        .into_iter()
+        .filter(|candidate| !tried.contains(candidate))
+    {
         let rank = rank(candidate, here);
         if best_rank.is_none_or(|best| rank < best) {
             best_rank = Some(rank);
@@ -47,7 +50,11 @@ pub fn pick<'a>(
             // Another one than the first: skip over its place.
             let second = (first + rng.random_range(1..many.len())) % many.len();
             let (first, second) = (many[first], many[second]);
-            Some(if latency(second) < latency(first) { second } else { first })
+            Some(if latency(second) < latency(first) {
+                second
+            } else {
+                first
+            })
         }
     }
 }
@@ -73,7 +80,10 @@ mod tests {
 
     fn candidate(router: &str, provider: &str, cluster: &str, healthy: bool) -> Candidate {
         Candidate {
-            router: Arc::new(RouterPeer { node: router.parse().unwrap(), addresses: vec!["10.0.0.1:7000".parse().unwrap()] }),
+            router: Arc::new(RouterPeer {
+                node: router.parse().unwrap(),
+                addresses: vec!["10.0.0.1:7000".parse().unwrap()],
+            }),
             provider: provider.parse().unwrap(),
             healthy,
             cluster: cluster.parse().unwrap(),
@@ -82,7 +92,10 @@ mod tests {
 
     fn choose<'a>(all: &'a [Candidate], tried: &[Candidate]) -> Option<&'a Candidate> {
         let (node, cluster) = ("a".parse().unwrap(), "home".parse().unwrap());
-        let here = Here { node: Some(&node), cluster: Some(&cluster) };
+        let here = Here {
+            node: Some(&node),
+            cluster: Some(&cluster),
+        };
         pick(all, tried, here, |_| None, &mut SmallRng::seed_from_u64(7))
     }
 
@@ -93,7 +106,13 @@ mod tests {
         let own_router = candidate("a", "/node/b/ns/default/pod/p", "home", true);
         let cluster = candidate("b", "/node/b/ns/default/pod/p", "home", true);
         let far = candidate("c", "/node/c", "cloud", true);
-        let all = [far.clone(), sick.clone(), cluster.clone(), own_router.clone(), near.clone()];
+        let all = [
+            far.clone(),
+            sick.clone(),
+            cluster.clone(),
+            own_router.clone(),
+            near.clone(),
+        ];
         let mut tried = Vec::new();
         while let Some(next) = choose(&all, &tried) {
             tried.push(next.clone());
@@ -103,22 +122,47 @@ mod tests {
 
     #[test]
     fn among_equals_the_lower_latency_wins_of_two() {
-        let all = [candidate("b", "/node/b", "cloud", true), candidate("c", "/node/c", "cloud", true)];
-        let latency = |c: &Candidate| Some(Duration::from_millis(if c.router.node.as_ref() == "b" { 50 } else { 5 }));
+        let all = [
+            candidate("b", "/node/b", "cloud", true),
+            candidate("c", "/node/c", "cloud", true),
+        ];
+        let latency = |c: &Candidate| {
+            Some(Duration::from_millis(if c.router.node.as_ref() == "b" {
+                50
+            } else {
+                5
+            }))
+        };
         for seed in 0..20 {
-            let here = Here { node: None, cluster: None };
-            let chosen = pick(&all, &[], here, latency, &mut SmallRng::seed_from_u64(seed)).unwrap();
+            let here = Here {
+                node: None,
+                cluster: None,
+            };
+            let chosen =
+                pick(&all, &[], here, latency, &mut SmallRng::seed_from_u64(seed)).unwrap();
             assert_eq!(chosen.router.node.as_ref(), "c");
         }
     }
 
     #[test]
     fn unmeasured_equals_share_the_load() {
-        let all: Vec<_> = ["b", "c", "d"].map(|n| candidate(n, &format!("/node/{n}"), "cloud", true)).into();
+        let all: Vec<_> = ["b", "c", "d"]
+            .map(|n| candidate(n, &format!("/node/{n}"), "cloud", true))
+            .into();
         let mut rng = SmallRng::seed_from_u64(1);
         let mut counts = [0; 3];
         for _ in 0..300 {
-            let chosen = pick(&all, &[], Here { node: None, cluster: None }, |_| None, &mut rng).unwrap();
+            let chosen = pick(
+                &all,
+                &[],
+                Here {
+                    node: None,
+                    cluster: None,
+                },
+                |_| None,
+                &mut rng,
+            )
+            .unwrap();
             counts[all.iter().position(|c| c == chosen).unwrap()] += 1;
         }
         assert!(counts.iter().all(|count| *count > 50), "{counts:?}");

@@ -50,7 +50,13 @@ enum Unserved {
 /// Carries one accepted connection: picks a provider, opens a flow, tries the next one if that one refuses or is gone, and
 /// copies until both directions have ended. If nobody takes it the client gets an RST: at once when somebody refused, at
 /// the connect timeout when nobody was there. Dropping the future resets the client.
-pub(crate) async fn serve(proxy: &Proxy, stream: TcpStream, from: SocketAddr, target: &ServiceRef, port: u16) {
+pub(crate) async fn serve(
+    proxy: &Proxy,
+    stream: TcpStream,
+    from: SocketAddr,
+    target: &ServiceRef,
+    port: u16,
+) {
     proxy.metrics.connections_accepted.inc();
     let mut flow = ConsumerFlow::new(stream, proxy.consumer.clone());
     // The end is logged and counted by the flow itself, with bytes, duration and reason.
@@ -66,7 +72,12 @@ pub(crate) async fn serve(proxy: &Proxy, stream: TcpStream, from: SocketAddr, ta
     proxy.metrics.connections_closed.inc();
 }
 
-async fn open(proxy: &Proxy, flow: &mut ConsumerFlow, target: &ServiceRef, port: u16) -> Result<(), Unserved> {
+async fn open(
+    proxy: &Proxy,
+    flow: &mut ConsumerFlow,
+    target: &ServiceRef,
+    port: u16,
+) -> Result<(), Unserved> {
     let deadline = Instant::now() + proxy.connect_timeout;
     let mut directory = proxy.directory.clone();
     let links = identified(proxy, deadline).await?;
@@ -123,8 +134,24 @@ async fn identified(proxy: &Proxy, deadline: Instant) -> Result<Links, Unserved>
     }
 }
 
-fn next(directory: &Directory, links: &Links, target: &ServiceRef, port: u16, tried: &[Candidate]) -> Option<Candidate> {
-    let here = Here { node: directory.own_node(), cluster: directory.own_cluster() };
+fn next(
+    directory: &Directory,
+    links: &Links,
+    target: &ServiceRef,
+    port: u16,
+    tried: &[Candidate],
+) -> Option<Candidate> {
+    let here = Here {
+        node: directory.own_node(),
+        cluster: directory.own_cluster(),
+    };
     let latency = |candidate: &Candidate| links.rtt(&candidate.router.node);
-    pick(directory.candidates(target, port, Protocol::Tcp), tried, here, latency, &mut rand::rng()).cloned()
+    pick(
+        directory.candidates(target, port, Protocol::Tcp),
+        tried,
+        here,
+        latency,
+        &mut rand::rng(),
+    )
+    .cloned()
 }

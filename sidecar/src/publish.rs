@@ -16,16 +16,25 @@ use crate::spec::PublishedService;
 pub(crate) const OTHER_ROUTERS: usize = 4;
 
 /// The publications of `published` on a node of `cluster` (`None`: not known yet), and what is wrong with the others. Pure.
-pub(crate) fn publications(published: &[PublishedService], cluster: Option<&ClusterName>) -> (Vec<Publication>, Vec<String>) {
+pub(crate) fn publications(
+    published: &[PublishedService],
+    cluster: Option<&ClusterName>,
+) -> (Vec<Publication>, Vec<String>) {
     let mut all = Vec::new();
     let mut problems = Vec::new();
     for one in published {
         if one.protocol == Protocol::Udp {
-            problems.push(format!("{} port {}/udp is not published: UDP is not carried yet", one.target, one.port));
+            problems.push(format!(
+                "{} port {}/udp is not published: UDP is not carried yet",
+                one.target, one.port
+            ));
         } else if let (Some(asked), Some(own)) = (&one.target.cluster, cluster)
             && asked != own
         {
-            problems.push(format!("{} is not published: this node belongs to the cluster {own}", one.target));
+            problems.push(format!(
+                "{} is not published: this node belongs to the cluster {own}",
+                one.target
+            ));
         } else {
             all.push(Publication {
                 service: one.target.service.clone(),
@@ -88,10 +97,15 @@ mod tests {
         let published = parse_published(list, &"default".parse().unwrap()).unwrap();
         let home: ClusterName = "home".parse().unwrap();
         let (all, problems) = publications(&published, Some(&home));
-        let names: Vec<_> = all.iter().map(|p| format!("{}:{}", p.service, p.port)).collect();
+        let names: Vec<_> = all
+            .iter()
+            .map(|p| format!("{}:{}", p.service, p.port))
+            .collect();
         assert_eq!(names, ["web.default:80", "b.default:82"]);
         assert_eq!(problems.len(), 2);
-        assert!(problems[0].contains("UDP is not carried yet") && problems[1].contains("cluster home"));
+        assert!(
+            problems[0].contains("UDP is not carried yet") && problems[1].contains("cluster home")
+        );
         assert_eq!(publications(&published, None).0.len(), 3);
     }
 }

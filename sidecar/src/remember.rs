@@ -35,7 +35,10 @@ impl Sources {
         Snapshot {
             revision: 0,
             origin: self.origin.borrow_and_update().clone(),
-            addresses: states.iter().map(|state| (state.target.clone(), state.address)).collect(),
+            addresses: states
+                .iter()
+                .map(|state| (state.target.clone(), state.address))
+                .collect(),
             routers: self.known.borrow().routers.values().cloned().collect(),
         }
     }
@@ -74,7 +77,9 @@ pub(crate) async fn keep(mut files: SnapshotFiles, mut sources: Sources, stop: C
             let outcome = files.write(snapshot);
             (files, outcome)
         });
-        let Ok((back, outcome)) = written.await else { return };
+        let Ok((back, outcome)) = written.await else {
+            return;
+        };
         files = back;
         match outcome {
             Ok(()) => failing = false,

@@ -94,12 +94,22 @@ impl Sidecar {
         stop: CancellationToken,
         control: Handle,
     ) -> Result<Self, StartError> {
-        let home =
-            state::find(config.state_dir.as_deref(), &config.state_root, &config.namespace, config.pod.as_ref(), &config.pod_base)?;
+        let home = state::find(
+            config.state_dir.as_deref(),
+            &config.state_root,
+            &config.namespace,
+            config.pod.as_ref(),
+            &config.pod_base,
+        )?;
         let state_path = home.dir.as_ref().map(StateDir::path);
-        let (files, snapshot) = state_path.map(start::read_snapshot).map_or((None, None), |(files, snapshot)| (Some(files), snapshot));
+        let (files, snapshot) = state_path
+            .map(start::read_snapshot)
+            .map_or((None, None), |(files, snapshot)| (Some(files), snapshot));
         let targets: Vec<ServiceRef> = config.mapped.iter().map(|one| one.target.clone()).collect();
-        let kept = snapshot.as_ref().map(|snapshot| snapshot.addresses.clone()).unwrap_or_default();
+        let kept = snapshot
+            .as_ref()
+            .map(|snapshot| snapshot.addresses.clone())
+            .unwrap_or_default();
         let vips = VipTable::assign(config.ip_range, &targets, &kept)?;
 
         let metrics = SidecarMetrics::register(&mut registry);
@@ -117,30 +127,53 @@ impl Sidecar {
             zones: config.dns_zones.clone(),
             search: conf.search.clone(),
         };
-        let view = watch::Sender::new(DnsView { names: Arc::new(names.table(vips.addresses()).0), synced: false });
+        let view = watch::Sender::new(DnsView {
+            names: Arc::new(names.table(vips.addresses()).0),
+            synced: false,
+        });
         let dns = if config.mapped.is_empty() {
             None
         } else {
             let sockets = start::bind_dns(config.dns, &control).await?;
             let others = start::others(&config, &conf, sockets.address())?;
-            Some((sockets, Arc::new(Handler::new(view.subscribe(), others, metrics.dns.clone()))))
+            Some((
+                sockets,
+                Arc::new(Handler::new(view.subscribe(), others, metrics.dns.clone())),
+            ))
         };
 
-        let (directory, known, links) = (watch::Sender::default(), watch::Sender::default(), watch::Sender::new(None));
+        let (directory, known, links) = (
+            watch::Sender::default(),
+            watch::Sender::default(),
+            watch::Sender::new(None),
+        );
         let proxy = Proxy {
             directory: directory.subscribe(),
             links: links.subscribe(),
-            consumer: ConsumerConfig { limits: FlowLimits::default(), metrics: fabric.clone() },
+            consumer: ConsumerConfig {
+                limits: FlowLimits::default(),
+                metrics: fabric.clone(),
+            },
             connect_timeout: config.connect_timeout,
             metrics: metrics.clone(),
         };
         let mut listeners = Listeners::new(Arc::new(proxy), vips, stop.clone(), config.stop_grace);
         let mut mapper = Mapper::new(&config.mapped);
-        if let Some(Snapshot { origin: Some(origin), routers, .. }) = &snapshot {
-            directory.send_replace(Arc::new(Directory::build(&origin.node, routers.iter().map(|router| &**router))));
+        if let Some(Snapshot {
+            origin: Some(origin),
+            routers,
+            ..
+        }) = &snapshot
+        {
+            directory.send_replace(Arc::new(Directory::build(
+                &origin.node,
+                routers.iter().map(|router| &**router),
+            )));
         }
         listeners.reconcile(&mapper.wanted(&directory.borrow()));
-        let origin = snapshot.as_ref().and_then(|snapshot| snapshot.origin.clone());
+        let origin = snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.origin.clone());
         let lookup = Lookup::new(&config, home.pod.clone(), state_path, origin);
         Ok(Self {
             pod: home.pod,
@@ -203,18 +236,39 @@ impl Sidecar {
     /// # Errors
     /// [`RunError`] if it ended by itself.
     pub async fn run(self) -> Result<(), RunError> {
-        let Self { control, stop, dns, dns_addr, admin, states, parts, state, .. } = self;
+        let Self {
+            control,
+            stop,
+            dns,
+            dns_addr,
+            admin,
+            states,
+            parts,
+            state,
+            ..
+        } = self;
         let (identity, found) = watch::channel(None::<Found>);
-        let origin = watch::Sender::new(parts.snapshot.as_ref().and_then(|snapshot| snapshot.origin.clone()));
+        let origin = watch::Sender::new(
+            parts
+                .snapshot
+                .as_ref()
+                .and_then(|snapshot| snapshot.origin.clone()),
+        );
         let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
-        let mut background = |work: std::pin::Pin<Box<dyn Future<Output = Result<(), RunError>> + Send>>| {
-            tasks.spawn_on(work, &control);
-        };
+        let mut background =
+            |work: std::pin::Pin<Box<dyn Future<Output = Result<(), RunError>> + Send>>| {
+                tasks.spawn_on(work, &control);
+            };
 
         background(unfailing(admin.run(stop.clone())));
         if let Some((sockets, handler)) = dns {
             background(unfailing(sockets.serve(handler, stop.clone())));
-            background(unfailing(parts.names.clone().follow(states.clone(), parts.known.subscribe(), parts.view, stop.clone())));
+            background(unfailing(parts.names.clone().follow(
+                states.clone(),
+                parts.known.subscribe(),
+                parts.view,
+                stop.clone(),
+            )));
         }
         if let Some(files) = parts.files {
             let sources = Sources {
@@ -226,7 +280,13 @@ impl Sidecar {
             background(unfailing(remember::keep(files, sources, stop.clone())));
         }
         if let Some(dns_addr) = dns_addr {
-            background(unfailing(say_table(parts.names, states, parts.known.subscribe(), dns_addr, stop.clone())));
+            background(unfailing(say_table(
+                parts.names,
+                states,
+                parts.known.subscribe(),
+                dns_addr,
+                stop.clone(),
+            )));
         }
         let directory = parts.directory.subscribe();
         let links = parts.links.subscribe();
@@ -247,10 +307,20 @@ impl Sidecar {
         let (mapper, listeners) = (parts.mapper, parts.listeners);
         let mapping = (directory.clone(), stop.clone());
         data.spawn(async move {
-            mapper.run(listeners, mapping.0, mapping.1).await.closed().await;
+            mapper
+                .run(listeners, mapping.0, mapping.1)
+                .await
+                .closed()
+                .await;
             Ok(())
         });
-        let carrying = Carrying { published: parts.published, fabric: parts.fabric, links: parts.links, directory, found };
+        let carrying = Carrying {
+            published: parts.published,
+            fabric: parts.fabric,
+            links: parts.links,
+            directory,
+            found,
+        };
         data.spawn(carrying.run(stop.clone()));
 
         let mut outcome = Ok(());
@@ -277,7 +347,9 @@ impl Sidecar {
     }
 }
 
-fn unfailing(work: impl Future<Output = ()> + Send + 'static) -> std::pin::Pin<Box<dyn Future<Output = Result<(), RunError>> + Send>> {
+fn unfailing(
+    work: impl Future<Output = ()> + Send + 'static,
+) -> std::pin::Pin<Box<dyn Future<Output = Result<(), RunError>> + Send>> {
     Box::pin(async move {
         work.await;
         Ok(())
@@ -298,7 +370,10 @@ async fn say_table(
         _ = known.wait_for(|known| known.synced) => {}
     }
     let now = states.borrow().clone();
-    let addresses = now.iter().map(|state| (state.target.clone(), state.address)).collect();
+    let addresses = now
+        .iter()
+        .map(|state| (state.target.clone(), state.address))
+        .collect();
     tracing::info!("{}", table(&names.table(&addresses).0, &now, dns));
 }
 
@@ -324,12 +399,25 @@ impl Following {
         let (identified, synced) = self.waiting;
         drop(identified);
         self.identity.send_replace(Some(found.clone()));
-        self.origin.send_replace(Some(Origin { node: found.node.clone(), apiserver: found.apiserver.to_string() }));
-        let config = ClientConfig { server: found.apiserver.clone(), expect: found.node.clone(), live: found.live.clone() };
+        self.origin.send_replace(Some(Origin {
+            node: found.node.clone(),
+            apiserver: found.apiserver.to_string(),
+        }));
+        let config = ClientConfig {
+            server: found.apiserver.clone(),
+            expect: found.node.clone(),
+            live: found.live.clone(),
+        };
         let client = Client::new(config)?;
         let mut known = self.known.subscribe();
         let routers = self.snapshot.map(|snapshot| snapshot.routers);
-        let discovery = Discovery::new(found.node.clone(), routers, self.directory, self.known, self.metrics);
+        let discovery = Discovery::new(
+            found.node.clone(),
+            routers,
+            self.directory,
+            self.known,
+            self.metrics,
+        );
         let ready = async {
             // An error means that discovery has ended, which the stop did.
             let _ = known.wait_for(|known| known.synced).await;
@@ -362,15 +450,35 @@ impl Carrying {
         };
         let Some(found) = found else { return Ok(()) };
         let endpoint = Endpoint::client(Profile::Sidecar)?;
-        let links = Links::new(endpoint, found.live.clone(), LinkLimits::default(), self.fabric.clone());
+        let links = Links::new(
+            endpoint,
+            found.live.clone(),
+            LinkLimits::default(),
+            self.fabric.clone(),
+        );
         self.links.send_replace(Some(links.clone()));
         if self.published.is_empty() {
             stop.cancelled().await;
         } else {
-            let provider = Provider::new(links.clone(), found.live, ProviderConfig::default(), self.fabric);
+            let provider = Provider::new(
+                links.clone(),
+                found.live,
+                ProviderConfig::default(),
+                self.fabric,
+            );
             let (publications, routers) = (watch::Sender::default(), watch::Sender::default());
-            let serving = provider.serve(publications.subscribe(), routers.subscribe(), stop.clone());
-            tokio::join!(serving, publish::follow(self.published, self.directory, publications, routers, stop.clone()));
+            let serving =
+                provider.serve(publications.subscribe(), routers.subscribe(), stop.clone());
+            tokio::join!(
+                serving,
+                publish::follow(
+                    self.published,
+                    self.directory,
+                    publications,
+                    routers,
+                    stop.clone()
+                )
+            );
         }
         // Live connections of the listeners still use the links; they are closed when the last one is gone.
         Ok(())

@@ -85,7 +85,11 @@ impl SnapshotFiles {
         for (index, name) in NAMES.iter().enumerate() {
             let path = dir.join(name);
             match read(&path) {
-                Ok(Some(snapshot)) if newest.as_ref().is_none_or(|(_, other)| snapshot.revision > other.revision) => {
+                Ok(Some(snapshot))
+                    if newest
+                        .as_ref()
+                        .is_none_or(|(_, other)| snapshot.revision > other.revision) =>
+                {
                     newest = Some((index, snapshot));
                 }
                 Ok(_) => {}
@@ -94,7 +98,15 @@ impl SnapshotFiles {
         }
         let revision = newest.as_ref().map_or(0, |(_, snapshot)| snapshot.revision);
         let next = newest.as_ref().map_or(0, |(index, _)| 1 - index);
-        (Self { dir: dir.to_owned(), revision, next }, newest.map(|(_, snapshot)| snapshot), errors)
+        (
+            Self {
+                dir: dir.to_owned(),
+                revision,
+                next,
+            },
+            newest.map(|(_, snapshot)| snapshot),
+            errors,
+        )
     }
 
     /// Writes `snapshot` over the older file; blocks until it is on disk.
@@ -106,7 +118,8 @@ impl SnapshotFiles {
         let document = serde_json::to_vec(&snapshot).map_err(io::Error::other)?;
         let mut bytes = format!("{MAGIC}{}\n", hash(&document)).into_bytes();
         bytes.extend_from_slice(&document);
-        keel_certs::write_atomic(&self.dir.join(NAMES[self.next]), &bytes, 0o600).map_err(io::Error::other)?;
+        keel_certs::write_atomic(&self.dir.join(NAMES[self.next]), &bytes, 0o600)
+            .map_err(io::Error::other)?;
         self.revision = snapshot.revision;
         self.next = 1 - self.next;
         Ok(())
@@ -123,14 +136,19 @@ fn read(path: &Path) -> Result<Option<Snapshot>, SnapshotError> {
         return Err(SnapshotError::TooLarge);
     }
     let bytes = std::fs::read(path).map_err(SnapshotError::Read)?;
-    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or(SnapshotError::Header)?;
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .ok_or(SnapshotError::Header)?;
     let header = std::str::from_utf8(&bytes[..end]).map_err(|_| SnapshotError::Header)?;
     let expected = header.strip_prefix(MAGIC).ok_or(SnapshotError::Header)?;
     let document = &bytes[end + 1..];
     if hash(document) != expected {
         return Err(SnapshotError::Hash);
     }
-    serde_json::from_slice(document).map(Some).map_err(SnapshotError::Document)
+    serde_json::from_slice(document)
+        .map(Some)
+        .map_err(SnapshotError::Document)
 }
 
 fn hash(bytes: &[u8]) -> String {
@@ -144,13 +162,23 @@ mod as_text {
 
     use super::*;
 
-    pub(super) fn serialize<S: Serializer>(map: &BTreeMap<ServiceRef, IpAddr>, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_map(map.iter().map(|(service, address)| (service.to_string(), address)))
+    pub(super) fn serialize<S: Serializer>(
+        map: &BTreeMap<ServiceRef, IpAddr>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_map(
+            map.iter()
+                .map(|(service, address)| (service.to_string(), address)),
+        )
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<ServiceRef, IpAddr>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<BTreeMap<ServiceRef, IpAddr>, D::Error> {
         let map = BTreeMap::<String, IpAddr>::deserialize(from)?;
-        map.into_iter().map(|(text, address)| Ok((text.parse().map_err(D::Error::custom)?, address))).collect()
+        map.into_iter()
+            .map(|(text, address)| Ok((text.parse().map_err(D::Error::custom)?, address)))
+            .collect()
     }
 }
 
@@ -161,10 +189,16 @@ mod tests {
     fn sample(address: &str) -> Snapshot {
         Snapshot {
             revision: 0,
-            origin: Some(Origin { node: "a".parse().unwrap(), apiserver: "127.0.0.1:7443".to_owned() }),
+            origin: Some(Origin {
+                node: "a".parse().unwrap(),
+                apiserver: "127.0.0.1:7443".to_owned(),
+            }),
             addresses: BTreeMap::from([
                 ("mysql.default".parse().unwrap(), address.parse().unwrap()),
-                ("redis.default.east".parse().unwrap(), "127.0.66.9".parse().unwrap()),
+                (
+                    "redis.default.east".parse().unwrap(),
+                    "127.0.66.9".parse().unwrap(),
+                ),
             ]),
             routers: vec![Arc::new(Router::named("a"))],
         }
@@ -188,11 +222,23 @@ mod tests {
     fn the_newest_is_read_back_and_the_files_take_turns() {
         let dir = filled();
         let (mut files, newest, _) = SnapshotFiles::open(dir.path());
-        assert_eq!(newest.unwrap(), Snapshot { revision: 2, ..sample("127.0.66.2") });
+        assert_eq!(
+            newest.unwrap(),
+            Snapshot {
+                revision: 2,
+                ..sample("127.0.66.2")
+            }
+        );
         files.write(sample("127.0.66.3")).unwrap();
         assert_eq!(load(dir.path()).0.unwrap().revision, 3);
         std::fs::remove_file(dir.path().join("snapshot.0")).unwrap();
-        assert_eq!(load(dir.path()).0.unwrap(), Snapshot { revision: 2, ..sample("127.0.66.2") });
+        assert_eq!(
+            load(dir.path()).0.unwrap(),
+            Snapshot {
+                revision: 2,
+                ..sample("127.0.66.2")
+            }
+        );
     }
 
     #[test]
@@ -222,6 +268,15 @@ mod tests {
         let (mut files, snapshot, errors) = SnapshotFiles::open(dir.path());
         assert!(snapshot.is_none() && errors.len() == 2);
         files.write(sample("127.0.66.1")).unwrap();
-        assert_eq!(load(dir.path()), (Some(Snapshot { revision: 1, ..sample("127.0.66.1") }), 1));
+        assert_eq!(
+            load(dir.path()),
+            (
+                Some(Snapshot {
+                    revision: 1,
+                    ..sample("127.0.66.1")
+                }),
+                1
+            )
+        );
     }
 }

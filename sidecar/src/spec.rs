@@ -39,8 +39,14 @@ impl std::str::FromStr for ServiceRef {
     /// Reads `name.namespace` or `name.namespace.cluster`.
     fn from_str(text: &str) -> Result<Self, NameError> {
         match text.match_indices('.').nth(1) {
-            Some((dot, _)) => Ok(Self { service: text[..dot].parse()?, cluster: Some(text[dot + 1..].parse()?) }),
-            None => Ok(Self { service: text.parse()?, cluster: None }),
+            Some((dot, _)) => Ok(Self {
+                service: text[..dot].parse()?,
+                cluster: Some(text[dot + 1..].parse()?),
+            }),
+            None => Ok(Self {
+                service: text.parse()?,
+                cluster: None,
+            }),
         }
     }
 }
@@ -93,7 +99,9 @@ pub enum SpecError {
         what: String,
     },
     /// More than [`MAX_MAPPED`].
-    #[error("{given} mapped services are given and at most {MAX_MAPPED} are possible; start a second sidecar for the others")]
+    #[error(
+        "{given} mapped services are given and at most {MAX_MAPPED} are possible; start a second sidecar for the others"
+    )]
     TooMany {
         /// How many there are.
         given: usize,
@@ -116,11 +124,20 @@ pub fn parse_mapped(list: &str, namespace: &Namespace) -> Result<Vec<MappedServi
     let mut aliases: BTreeMap<ServiceName, ServiceRef> = BTreeMap::new();
     let mut mapped = Vec::with_capacity(items.len());
     for item in items {
-        let one = mapped_item(item, namespace).map_err(|problem| wrong(item, problem, MAPPED_FORM))?;
-        let duplicate = |what: String| SpecError::Duplicate { item: item.to_owned(), what };
-        let taken = ports.entry((one.target.clone(), one.protocol == Protocol::Udp)).or_default();
+        let one =
+            mapped_item(item, namespace).map_err(|problem| wrong(item, problem, MAPPED_FORM))?;
+        let duplicate = |what: String| SpecError::Duplicate {
+            item: item.to_owned(),
+            what,
+        };
+        let taken = ports
+            .entry((one.target.clone(), one.protocol == Protocol::Udp))
+            .or_default();
         // A mapping without a port stands for every port, so nothing can stand beside it.
-        if taken.contains(&None) || (one.port.is_none() && !taken.is_empty()) || taken.contains(&one.port) {
+        if taken.contains(&None)
+            || (one.port.is_none() && !taken.is_empty())
+            || taken.contains(&one.port)
+        {
             return Err(duplicate(format!("{} is already mapped", one.target)));
         }
         taken.insert(one.port);
@@ -128,14 +145,18 @@ pub fn parse_mapped(list: &str, namespace: &Namespace) -> Result<Vec<MappedServi
             && let Some(other) = aliases.insert(alias.clone(), one.target.clone())
             && other != one.target
         {
-            return Err(duplicate(format!("alias {alias} already stands for {other}")));
+            return Err(duplicate(format!(
+                "alias {alias} already stands for {other}"
+            )));
         }
         mapped.push(one);
     }
     if let Some((alias, one)) = mapped.iter().find_map(|one: &MappedService| {
         let alias = one.alias.as_ref()?;
         let clash = mapped.iter().find(|other| {
-            other.target != one.target && other.target.service.name == *alias && other.target.service.namespace == *namespace
+            other.target != one.target
+                && other.target.service.name == *alias
+                && other.target.service.namespace == *namespace
         })?;
         Some((alias, clash))
     }) {
@@ -151,14 +172,28 @@ pub fn parse_mapped(list: &str, namespace: &Namespace) -> Result<Vec<MappedServi
 ///
 /// # Errors
 /// An item in another form; a service whose port and protocol occur twice.
-pub fn parse_published(list: &str, namespace: &Namespace) -> Result<Vec<PublishedService>, SpecError> {
+pub fn parse_published(
+    list: &str,
+    namespace: &Namespace,
+) -> Result<Vec<PublishedService>, SpecError> {
     let mut seen = BTreeSet::new();
     let mut published = Vec::new();
     for item in items(list) {
-        let one = published_item(item, namespace).map_err(|problem| wrong(item, problem, PUBLISHED_FORM))?;
-        if !seen.insert((one.target.service.clone(), one.port, one.protocol == Protocol::Udp)) {
-            let what = format!("{} port {} is already published", one.target.service, one.port);
-            return Err(SpecError::Duplicate { item: item.to_owned(), what });
+        let one = published_item(item, namespace)
+            .map_err(|problem| wrong(item, problem, PUBLISHED_FORM))?;
+        if !seen.insert((
+            one.target.service.clone(),
+            one.port,
+            one.protocol == Protocol::Udp,
+        )) {
+            let what = format!(
+                "{} port {} is already published",
+                one.target.service, one.port
+            );
+            return Err(SpecError::Duplicate {
+                item: item.to_owned(),
+                what,
+            });
         }
         published.push(one);
     }
@@ -166,11 +201,18 @@ pub fn parse_published(list: &str, namespace: &Namespace) -> Result<Vec<Publishe
 }
 
 fn items(list: &str) -> Vec<&str> {
-    list.split(',').map(str::trim).filter(|item| !item.is_empty()).collect()
+    list.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+        .collect()
 }
 
 fn wrong(item: &str, problem: String, form: &'static str) -> SpecError {
-    SpecError::Item { item: item.to_owned(), problem, form }
+    SpecError::Item {
+        item: item.to_owned(),
+        problem,
+        form,
+    }
 }
 
 fn mapped_item(item: &str, namespace: &Namespace) -> Result<MappedService, String> {
@@ -179,27 +221,43 @@ fn mapped_item(item: &str, namespace: &Namespace) -> Result<MappedService, Strin
             return Err("`=host:port` belongs to a published service".to_owned());
         }
         Some((alias, rest)) => {
-            let alias = alias.parse::<ServiceName>().map_err(|error| format!("alias `{alias}`: {error}"))?;
+            let alias = alias
+                .parse::<ServiceName>()
+                .map_err(|error| format!("alias `{alias}`: {error}"))?;
             (Some(alias), rest)
         }
         None => (None, item),
     };
     let (target, port, protocol) = service(rest, namespace)?;
-    Ok(MappedService { alias, target, port, protocol })
+    Ok(MappedService {
+        alias,
+        target,
+        port,
+        protocol,
+    })
 }
 
 fn published_item(item: &str, namespace: &Namespace) -> Result<PublishedService, String> {
-    let (name, backend) = item.split_once('=').ok_or("no `=host:port` says where it listens")?;
+    let (name, backend) = item
+        .split_once('=')
+        .ok_or("no `=host:port` says where it listens")?;
     if backend.contains('=') {
         return Err("an alias is for mapped services only".to_owned());
     }
     let (target, port, protocol) = service(name, namespace)?;
-    let backend: HostPort = backend.parse().map_err(|error| format!("backend `{backend}`: {error}"))?;
+    let backend: HostPort = backend
+        .parse()
+        .map_err(|error| format!("backend `{backend}`: {error}"))?;
     let port = port.unwrap_or(backend.port());
     if port == 0 {
         return Err("port 0 cannot be connected to".to_owned());
     }
-    Ok(PublishedService { target, port, protocol, backend })
+    Ok(PublishedService {
+        target,
+        port,
+        protocol,
+        backend,
+    })
 }
 
 /// `name[.namespace[.cluster]][:port][/protocol]`
@@ -208,14 +266,20 @@ fn service(text: &str, default: &Namespace) -> Result<(ServiceRef, Option<u16>, 
         None => (text, Protocol::Tcp),
         Some((text, "tcp")) => (text, Protocol::Tcp),
         Some((text, "udp")) => (text, Protocol::Udp),
-        Some((_, other)) => return Err(format!("`{other}` is not a protocol, only tcp and udp are")),
+        Some((_, other)) => {
+            return Err(format!("`{other}` is not a protocol, only tcp and udp are"));
+        }
     };
     let (name, port) = match text.split_once(':') {
         None => (text, None),
         Some((name, port)) => match port.parse::<u16>() {
             // `+80` parses as a number but is nothing that anybody means.
             Ok(number @ 1..) if port.bytes().all(|b| b.is_ascii_digit()) => (name, Some(number)),
-            _ => return Err(format!("`{port}` is not a port, a number from 1 to 65535 is")),
+            _ => {
+                return Err(format!(
+                    "`{port}` is not a port, a number from 1 to 65535 is"
+                ));
+            }
         },
     };
     let name = name.strip_suffix('.').unwrap_or(name);
@@ -230,7 +294,10 @@ fn service(text: &str, default: &Namespace) -> Result<(ServiceRef, Option<u16>, 
     if labels.next().is_some() {
         return Err("there are more than three parts between the dots".to_owned());
     }
-    let service = ServiceId { name: service, namespace: namespace.unwrap_or_else(|| default.clone()) };
+    let service = ServiceId {
+        name: service,
+        namespace: namespace.unwrap_or_else(|| default.clone()),
+    };
     Ok((ServiceRef { service, cluster }, port, protocol))
 }
 
@@ -243,7 +310,10 @@ where
 
 /// True for what can only be the right-hand side of a published service.
 fn looks_like_backend(text: &str) -> bool {
-    text.starts_with('[') || text.rsplit_once(':').is_some_and(|(host, _)| host.parse::<std::net::IpAddr>().is_ok())
+    text.starts_with('[')
+        || text
+            .rsplit_once(':')
+            .is_some_and(|(host, _)| host.parse::<std::net::IpAddr>().is_ok())
 }
 
 #[cfg(test)]

@@ -16,7 +16,10 @@ use crate::error::{StartError, dns_remedy};
 use crate::snapshot::{Snapshot, SnapshotFiles};
 
 /// Runs `work` on the runtime `on`, where its sockets then belong to.
-pub(crate) async fn on<T: Send + 'static>(handle: &Handle, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+pub(crate) async fn on<T: Send + 'static>(
+    handle: &Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
     let mut tasks = JoinSet::new();
     tasks.spawn_on(work, handle);
     // `None` only if the work panicked or its runtime is gone.
@@ -41,7 +44,9 @@ pub(crate) async fn bind_dns(listen: ListenOn, control: &Handle) -> Result<DnsSo
     let sockets = match bind(free).await {
         Ok(sockets) => sockets,
         // Systems other than Linux have 127.0.0.1 only.
-        Err(_) => bind(([127, 0, 0, 1], 0).into()).await.map_err(|source| StartError::Dns { address, source })?,
+        Err(_) => bind(([127, 0, 0, 1], 0).into())
+            .await
+            .map_err(|source| StartError::Dns { address, source })?,
     };
     tracing::warn!(
         "DNS listens on {} because {address} is not to be had ({source}); {}",
@@ -60,7 +65,11 @@ pub(crate) async fn bind_admin(
 ) -> Result<Admin, StartError> {
     let registry = std::sync::Arc::new(registry);
     let bind = async |address: SocketAddr| {
-        let bound = on(control, Admin::bind(address, registry.clone(), ready.clone())).await;
+        let bound = on(
+            control,
+            Admin::bind(address, registry.clone(), ready.clone()),
+        )
+        .await;
         bound.unwrap_or_else(|| Err(std::io::Error::other("the control runtime is gone")))
     };
     let address = listen.address;
@@ -68,8 +77,13 @@ pub(crate) async fn bind_admin(
         Ok(admin) => Ok(admin),
         Err(source) if listen.given => Err(StartError::Metrics { address, source }),
         Err(source) => {
-            let admin = bind(SocketAddr::new(address.ip(), 0)).await.map_err(|source| StartError::Metrics { address, source })?;
-            tracing::info!("metrics are at http://{}/metrics because {address} is not to be had ({source})", admin.local_addr());
+            let admin = bind(SocketAddr::new(address.ip(), 0))
+                .await
+                .map_err(|source| StartError::Metrics { address, source })?;
+            tracing::info!(
+                "metrics are at http://{}/metrics because {address} is not to be had ({source})",
+                admin.local_addr()
+            );
             Ok(admin)
         }
     }
@@ -87,7 +101,11 @@ pub(crate) fn read_resolv_conf(path: &Path) -> ResolvConf {
 }
 
 /// Where names that are not ours go, for a DNS server at `own`.
-pub(crate) fn others(config: &SidecarConfig, conf: &ResolvConf, own: SocketAddr) -> Result<Others, StartError> {
+pub(crate) fn others(
+    config: &SidecarConfig,
+    conf: &ResolvConf,
+    own: SocketAddr,
+) -> Result<Others, StartError> {
     let servers = match &config.dns_upstreams {
         Upstreams::None => return Ok(Others::Deny),
         Upstreams::Given(servers) => {
@@ -113,8 +131,15 @@ pub(crate) fn others(config: &SidecarConfig, conf: &ResolvConf, own: SocketAddr)
 pub(crate) fn read_snapshot(dir: &Path) -> (SnapshotFiles, Option<Snapshot>) {
     let (files, snapshot, errors) = SnapshotFiles::open(dir);
     for (path, error) in &errors {
-        let then = if snapshot.is_some() { "the older one is used" } else { "starting with nothing" };
-        tracing::warn!("the snapshot {} is not usable: {error}; {then}", path.display());
+        let then = if snapshot.is_some() {
+            "the older one is used"
+        } else {
+            "starting with nothing"
+        };
+        tracing::warn!(
+            "the snapshot {} is not usable: {error}; {then}",
+            path.display()
+        );
     }
     (files, snapshot)
 }

@@ -28,7 +28,9 @@ pub enum StateError {
         source: io::Error,
     },
     /// Another sidecar uses it.
-    #[error("the state directory {path} is in use by the sidecar with process id {holder}; give this one its own --state-dir")]
+    #[error(
+        "the state directory {path} is in use by the sidecar with process id {holder}; give this one its own --state-dir"
+    )]
     Locked {
         /// Which one.
         path: PathBuf,
@@ -43,8 +45,15 @@ impl StateDir {
     /// # Errors
     /// [`StateError`].
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        let unwritable = |source| StateError::Unwritable { path: path.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unwritable)?;
+        let unwritable = |source| StateError::Unwritable {
+            path: path.to_owned(),
+            source,
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(unwritable)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -53,20 +62,31 @@ impl StateDir {
             .mode(0o600)
             .open(path.join("lock"))
             .map_err(unwritable)?;
-        let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(file, errno)| {
-            if errno != nix::errno::Errno::EWOULDBLOCK {
-                return unwritable(errno.into());
-            }
-            let mut holder = String::new();
-            let known = (&file).take(20).read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
-            StateError::Locked {
-                path: path.to_owned(),
-                holder: if known { holder.trim().to_owned() } else { "(unknown)".to_owned() },
-            }
-        })?;
+        let mut lock =
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(file, errno)| {
+                if errno != nix::errno::Errno::EWOULDBLOCK {
+                    return unwritable(errno.into());
+                }
+                let mut holder = String::new();
+                let known = (&file).take(20).read_to_string(&mut holder).is_ok()
+                    && !holder.trim().is_empty();
+                StateError::Locked {
+                    path: path.to_owned(),
+                    holder: if known {
+                        holder.trim().to_owned()
+                    } else {
+                        "(unknown)".to_owned()
+                    },
+                }
+            })?;
         // The lock is what counts; the number only helps people.
-        let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        let _ = lock
+            .set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()));
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: lock,
+        })
     }
 
     /// The directory.
@@ -104,7 +124,10 @@ pub fn find(
 ) -> Result<Home, StateError> {
     let (pod, opened) = match (given, pod) {
         (Some(path), Some(pod)) => (pod.clone(), StateDir::open(path)),
-        (None, Some(pod)) => (pod.clone(), StateDir::open(&root.join(format!("{namespace}.{pod}")))),
+        (None, Some(pod)) => (
+            pod.clone(),
+            StateDir::open(&root.join(format!("{namespace}.{pod}"))),
+        ),
         (Some(path), None) => {
             let opened = StateDir::open(path);
             let pod = match &opened {
@@ -123,10 +146,15 @@ pub fn find(
         },
     };
     match opened {
-        Ok(dir) => Ok(Home { pod, dir: Some(dir) }),
+        Ok(dir) => Ok(Home {
+            pod,
+            dir: Some(dir),
+        }),
         Err(error @ StateError::Locked { .. }) => Err(error),
         Err(error) => {
-            tracing::warn!("{error}; the sidecar starts, but after a restart without the APIServer it will know nothing");
+            tracing::warn!(
+                "{error}; the sidecar starts, but after a restart without the APIServer it will know nothing"
+            );
             Ok(Home { pod, dir: None })
         }
     }
@@ -149,10 +177,16 @@ fn kept_name(dir: &Path, base: &str) -> PodName {
 
 /// The first directory of this user and namespace that nobody holds.
 fn free_dir(root: &Path, namespace: &Namespace, base: &str) -> Option<(PodName, StateDir)> {
-    let prefix = PodName::from_text(base).map_or_else(|_| String::new(), |name| format!("{namespace}.{name}-"));
+    let prefix = PodName::from_text(base)
+        .map_or_else(|_| String::new(), |name| format!("{namespace}.{name}-"));
     let entries = std::fs::read_dir(root).ok()?.take(MAX_SCAN).flatten();
-    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.retain(|name| name.strip_prefix(&prefix).is_some_and(|rest| rest.len() == 4 && rest.bytes().all(|b| b.is_ascii_hexdigit())));
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.retain(|name| {
+        name.strip_prefix(&prefix)
+            .is_some_and(|rest| rest.len() == 4 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+    });
     names.sort();
     names.into_iter().find_map(|name| {
         let pod = name.split_once('.')?.1.parse().ok()?;
@@ -181,7 +215,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = StateDir::open(dir.path()).unwrap();
         let text = StateDir::open(dir.path()).unwrap_err().to_string();
-        assert!(text.contains(&std::process::id().to_string()) && text.contains("--state-dir"), "{text}");
+        assert!(
+            text.contains(&std::process::id().to_string()) && text.contains("--state-dir"),
+            "{text}"
+        );
         drop(first);
         StateDir::open(dir.path()).unwrap();
     }
@@ -192,7 +229,11 @@ mod tests {
         let start = || find(None, root.path(), &namespace(), None, "Ann-Host.local").unwrap();
         let first = start();
         let second = start();
-        assert!(first.pod.as_ref().starts_with("ann-host.local-"), "{}", first.pod);
+        assert!(
+            first.pod.as_ref().starts_with("ann-host.local-"),
+            "{}",
+            first.pod
+        );
         assert_ne!(first.pod, second.pod);
         let mut names = [first.pod.clone(), second.pod.clone()];
         names.sort();
@@ -204,8 +245,15 @@ mod tests {
     fn a_given_directory_keeps_the_name_and_a_given_name_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let root = tempfile::tempdir().unwrap();
-        let name = find(Some(dir.path()), root.path(), &namespace(), None, "ann").unwrap().pod;
-        assert_eq!(find(Some(dir.path()), root.path(), &namespace(), None, "ann").unwrap().pod, name);
+        let name = find(Some(dir.path()), root.path(), &namespace(), None, "ann")
+            .unwrap()
+            .pod;
+        assert_eq!(
+            find(Some(dir.path()), root.path(), &namespace(), None, "ann")
+                .unwrap()
+                .pod,
+            name
+        );
         let pod = "db-0".parse().unwrap();
         let home = find(None, root.path(), &namespace(), Some(&pod), "ann").unwrap();
         assert_eq!(home.dir.unwrap().path(), root.path().join("default.db-0"));
@@ -214,7 +262,14 @@ mod tests {
 
     #[test]
     fn without_a_writable_directory_it_goes_on() {
-        let home = find(Some(Path::new("/proc/nothing/here")), Path::new("/proc"), &namespace(), None, "ann").unwrap();
+        let home = find(
+            Some(Path::new("/proc/nothing/here")),
+            Path::new("/proc"),
+            &namespace(),
+            None,
+            "ann",
+        )
+        .unwrap();
         assert!(home.dir.is_none());
     }
 }

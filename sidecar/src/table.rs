@@ -21,15 +21,28 @@ pub(crate) fn table(names: &NameTable, states: &[MappingState], dns: SocketAddr)
             state.ports.iter().map(port).collect::<Vec<_>>().join(", ")
         };
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "  {:<32} {:<18} {ports}", state.target.to_string(), state.address.to_string());
+        let _ = writeln!(
+            text,
+            "  {:<32} {:<18} {ports}",
+            state.target.to_string(),
+            state.address.to_string()
+        );
         let all = names.names_of(state.address);
-        let short: Vec<&str> = all.into_iter().filter(|name| !name.ends_with(".local")).collect();
+        let short: Vec<&str> = all
+            .into_iter()
+            .filter(|name| !name.ends_with(".local"))
+            .collect();
         if !short.is_empty() {
             let _ = writeln!(hosts, "  {} {}", state.address, short.join(" "));
         }
     }
     if dns.port() == 53 {
-        let _ = write!(text, "names resolve for whoever asks {}: put `nameserver {}` first in /etc/resolv.conf", dns, dns.ip());
+        let _ = write!(
+            text,
+            "names resolve for whoever asks {}: put `nameserver {}` first in /etc/resolv.conf",
+            dns,
+            dns.ip()
+        );
         return text;
     }
     let _ = write!(
@@ -59,11 +72,33 @@ mod tests {
     fn it_shows_names_addresses_ports_and_a_way_out() {
         let target: ServiceRef = "mysql.default".parse().unwrap();
         let address = "127.0.66.1".parse().unwrap();
-        let mapping = NamedMapping { target: target.clone(), aliases: BTreeSet::new(), address };
+        let mapping = NamedMapping {
+            target: target.clone(),
+            aliases: BTreeSet::new(),
+            address,
+        };
         let (names, _) = NameTable::build(&[mapping], &"default".parse().unwrap(), &[], &[]);
-        let ports = BTreeMap::from([(3306, PortState::Listening), (80, PortState::Failed("no".to_owned()))]);
-        let text = table(&names, &[MappingState { target, address, ports }], "127.0.0.2:40053".parse().unwrap());
-        for part in ["mysql.default", "127.0.66.1", "80 (failed), 3306", "-p 40053", "  127.0.66.1 mysql mysql.default mysql.default.svc", "ip_unprivileged_port_start"] {
+        let ports = BTreeMap::from([
+            (3306, PortState::Listening),
+            (80, PortState::Failed("no".to_owned())),
+        ]);
+        let text = table(
+            &names,
+            &[MappingState {
+                target,
+                address,
+                ports,
+            }],
+            "127.0.0.2:40053".parse().unwrap(),
+        );
+        for part in [
+            "mysql.default",
+            "127.0.66.1",
+            "80 (failed), 3306",
+            "-p 40053",
+            "  127.0.66.1 mysql mysql.default mysql.default.svc",
+            "ip_unprivileged_port_start",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

@@ -21,10 +21,14 @@ pub enum RangeError {
     #[error("`{0}` is not a range of addresses; write it like 127.0.66.0/24 or fd00:66::/120")]
     Syntax(String),
     /// Addresses that nothing can listen on.
-    #[error("`{0}` holds no addresses to listen on; choose a part of 127.0.0.0/8, like 127.0.66.0/24")]
+    #[error(
+        "`{0}` holds no addresses to listen on; choose a part of 127.0.0.0/8, like 127.0.66.0/24"
+    )]
     Unusable(String),
     /// More services than addresses.
-    #[error("the range {range} has room for {fits} services and {wanted} are mapped; choose a larger one, like {suggestion}")]
+    #[error(
+        "the range {range} has room for {fits} services and {wanted} are mapped; choose a larger one, like {suggestion}"
+    )]
     TooSmall {
         /// The range.
         range: IpRange,
@@ -41,7 +45,10 @@ impl FromStr for IpRange {
     type Err = RangeError;
 
     fn from_str(text: &str) -> Result<Self, RangeError> {
-        let net: IpNet = text.trim().parse().map_err(|_| RangeError::Syntax(text.to_owned()))?;
+        let net: IpNet = text
+            .trim()
+            .parse()
+            .map_err(|_| RangeError::Syntax(text.to_owned()))?;
         let net = net.trunc();
         let address = net.network();
         let broadcast = matches!(address, IpAddr::V4(v4) if v4.octets()[0] >= 240);
@@ -89,9 +96,17 @@ impl IpRange {
         if index >= self.capacity() {
             return None;
         }
-        let step = if self.0.prefix_len() == self.0.max_prefix_len() { 0 } else { index + 1 };
+        let step = if self.0.prefix_len() == self.0.max_prefix_len() {
+            0
+        } else {
+            index + 1
+        };
         Some(match self.0.network() {
-            IpAddr::V4(base) => IpAddr::V4(base.to_bits().checked_add(u32::try_from(step).ok()?)?.into()),
+            IpAddr::V4(base) => IpAddr::V4(
+                base.to_bits()
+                    .checked_add(u32::try_from(step).ok()?)?
+                    .into(),
+            ),
             IpAddr::V6(base) => IpAddr::V6(base.to_bits().checked_add(step)?.into()),
         })
     }
@@ -99,11 +114,17 @@ impl IpRange {
     /// The place of `address`, if it is one that [`IpRange::nth`] gives.
     fn index(&self, address: IpAddr) -> Option<u128> {
         let offset = match (address, self.0.network()) {
-            (IpAddr::V4(a), IpAddr::V4(base)) => u128::from(a.to_bits().checked_sub(base.to_bits())?),
+            (IpAddr::V4(a), IpAddr::V4(base)) => {
+                u128::from(a.to_bits().checked_sub(base.to_bits())?)
+            }
             (IpAddr::V6(a), IpAddr::V6(base)) => a.to_bits().checked_sub(base.to_bits())?,
             _ => return None,
         };
-        let index = if self.0.prefix_len() == self.0.max_prefix_len() { offset } else { offset.checked_sub(1)? };
+        let index = if self.0.prefix_len() == self.0.max_prefix_len() {
+            offset
+        } else {
+            offset.checked_sub(1)?
+        };
         (index < self.capacity()).then_some(index)
     }
 
@@ -115,7 +136,12 @@ impl IpRange {
                 break;
             }
         }
-        RangeError::TooSmall { range: *self, fits: self.capacity(), wanted, suggestion: wider.to_string() }
+        RangeError::TooSmall {
+            range: *self,
+            fits: self.capacity(),
+            wanted,
+            suggestion: wider.to_string(),
+        }
     }
 }
 
@@ -131,12 +157,19 @@ impl VipTable {
     ///
     /// # Errors
     /// [`RangeError::TooSmall`].
-    pub fn assign(range: IpRange, services: &[ServiceRef], kept: &BTreeMap<ServiceRef, IpAddr>) -> Result<Self, RangeError> {
+    pub fn assign(
+        range: IpRange,
+        services: &[ServiceRef],
+        kept: &BTreeMap<ServiceRef, IpAddr>,
+    ) -> Result<Self, RangeError> {
         let distinct: BTreeSet<&ServiceRef> = services.iter().collect();
         if distinct.len() as u128 > range.capacity() {
             return Err(range.too_small(distinct.len()));
         }
-        let mut table = Self { range, addresses: BTreeMap::new() };
+        let mut table = Self {
+            range,
+            addresses: BTreeMap::new(),
+        };
         let mut used = BTreeSet::new();
         for &service in &distinct {
             // Two services with one kept address: a file that somebody edited. The first keeps it.
@@ -153,7 +186,9 @@ impl VipTable {
                 continue;
             }
             let address = loop {
-                let address = range.nth(next).ok_or_else(|| range.too_small(distinct.len()))?;
+                let address = range
+                    .nth(next)
+                    .ok_or_else(|| range.too_small(distinct.len()))?;
                 next += 1;
                 if used.insert(address) {
                     break address;
@@ -211,7 +246,10 @@ mod tests {
     }
 
     fn service(name: &str) -> ServiceRef {
-        ServiceRef { service: format!("{name}.default").parse().unwrap(), cluster: None }
+        ServiceRef {
+            service: format!("{name}.default").parse().unwrap(),
+            cluster: None,
+        }
     }
 
     fn table(text: &str, n: usize) -> VipTable {
@@ -221,28 +259,61 @@ mod tests {
     #[test]
     fn addresses_start_at_one_in_the_order_given() {
         let four = table("127.0.66.0/24", 3);
-        assert_eq!(four.get(&service("s0")), Some("127.0.66.1".parse().unwrap()));
-        assert_eq!(four.get(&service("s2")), Some("127.0.66.3".parse().unwrap()));
+        assert_eq!(
+            four.get(&service("s0")),
+            Some("127.0.66.1".parse().unwrap())
+        );
+        assert_eq!(
+            four.get(&service("s2")),
+            Some("127.0.66.3".parse().unwrap())
+        );
         let six = table("fd00:66::/120", 2);
         assert_eq!(six.get(&service("s1")), Some("fd00:66::2".parse().unwrap()));
-        assert_eq!(table("127.0.66.7/32", 1).get(&service("s0")), Some("127.0.66.7".parse().unwrap()));
+        assert_eq!(
+            table("127.0.66.7/32", 1).get(&service("s0")),
+            Some("127.0.66.7".parse().unwrap())
+        );
     }
 
     #[test]
     fn a_range_that_is_too_small_says_how_many_fit_and_what_would_do() {
-        let error = VipTable::assign(range("127.0.66.0/30"), &services(3), &BTreeMap::new()).unwrap_err();
+        let error =
+            VipTable::assign(range("127.0.66.0/30"), &services(3), &BTreeMap::new()).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("room for 2 services and 3 are mapped") && text.contains("127.0.66.0/29"), "{text}");
+        assert!(
+            text.contains("room for 2 services and 3 are mapped") && text.contains("127.0.66.0/29"),
+            "{text}"
+        );
         assert_eq!(table("127.0.66.0/24", 254).addresses().len(), 254);
     }
 
     #[test]
     fn wrong_ranges_are_refused() {
-        for text in ["127.0.66.0", "127.0.66.0/33", "banana", "", "127.0.66/24", "fd00::/129", "1.2.3.4/-1"] {
-            assert!(matches!(text.parse::<IpRange>(), Err(RangeError::Syntax(_))), "{text}");
+        for text in [
+            "127.0.66.0",
+            "127.0.66.0/33",
+            "banana",
+            "",
+            "127.0.66/24",
+            "fd00::/129",
+            "1.2.3.4/-1",
+        ] {
+            assert!(
+                matches!(text.parse::<IpRange>(), Err(RangeError::Syntax(_))),
+                "{text}"
+            );
         }
-        for text in ["0.0.0.0/8", "224.0.0.0/24", "ff02::/64", "::/120", "255.255.255.0/24"] {
-            assert!(matches!(text.parse::<IpRange>(), Err(RangeError::Unusable(_))), "{text}");
+        for text in [
+            "0.0.0.0/8",
+            "224.0.0.0/24",
+            "ff02::/64",
+            "::/120",
+            "255.255.255.0/24",
+        ] {
+            assert!(
+                matches!(text.parse::<IpRange>(), Err(RangeError::Unusable(_))),
+                "{text}"
+            );
         }
     }
 
@@ -253,7 +324,10 @@ mod tests {
         let after = VipTable::assign(range("127.0.66.0/24"), &now, before.addresses()).unwrap();
         assert_eq!(after.get(&service("s2")), before.get(&service("s2")));
         assert_eq!(after.get(&service("s1")), before.get(&service("s1")));
-        assert_eq!(after.get(&service("new")), Some("127.0.66.1".parse().unwrap()));
+        assert_eq!(
+            after.get(&service("new")),
+            Some("127.0.66.1".parse().unwrap())
+        );
     }
 
     #[test]

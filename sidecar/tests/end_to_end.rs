@@ -19,11 +19,21 @@ async fn resolve(dns: SocketAddr, name: &str) -> Vec<std::net::IpAddr> {
     name.set_fqdn(true);
     question.add_query(Query::query(name, RecordType::A));
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    socket.send_to(&question.to_vec().unwrap(), dns).await.unwrap();
+    socket
+        .send_to(&question.to_vec().unwrap(), dns)
+        .await
+        .unwrap();
     let mut buffer = [0; 1500];
-    let length = timeout(LONG, socket.recv(&mut buffer)).await.unwrap().unwrap();
+    let length = timeout(LONG, socket.recv(&mut buffer))
+        .await
+        .unwrap()
+        .unwrap();
     let answer = Message::from_vec(&buffer[..length]).unwrap();
-    answer.answers.iter().filter_map(|record| record.data.ip_addr()).collect()
+    answer
+        .answers
+        .iter()
+        .filter_map(|record| record.data.ip_addr())
+        .collect()
 }
 
 #[tokio::test]
@@ -37,9 +47,15 @@ async fn a_published_service_is_reached_by_its_name() {
     let mut consumer = Pod::start(config, "mysql", "").await;
     let address = consumer.address().await;
     assert_eq!(address, "127.66.1.1:3306".parse().unwrap());
-    assert_eq!(resolve(consumer.dns.unwrap(), "mysql.default.svc").await, [address.ip()]);
+    assert_eq!(
+        resolve(consumer.dns.unwrap(), "mysql.default.svc").await,
+        [address.ip()]
+    );
     let bytes: Vec<u8> = (0..300_000_u32).map(|i| i as u8).collect();
-    assert!(exchange(address, &bytes).await.unwrap() == bytes, "the bytes differ");
+    assert!(
+        exchange(address, &bytes).await.unwrap() == bytes,
+        "the bytes differ"
+    );
     assert!(consumer.ready.missing().is_empty());
     consumer.stop().await;
     provider.stop().await;
@@ -48,7 +64,11 @@ async fn a_published_service_is_reached_by_its_name() {
 #[tokio::test]
 async fn the_next_provider_is_tried_if_one_refuses() {
     let (node, mut tasks) = (Node::start("a").await, JoinSet::new());
-    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dead = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let backend = echo(&mut tasks).await;
     let _bad = Pod::start(node.pod("db-0"), "", &format!("mysql:3306={dead}")).await;
     let mut config = node.pod("app-0");
@@ -64,7 +84,10 @@ async fn the_next_provider_is_tried_if_one_refuses() {
             }
         }
     };
-    assert_eq!(timeout(LONG, refused).await.unwrap().unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(
+        timeout(LONG, refused).await.unwrap().unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
     let _good = Pod::start(node.pod("db-1"), "", &format!("mysql:3306={backend}")).await;
     // Once both are known every connection is served, whichever is picked first.
     let both = async { while exchange(address, b"ping").await.is_err() {} };
@@ -108,7 +131,15 @@ async fn a_restart_without_the_apiserver_resolves_and_connects() {
     let mut config = node.pod("app-0");
     config.ip_range = range(5);
     let mut first = Pod::start(config.clone(), "redis:1,mysql", "").await;
-    let served = async { while !first.states().iter().any(|state| state.ports.contains_key(&3306)) { tokio::task::yield_now().await } };
+    let served = async {
+        while !first
+            .states()
+            .iter()
+            .any(|state| state.ports.contains_key(&3306))
+        {
+            tokio::task::yield_now().await
+        }
+    };
     timeout(LONG, served).await.unwrap();
     let before = first.states();
     first.address().await;
@@ -117,11 +148,29 @@ async fn a_restart_without_the_apiserver_resolves_and_connects() {
 
     let start = Instant::now();
     let second = Pod::start(config, "mysql,redis:1", "").await;
-    let address = second.states().iter().find(|state| state.target.service.name.as_ref() == "mysql").unwrap().address;
-    assert_eq!(exchange(SocketAddr::new(address, 3306), b"offline").await.unwrap(), b"offline");
+    let address = second
+        .states()
+        .iter()
+        .find(|state| state.target.service.name.as_ref() == "mysql")
+        .unwrap()
+        .address;
+    assert_eq!(
+        exchange(SocketAddr::new(address, 3306), b"offline")
+            .await
+            .unwrap(),
+        b"offline"
+    );
     assert_eq!(resolve(second.dns.unwrap(), "mysql").await, [address]);
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    assert!(before.iter().any(|state| state.address == address && state.target.service.name.as_ref() == "mysql"));
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        before
+            .iter()
+            .any(|state| state.address == address && state.target.service.name.as_ref() == "mysql")
+    );
     second.stop().await;
     let dir = state_dir(node.dir.path(), "app-0");
     assert!(dir.join("snapshot.0").exists());
@@ -138,15 +187,27 @@ async fn a_taken_address_gives_way_and_the_new_one_is_kept() {
     let mut config = node.pod("app-0");
     config.ip_range = range(6);
     let mut pod = Pod::start(config.clone(), &format!("mysql:{port}"), "").await;
-    assert_eq!(pod.address().await, SocketAddr::new("127.66.6.2".parse().unwrap(), port));
+    assert_eq!(
+        pod.address().await,
+        SocketAddr::new("127.66.6.2".parse().unwrap(), port)
+    );
     let dns = pod.dns.unwrap();
-    let follows = async { while resolve(dns, "mysql").await != ["127.66.6.2".parse::<std::net::IpAddr>().unwrap()] {} };
+    let follows = async {
+        while resolve(dns, "mysql").await != ["127.66.6.2".parse::<std::net::IpAddr>().unwrap()] {}
+    };
     timeout(LONG, follows).await.unwrap();
-    let ready = async { while !pod.ready.missing().is_empty() { tokio::task::yield_now().await } };
+    let ready = async {
+        while !pod.ready.missing().is_empty() {
+            tokio::task::yield_now().await
+        }
+    };
     timeout(LONG, ready).await.unwrap();
     pod.stop().await;
     drop(blocker);
     let mut again = Pod::start(config, &format!("mysql:{port}"), "").await;
-    assert_eq!(again.address().await.ip(), "127.66.6.2".parse::<std::net::IpAddr>().unwrap());
+    assert_eq!(
+        again.address().await.ip(),
+        "127.66.6.2".parse::<std::net::IpAddr>().unwrap()
+    );
     again.stop().await;
 }

@@ -11,8 +11,17 @@ pub(crate) fn router(name: &str, status: Value) -> Router {
 }
 
 /// The status of a router that hands `service:port` to `providers`.
-pub(crate) fn serving(cluster: &str, addresses: &[&str], service: &str, port: u16, providers: &[&str]) -> Value {
-    let providers: Vec<Value> = providers.iter().map(|p| json!({"identity": p, "health": "healthy"})).collect();
+pub(crate) fn serving(
+    cluster: &str,
+    addresses: &[&str],
+    service: &str,
+    port: u16,
+    providers: &[&str],
+) -> Value {
+    let providers: Vec<Value> = providers
+        .iter()
+        .map(|p| json!({"identity": p, "health": "healthy"}))
+        .collect();
     json!({
         "cluster": cluster, "addresses": addresses, "nodeAddresses": ["127.0.0.1:7000"],
         "activeServices": [{"name": service, "namespace": "default", "port": port, "protocol": "TCP", "providers": providers}],
@@ -20,7 +29,10 @@ pub(crate) fn serving(cluster: &str, addresses: &[&str], service: &str, port: u1
 }
 
 pub(crate) fn target(text: &str) -> ServiceRef {
-    ServiceRef { service: text.parse().unwrap(), cluster: None }
+    ServiceRef {
+        service: text.parse().unwrap(),
+        cluster: None,
+    }
 }
 
 fn own() -> NodeName {
@@ -35,20 +47,42 @@ fn a_router_without_addresses_is_dialled_only_from_its_own_node() {
     let all = [
         router("a", serving("home", &[], "mysql", 3306, &[POD_A])),
         router("b", serving("home", &[], "mysql", 3306, &[POD_B])),
-        router("c", serving("cloud", &["c.example:7000"], "mysql", 3306, &[POD_B])),
+        router(
+            "c",
+            serving("cloud", &["c.example:7000"], "mysql", 3306, &[POD_B]),
+        ),
     ];
     let directory = Directory::build(&own(), &all);
     let mysql = target("mysql.default");
     let ways: Vec<_> = directory
         .candidates(&mysql, 3306, Protocol::Tcp)
-        .map(|c| (c.router.node.to_string(), c.router.addresses[0].to_string(), c.provider.to_string()))
+        .map(|c| {
+            (
+                c.router.node.to_string(),
+                c.router.addresses[0].to_string(),
+                c.provider.to_string(),
+            )
+        })
         .collect();
-    let expected = [("a", "127.0.0.1:7000", POD_A), ("c", "c.example:7000", POD_B)];
-    assert_eq!(ways, expected.map(|(n, a, p)| (n.to_owned(), a.to_owned(), p.to_owned())));
+    let expected = [
+        ("a", "127.0.0.1:7000", POD_A),
+        ("c", "c.example:7000", POD_B),
+    ];
+    assert_eq!(
+        ways,
+        expected.map(|(n, a, p)| (n.to_owned(), a.to_owned(), p.to_owned()))
+    );
     assert_eq!(directory.own_cluster().unwrap().as_ref(), "home");
-    assert_eq!(directory.ports(&mysql, Protocol::Tcp), BTreeSet::from([3306]));
+    assert_eq!(
+        directory.ports(&mysql, Protocol::Tcp),
+        BTreeSet::from([3306])
+    );
     assert!(directory.ports(&mysql, Protocol::Udp).is_empty());
-    let at: Vec<_> = directory.publish_at(4).into_iter().map(|peer| peer.node.to_string()).collect();
+    let at: Vec<_> = directory
+        .publish_at(4)
+        .into_iter()
+        .map(|peer| peer.node.to_string())
+        .collect();
     assert_eq!(at, ["a", "c"]);
 }
 
@@ -56,12 +90,26 @@ fn a_router_without_addresses_is_dialled_only_from_its_own_node() {
 fn a_mapping_of_one_cluster_sees_only_that_one() {
     let all = [
         router("b", serving("east", &["b:7000"], "mysql", 3306, &[POD_B])),
-        router("c", serving("west", &["c:7000"], "mysql", 3307, &["/node/c"])),
+        router(
+            "c",
+            serving("west", &["c:7000"], "mysql", 3307, &["/node/c"]),
+        ),
     ];
     let directory = Directory::build(&own(), &all);
-    let west = ServiceRef { cluster: Some("west".parse().unwrap()), ..target("mysql.default") };
-    assert_eq!(directory.ports(&west, Protocol::Tcp), BTreeSet::from([3307]));
-    assert_eq!(directory.ports(&target("mysql.default"), Protocol::Tcp).len(), 2);
+    let west = ServiceRef {
+        cluster: Some("west".parse().unwrap()),
+        ..target("mysql.default")
+    };
+    assert_eq!(
+        directory.ports(&west, Protocol::Tcp),
+        BTreeSet::from([3307])
+    );
+    assert_eq!(
+        directory
+            .ports(&target("mysql.default"), Protocol::Tcp)
+            .len(),
+        2
+    );
     assert_eq!(directory.candidates(&west, 3306, Protocol::Tcp).count(), 0);
 }
 
@@ -77,7 +125,13 @@ fn the_shapes_of_older_documents_are_read() {
         {"name": "web", "port": 0, "providers": [{"identity": "/node/c"}]},
         {"name": "web", "port": 80, "providers": [{"identity": "nobody"}, null, {"identity": "/node/c", "health": "failing"}]},
     ]});
-    let all = [router("a", first), router("b", second), router("c", third), router("Not A Node", json!({})), router("d", json!(null))];
+    let all = [
+        router("a", first),
+        router("b", second),
+        router("c", third),
+        router("Not A Node", json!({})),
+        router("d", json!(null)),
+    ];
     let directory = Directory::build(&own(), &all);
     let mysql = target("mysql.default");
     assert_eq!(directory.candidates(&mysql, 3306, Protocol::Tcp).count(), 1);
@@ -85,19 +139,56 @@ fn the_shapes_of_older_documents_are_read() {
     let web: Vec<_> = directory.candidates(&web, 80, Protocol::Tcp).collect();
     assert_eq!(web.len(), 1);
     assert!(!web[0].healthy);
-    assert!(directory.ports(&target("redis.default"), Protocol::Tcp).is_empty());
+    assert!(
+        directory
+            .ports(&target("redis.default"), Protocol::Tcp)
+            .is_empty()
+    );
 }
 
 #[test]
 fn a_provider_on_another_node_is_noticed() {
-    let one = Directory::build(&own(), &[router("b", serving("east", &["b:7000"], "mysql", 3306, &[POD_B]))]);
+    let one = Directory::build(
+        &own(),
+        &[router(
+            "b",
+            serving("east", &["b:7000"], "mysql", 3306, &[POD_B]),
+        )],
+    );
     let other = "/node/evil/ns/default/pod/db-0";
-    let two = Directory::build(&own(), &[router("b", serving("east", &["b:7000"], "mysql", 3306, &[POD_B, other]))]);
+    let two = Directory::build(
+        &own(),
+        &[router(
+            "b",
+            serving("east", &["b:7000"], "mysql", 3306, &[POD_B, other]),
+        )],
+    );
     let found = gained(&one, &two);
     assert_eq!(found.len(), 1);
-    assert_eq!((found[0].provider.to_string(), found[0].besides.to_string()), (other.to_owned(), POD_B.to_owned()));
+    assert_eq!(
+        (found[0].provider.to_string(), found[0].besides.to_string()),
+        (other.to_owned(), POD_B.to_owned())
+    );
     assert!(gained(&two, &one).is_empty());
-    assert!(gained(&Directory::default(), &two).is_empty(), "the first providers are no surprise");
-    let replica = Directory::build(&own(), &[router("b", serving("east", &["b:7000"], "mysql", 3306, &[POD_B, "/node/b/ns/default/pod/db-1"]))]);
-    assert!(gained(&one, &replica).is_empty(), "a second pod of the same node is no surprise");
+    assert!(
+        gained(&Directory::default(), &two).is_empty(),
+        "the first providers are no surprise"
+    );
+    let replica = Directory::build(
+        &own(),
+        &[router(
+            "b",
+            serving(
+                "east",
+                &["b:7000"],
+                "mysql",
+                3306,
+                &[POD_B, "/node/b/ns/default/pod/db-1"],
+            ),
+        )],
+    );
+    assert!(
+        gained(&one, &replica).is_empty(),
+        "a second pod of the same node is no surprise"
+    );
 }

@@ -26,11 +26,24 @@ fn start(snapshot: Option<Vec<Arc<Router>>>) -> Running {
     let (events, receiver) = mpsc::channel(8);
     let (directory, known) = (watch::Sender::default(), watch::Sender::default());
     let (seen, kept) = (directory.subscribe(), known.subscribe());
-    let discovery = Discovery::new("a".parse().unwrap(), snapshot, directory, known, Arc::default());
-    let stream = stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
+    let discovery = Discovery::new(
+        "a".parse().unwrap(),
+        snapshot,
+        directory,
+        known,
+        Arc::default(),
+    );
+    let stream = stream::unfold(receiver, |mut receiver| async {
+        Some((receiver.recv().await?, receiver))
+    });
     let mut tasks = JoinSet::new();
     tasks.spawn(discovery.run(stream, CancellationToken::new()));
-    Running { events, directory: seen, known: kept, tasks }
+    Running {
+        events,
+        directory: seen,
+        known: kept,
+        tasks,
+    }
 }
 
 impl Running {
@@ -39,8 +52,18 @@ impl Running {
     }
 
     async fn providers(&mut self, expected: usize) {
-        let count = |directory: &Arc<Directory>| directory.candidates(&target("mysql.default"), 3306, Protocol::Tcp).count();
-        timeout(Duration::from_secs(5), self.directory.wait_for(|d| count(d) == expected)).await.unwrap().unwrap();
+        let count = |directory: &Arc<Directory>| {
+            directory
+                .candidates(&target("mysql.default"), 3306, Protocol::Tcp)
+                .count()
+        };
+        timeout(
+            Duration::from_secs(5),
+            self.directory.wait_for(|d| count(d) == expected),
+        )
+        .await
+        .unwrap()
+        .unwrap();
     }
 }
 
@@ -56,15 +79,33 @@ fn away() -> WatchEvent {
 async fn routers_come_change_and_go() {
     let mut running = start(None);
     assert!(!running.known.borrow().synced);
-    running.send(WatchEvent::Snapshot { routers: vec![router("a", json!({}))], revision: Revision(1) }).await;
-    timeout(Duration::from_secs(5), running.known.wait_for(|known| known.synced)).await.unwrap().unwrap();
+    running
+        .send(WatchEvent::Snapshot {
+            routers: vec![router("a", json!({}))],
+            revision: Revision(1),
+        })
+        .await;
+    timeout(
+        Duration::from_secs(5),
+        running.known.wait_for(|known| known.synced),
+    )
+    .await
+    .unwrap()
+    .unwrap();
     running.send(WatchEvent::Applied(serving_b())).await;
     running.providers(1).await;
-    running.send(WatchEvent::Applied(router("b", json!({"addresses": "nonsense", "activeServices": [7]})))).await;
+    running
+        .send(WatchEvent::Applied(router(
+            "b",
+            json!({"addresses": "nonsense", "activeServices": [7]}),
+        )))
+        .await;
     running.providers(0).await;
     running.send(WatchEvent::Applied(serving_b())).await;
     running.providers(1).await;
-    running.send(WatchEvent::Deleted("b".parse().unwrap())).await;
+    running
+        .send(WatchEvent::Deleted("b".parse().unwrap()))
+        .await;
     running.providers(0).await;
     drop(running.events);
     running.tasks.join_next().await.unwrap().unwrap();
@@ -74,11 +115,19 @@ async fn routers_come_change_and_go() {
 async fn what_was_known_stays_while_the_apiserver_is_away() {
     let mut running = start(Some(vec![Arc::new(serving_b())]));
     running.providers(1).await;
-    assert!(running.known.borrow().synced, "a snapshot counts as a whole state");
+    assert!(
+        running.known.borrow().synced,
+        "a snapshot counts as a whole state"
+    );
     running.send(away()).await;
     running.send(away()).await;
     running.send(WatchEvent::Synced(Revision(5))).await;
     running.providers(1).await;
-    running.send(WatchEvent::Snapshot { routers: Vec::new(), revision: Revision(6) }).await;
+    running
+        .send(WatchEvent::Snapshot {
+            routers: Vec::new(),
+            revision: Revision(6),
+        })
+        .await;
     running.providers(0).await;
 }

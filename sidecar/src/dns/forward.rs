@@ -34,7 +34,11 @@ impl Forwarder {
     /// A forwarder to `upstreams`, in order of preference; with none it always fails.
     pub fn new(upstreams: Vec<SocketAddr>, try_timeout: Duration) -> Self {
         let failed = Mutex::new(vec![None; upstreams.len()]);
-        Self { upstreams, try_timeout, failed }
+        Self {
+            upstreams,
+            try_timeout,
+            failed,
+        }
     }
 
     /// The servers.
@@ -49,11 +53,18 @@ impl Forwarder {
         let order = self.order();
         let mut worst = None;
         for &index in order.iter().cycle().take(TRIES.max(order.len())) {
-            let answer = timeout(self.try_timeout, self.ask_one(self.upstreams[index], request, query)).await;
+            let answer = timeout(
+                self.try_timeout,
+                self.ask_one(self.upstreams[index], request, query),
+            )
+            .await;
             let failed = !matches!(answer, Ok(Ok(_)));
             self.note(index, failed);
             let Ok(Ok(answer)) = answer else { continue };
-            if !matches!(answer.metadata.response_code, ResponseCode::ServFail | ResponseCode::Refused) {
+            if !matches!(
+                answer.metadata.response_code,
+                ResponseCode::ServFail | ResponseCode::Refused
+            ) {
                 return Some(answer);
             }
             worst = Some(answer);
@@ -64,24 +75,41 @@ impl Forwarder {
         worst
     }
 
-    async fn ask_one(&self, upstream: SocketAddr, request: &Message, query: &Query) -> io::Result<Message> {
+    async fn ask_one(
+        &self,
+        upstream: SocketAddr,
+        request: &Message,
+        query: &Query,
+    ) -> io::Result<Message> {
         let mut question = Message::new(rand::random(), MessageType::Query, OpCode::Query);
         question.metadata.recursion_desired = request.metadata.recursion_desired;
         question.metadata.checking_disabled = request.metadata.checking_disabled;
         question.add_query(query.clone());
         let mut edns = Edns::new();
         edns.set_max_payload(MAX_UDP);
-        edns.set_dnssec_ok(request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok));
+        edns.set_dnssec_ok(
+            request
+                .edns
+                .as_ref()
+                .is_some_and(|edns| edns.flags().dnssec_ok),
+        );
         question.set_edns(edns);
         let bytes = question.to_vec().map_err(io::Error::other)?;
 
         let answer = over_udp(upstream, &bytes, &question).await?;
-        if answer.metadata.truncation { over_tcp(upstream, &bytes, &question).await } else { Ok(answer) }
+        if answer.metadata.truncation {
+            over_tcp(upstream, &bytes, &question).await
+        } else {
+            Ok(answer)
+        }
     }
 
     /// Indices of the servers: those that failed just now at the end.
     fn order(&self) -> Vec<usize> {
-        let failed = self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let failed = self
+            .failed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let resting = |index: &usize| failed[*index].is_some_and(|at| at.elapsed() < COOL_DOWN);
         let (last, mut first): (Vec<_>, Vec<_>) = (0..failed.len()).partition(resting);
         first.extend(last);
@@ -89,14 +117,20 @@ impl Forwarder {
     }
 
     fn note(&self, index: usize, failed: bool) {
-        let mut all = self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut all = self
+            .failed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         all[index] = failed.then(Instant::now);
     }
 }
 
 async fn over_udp(upstream: SocketAddr, bytes: &[u8], question: &Message) -> io::Result<Message> {
-    let any: SocketAddr =
-        if upstream.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    let any: SocketAddr = if upstream.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
     let socket = UdpSocket::bind(any).await?;
     // Connected: only this server's packets arrive, and its ICMP errors too.
     socket.connect(upstream).await?;
@@ -114,7 +148,9 @@ async fn over_udp(upstream: SocketAddr, bytes: &[u8], question: &Message) -> io:
 async fn over_tcp(upstream: SocketAddr, bytes: &[u8], question: &Message) -> io::Result<Message> {
     let mut stream = TcpStream::connect(upstream).await?;
     let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-    stream.write_all(&[&length.to_be_bytes(), bytes].concat()).await?;
+    stream
+        .write_all(&[&length.to_be_bytes(), bytes].concat())
+        .await?;
     let length = stream.read_u16().await?;
     let mut buffer = vec![0; usize::from(length)];
     stream.read_exact(&mut buffer).await?;

@@ -63,7 +63,12 @@ pub struct Handler {
 impl Handler {
     /// A handler that always reads the newest `view`.
     pub fn new(view: watch::Receiver<DnsView>, others: Others, metrics: Arc<DnsMetrics>) -> Self {
-        Self { view, others, forwards: Semaphore::new(MAX_FORWARDS), metrics }
+        Self {
+            view,
+            others,
+            forwards: Semaphore::new(MAX_FORWARDS),
+            metrics,
+        }
     }
 
     /// The answer to `packet`, or `None` for what gets none: an answer (a reflection), or too little to answer to.
@@ -101,7 +106,9 @@ impl Handler {
             Some(ResponseCode::NotImp)
         } else if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
             Some(ResponseCode::BADVERS)
-        } else if query.query_class() != DNSClass::IN || matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR) {
+        } else if query.query_class() != DNSClass::IN
+            || matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR)
+        {
             Some(ResponseCode::Refused)
         } else {
             None
@@ -177,14 +184,18 @@ fn own(query: &Query, address: IpAddr, names: &NameTable, reply: &mut Message) -
     }
     reply.metadata.authoritative = true;
     // The name goes back as it was asked, upper case included (DNS 0x20).
-    reply.answers.push(Record::from_rdata(query.name().clone(), TTL, data));
+    reply
+        .answers
+        .push(Record::from_rdata(query.name().clone(), TTL, data));
     DnsOutcome::Own
 }
 
 /// An empty answer with the SOA that says for how long it may be remembered (RFC 2308).
 fn no_data(query: &Query, names: &NameTable, reply: &mut Message) -> DnsOutcome {
     reply.metadata.authoritative = true;
-    let zone = names.zone_of(&plain(query.name())).and_then(|zone| Name::from_ascii(format!("{zone}.")).ok());
+    let zone = names
+        .zone_of(&plain(query.name()))
+        .and_then(|zone| Name::from_ascii(format!("{zone}.")).ok());
     let apex = zone.as_ref().is_some_and(|zone| zone == query.name());
     // Outside of our zone we own the single name only, so the name itself is the zone.
     let record = soa(zone.unwrap_or_else(|| query.name().clone()));
@@ -197,7 +208,11 @@ fn no_data(query: &Query, names: &NameTable, reply: &mut Message) -> DnsOutcome 
 }
 
 fn soa(zone: Name) -> Record {
-    let label = |label: &str| Name::from_ascii(label).and_then(|l| l.append_domain(&zone)).unwrap_or_else(|_| zone.clone());
+    let label = |label: &str| {
+        Name::from_ascii(label)
+            .and_then(|l| l.append_domain(&zone))
+            .unwrap_or_else(|_| zone.clone())
+    };
     let data = SOA::new(label("ns"), label("keel"), 1, 60, 60, 60, TTL);
     Record::from_rdata(zone.clone(), TTL, RData::SOA(data))
 }
@@ -218,7 +233,9 @@ fn malformed(packet: &[u8]) -> Option<Vec<u8>> {
     if packet.len() < 12 || packet[2] & 0x80 != 0 {
         return None;
     }
-    Message::error_msg(id, OpCode::Query, ResponseCode::FormErr).to_vec().ok()
+    Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)
+        .to_vec()
+        .ok()
 }
 
 /// At most `limit` bytes: what does not fit is left out and TC is set.
@@ -229,9 +246,17 @@ fn encode(reply: &Message, limit: u16) -> Option<Vec<u8>> {
     if reply.emit(&mut encoder).is_ok() {
         // Records are dropped from the end, the OPT record with them; a short answer keeps it.
         let cut = bytes.get(2).is_some_and(|flags| flags & 0x02 != 0);
-        return if cut && reply.edns.is_some() { reply.truncate().to_vec().ok() } else { Some(bytes) };
+        return if cut && reply.edns.is_some() {
+            reply.truncate().to_vec().ok()
+        } else {
+            Some(bytes)
+        };
     }
-    let mut failure = Message::error_msg(reply.metadata.id, reply.metadata.op_code, ResponseCode::ServFail);
+    let mut failure = Message::error_msg(
+        reply.metadata.id,
+        reply.metadata.op_code,
+        ResponseCode::ServFail,
+    );
     failure.queries.clone_from(&reply.queries);
     failure.to_vec().ok()
 }

@@ -7,9 +7,9 @@ pub mod forward;
 pub mod handler;
 pub mod names;
 pub mod resolv;
-pub mod view;
 #[cfg(test)]
 mod tests;
+pub mod view;
 
 use std::io;
 use std::net::SocketAddr;
@@ -57,7 +57,13 @@ impl DnsSockets {
             let udp = UdpSocket::bind(address).await?;
             let bound = udp.local_addr()?;
             match TcpListener::bind(bound).await {
-                Ok(tcp) => return Ok(Self { udp, tcp, address: bound }),
+                Ok(tcp) => {
+                    return Ok(Self {
+                        udp,
+                        tcp,
+                        address: bound,
+                    });
+                }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
                 Err(error) => return Err(error),
             }
@@ -135,8 +141,15 @@ async fn serve_tcp(listener: TcpListener, handler: Arc<Handler>) {
 }
 
 /// The next connection, once there is room for one. Cancel safe: a permit without a connection is given back.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = permits
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     Ok((stream, permit))
 }
@@ -155,7 +168,9 @@ async fn serve_connection(mut stream: TcpStream, handler: &Handler) -> io::Resul
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Ok(result) => result?,
         }
-        let Some(answer) = handler.answer(&packet, Transport::Tcp).await else { return Ok(()) };
+        let Some(answer) = handler.answer(&packet, Transport::Tcp).await else {
+            return Ok(());
+        };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
         let bytes = [&length.to_be_bytes(), answer.as_slice()].concat();
         timeout(IDLE, stream.write_all(&bytes)).await??;

@@ -54,12 +54,21 @@ impl NameTable {
         extra_zones: &[String],
         search: &[String],
     ) -> (Self, Vec<String>) {
-        let zones: Arc<[String]> = std::iter::once(OWN_ZONE.to_owned()).chain(extra_zones.iter().cloned()).collect();
-        let mut table = Self { zones, search: search.into(), ..Self::default() };
+        let zones: Arc<[String]> = std::iter::once(OWN_ZONE.to_owned())
+            .chain(extra_zones.iter().cloned())
+            .collect();
+        let mut table = Self {
+            zones,
+            search: search.into(),
+            ..Self::default()
+        };
         let mut ambiguous = Vec::new();
         for mapping in mappings {
             if let Some(cluster) = &mapping.target.cluster {
-                table.names.insert(format!("{}.{cluster}", mapping.target.service), mapping.address);
+                table.names.insert(
+                    format!("{}.{cluster}", mapping.target.service),
+                    mapping.address,
+                );
             }
         }
         let by_service = group(mappings, |m| m.target.service.to_string());
@@ -71,7 +80,8 @@ impl NameTable {
             }
         }
         for (name, owners) in group(mappings, |m| m.target.service.name.to_string()) {
-            let mut services: Vec<&NamedMapping> = owners.iter().copied().filter(|m| table.owns(m)).collect();
+            let mut services: Vec<&NamedMapping> =
+                owners.iter().copied().filter(|m| table.owns(m)).collect();
             services.dedup_by(|a, b| a.target.service == b.target.service);
             match only(&services, |m| m.target.service.namespace == *namespace) {
                 Some(owner) => _ = table.names.insert(name, owner.address),
@@ -106,12 +116,20 @@ impl NameTable {
 
     /// The own zone that `name` lies in, apex included.
     pub fn zone_of(&self, name: &str) -> Option<&str> {
-        self.zones.iter().map(String::as_str).find(|zone| name == *zone || below(name, zone).is_some())
+        self.zones
+            .iter()
+            .map(String::as_str)
+            .find(|zone| name == *zone || below(name, zone).is_some())
     }
 
     /// The names of `address`, shortest first.
     pub fn names_of(&self, address: IpAddr) -> Vec<&str> {
-        let mut names: Vec<&str> = self.names.iter().filter(|(_, a)| **a == address).map(|(n, _)| n.as_str()).collect();
+        let mut names: Vec<&str> = self
+            .names
+            .iter()
+            .filter(|(_, a)| **a == address)
+            .map(|(n, _)| n.as_str())
+            .collect();
         names.sort_by_key(|name| name.len());
         names
     }
@@ -150,10 +168,15 @@ impl NameTable {
 
 /// What stands before `.domain` in `name`.
 fn below<'a>(name: &'a str, domain: &str) -> Option<&'a str> {
-    name.strip_suffix(domain)?.strip_suffix('.').filter(|rest| !rest.is_empty())
+    name.strip_suffix(domain)?
+        .strip_suffix('.')
+        .filter(|rest| !rest.is_empty())
 }
 
-fn group(mappings: &[NamedMapping], key: impl Fn(&NamedMapping) -> String) -> BTreeMap<String, Vec<&NamedMapping>> {
+fn group(
+    mappings: &[NamedMapping],
+    key: impl Fn(&NamedMapping) -> String,
+) -> BTreeMap<String, Vec<&NamedMapping>> {
     let mut groups: BTreeMap<String, Vec<&NamedMapping>> = BTreeMap::new();
     for mapping in mappings {
         groups.entry(key(mapping)).or_default().push(mapping);
@@ -162,7 +185,10 @@ fn group(mappings: &[NamedMapping], key: impl Fn(&NamedMapping) -> String) -> BT
 }
 
 /// The only one, else the only one that is preferred.
-fn only<'a>(all: &[&'a NamedMapping], preferred: impl Fn(&NamedMapping) -> bool) -> Option<&'a NamedMapping> {
+fn only<'a>(
+    all: &[&'a NamedMapping],
+    preferred: impl Fn(&NamedMapping) -> bool,
+) -> Option<&'a NamedMapping> {
     if let [one] = all {
         return Some(one);
     }
@@ -200,8 +226,16 @@ mod tests {
     }
 
     fn build(mappings: &[NamedMapping]) -> (NameTable, Vec<String>) {
-        let search = ["default.svc.cluster.local".to_owned(), "corp.example".to_owned()];
-        NameTable::build(mappings, &"default".parse().unwrap(), &["keel.test".to_owned()], &search)
+        let search = [
+            "default.svc.cluster.local".to_owned(),
+            "corp.example".to_owned(),
+        ];
+        NameTable::build(
+            mappings,
+            &"default".parse().unwrap(),
+            &["keel.test".to_owned()],
+            &search,
+        )
     }
 
     #[test]
@@ -210,8 +244,13 @@ mod tests {
         one.aliases.insert("db".parse().unwrap());
         let table = table(&[one]);
         for name in [
-            "mysql", "mysql.default", "mysql.default.svc", "mysql.default.svc.cluster.local", "mysql.default.svc.clusterset.local",
-            "mysql.default.svc.keel.test", "db",
+            "mysql",
+            "mysql.default",
+            "mysql.default.svc",
+            "mysql.default.svc.cluster.local",
+            "mysql.default.svc.clusterset.local",
+            "mysql.default.svc.keel.test",
+            "db",
         ] {
             assert_eq!(table.verdict(name), Verdict::Address(address(1)), "{name}");
         }
@@ -221,10 +260,19 @@ mod tests {
     #[test]
     fn one_search_domain_behind_a_name_is_that_name_too() {
         let table = table(&[mapping("mysql.default", 1)]);
-        for name in ["mysql.default.svc.default.svc.cluster.local", "mysql.corp.example", "mysql.default.svc.clusterset.local.corp.example"] {
+        for name in [
+            "mysql.default.svc.default.svc.cluster.local",
+            "mysql.corp.example",
+            "mysql.default.svc.clusterset.local.corp.example",
+        ] {
             assert_eq!(table.verdict(name), Verdict::Address(address(1)), "{name}");
         }
-        for name in ["mysql.corp.example.corp.example", "corp.example", "xmysql.corp.example", "redis.default.svc.cluster.local"] {
+        for name in [
+            "mysql.corp.example.corp.example",
+            "corp.example",
+            "xmysql.corp.example",
+            "redis.default.svc.cluster.local",
+        ] {
             assert_eq!(table.verdict(name), Verdict::Foreign, "{name}");
         }
     }
@@ -232,13 +280,28 @@ mod tests {
     #[test]
     fn only_the_own_zones_have_absent_names() {
         let table = table(&[mapping("mysql.default", 1)]);
-        for name in ["redis.default.svc.clusterset.local", "x.clusterset.local", "mysql.default.keel.test"] {
+        for name in [
+            "redis.default.svc.clusterset.local",
+            "x.clusterset.local",
+            "mysql.default.keel.test",
+        ] {
             assert_eq!(table.verdict(name), Verdict::Absent, "{name}");
         }
-        for name in ["clusterset.local", "svc.clusterset.local", "default.svc.clusterset.local", "keel.test"] {
+        for name in [
+            "clusterset.local",
+            "svc.clusterset.local",
+            "default.svc.clusterset.local",
+            "keel.test",
+        ] {
             assert_eq!(table.verdict(name), Verdict::Empty, "{name}");
         }
-        for name in ["kubernetes.default.svc.cluster.local", "xclusterset.local", "", "local", "mysql.other"] {
+        for name in [
+            "kubernetes.default.svc.cluster.local",
+            "xclusterset.local",
+            "",
+            "local",
+            "mysql.other",
+        ] {
             assert_eq!(table.verdict(name), Verdict::Foreign, "{name}");
         }
     }
@@ -258,13 +321,28 @@ mod tests {
     #[test]
     fn a_mapping_of_one_cluster_has_its_own_name_and_stands_in_if_alone() {
         let alone = table(&[mapping("mysql.default.east", 1)]);
-        assert_eq!(alone.verdict("mysql.default.east"), Verdict::Address(address(1)));
+        assert_eq!(
+            alone.verdict("mysql.default.east"),
+            Verdict::Address(address(1))
+        );
         assert_eq!(alone.verdict("mysql"), Verdict::Address(address(1)));
-        let both = table(&[mapping("mysql.default.east", 1), mapping("mysql.default", 2)]);
-        assert_eq!(both.verdict("mysql.default.svc"), Verdict::Address(address(2)));
+        let both = table(&[
+            mapping("mysql.default.east", 1),
+            mapping("mysql.default", 2),
+        ]);
+        assert_eq!(
+            both.verdict("mysql.default.svc"),
+            Verdict::Address(address(2))
+        );
         assert_eq!(both.verdict("mysql"), Verdict::Address(address(2)));
-        assert_eq!(both.verdict("mysql.default.east"), Verdict::Address(address(1)));
-        let (two, ambiguous) = build(&[mapping("mysql.default.east", 1), mapping("mysql.default.west", 2)]);
+        assert_eq!(
+            both.verdict("mysql.default.east"),
+            Verdict::Address(address(1))
+        );
+        let (two, ambiguous) = build(&[
+            mapping("mysql.default.east", 1),
+            mapping("mysql.default.west", 2),
+        ]);
         assert_eq!(two.verdict("mysql.default"), Verdict::Foreign);
         assert!(ambiguous.contains(&"mysql.default".to_owned()));
     }

@@ -31,7 +31,10 @@ impl ResolvConf {
                     }
                 }
                 Some("search" | "domain") => {
-                    conf.search = words.map(|d| d.trim_matches('.').to_ascii_lowercase()).filter(|d| !d.is_empty()).collect();
+                    conf.search = words
+                        .map(|d| d.trim_matches('.').to_ascii_lowercase())
+                        .filter(|d| !d.is_empty())
+                        .collect();
                 }
                 _ => {}
             }
@@ -42,7 +45,9 @@ impl ResolvConf {
     /// The name servers that are not ourselves: `own` is where our DNS listens.
     pub fn upstreams(&self, own: Option<SocketAddr>) -> Vec<SocketAddr> {
         let at_53 = self.nameservers.iter().map(|ip| SocketAddr::new(*ip, 53));
-        at_53.filter(|upstream| !own.is_some_and(|own| is_self(own, *upstream))).collect()
+        at_53
+            .filter(|upstream| !own.is_some_and(|own| is_self(own, *upstream)))
+            .collect()
     }
 }
 
@@ -52,7 +57,9 @@ pub fn is_self(own: SocketAddr, upstream: SocketAddr) -> bool {
         return false;
     }
     let (own_ip, ip) = (own.ip().to_canonical(), upstream.ip().to_canonical());
-    own_ip == ip || ip.is_unspecified() || (own_ip.is_unspecified() && (ip.is_loopback() || is_local(ip)))
+    own_ip == ip
+        || ip.is_unspecified()
+        || (own_ip.is_unspecified() && (ip.is_loopback() || is_local(ip)))
 }
 
 /// True for an address of this host: only those can be bound.
@@ -71,7 +78,13 @@ mod tests {
         let conf = ResolvConf::parse(
             "# made by hand\nnameserver 10.0.0.2 ; first\nnameserver  fd00::1\nnameserver x\nsearch a.b\ndomain Corp.Example. lan\noptions ndots:5\n",
         );
-        assert_eq!(conf.nameservers, ["10.0.0.2".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+        assert_eq!(
+            conf.nameservers,
+            [
+                "10.0.0.2".parse::<IpAddr>().unwrap(),
+                "fd00::1".parse().unwrap()
+            ]
+        );
         assert_eq!(conf.search, ["corp.example", "lan"]);
     }
 
@@ -79,11 +92,17 @@ mod tests {
     fn we_are_no_upstream_of_ourselves() {
         let conf = ResolvConf::parse("nameserver 127.0.0.2\nnameserver 10.0.0.2\n");
         let own = |text: &str| Some(text.parse().unwrap());
-        assert_eq!(conf.upstreams(own("127.0.0.2:53")), ["10.0.0.2:53".parse().unwrap()]);
+        assert_eq!(
+            conf.upstreams(own("127.0.0.2:53")),
+            ["10.0.0.2:53".parse().unwrap()]
+        );
         assert_eq!(conf.upstreams(own("127.0.0.2:5353")).len(), 2);
         assert_eq!(conf.upstreams(own("0.0.0.0:53")).len(), 1);
         assert_eq!(conf.upstreams(None).len(), 2);
-        assert!(is_self("[::ffff:127.0.0.2]:53".parse().unwrap(), "127.0.0.2:53".parse().unwrap()));
+        assert!(is_self(
+            "[::ffff:127.0.0.2]:53".parse().unwrap(),
+            "127.0.0.2:53".parse().unwrap()
+        ));
     }
 
     proptest! {

@@ -32,12 +32,19 @@ impl NameSources {
     pub fn table(&self, addresses: &BTreeMap<ServiceRef, IpAddr>) -> (NameTable, Vec<String>) {
         let mut aliases: BTreeMap<&ServiceRef, BTreeSet<_>> = BTreeMap::new();
         for one in &self.mapped {
-            aliases.entry(&one.target).or_default().extend(one.alias.clone());
+            aliases
+                .entry(&one.target)
+                .or_default()
+                .extend(one.alias.clone());
         }
         let named: Vec<NamedMapping> = aliases
             .into_iter()
             .filter_map(|(target, aliases)| {
-                Some(NamedMapping { target: target.clone(), aliases, address: *addresses.get(target)? })
+                Some(NamedMapping {
+                    target: target.clone(),
+                    aliases,
+                    address: *addresses.get(target)?,
+                })
             })
             .collect();
         NameTable::build(&named, &self.namespace, &self.zones, &self.search)
@@ -53,19 +60,28 @@ impl NameSources {
     ) {
         let mut said = Vec::new();
         loop {
-            let addresses = states.borrow_and_update().iter().map(|state| (state.target.clone(), state.address)).collect();
+            let addresses = states
+                .borrow_and_update()
+                .iter()
+                .map(|state| (state.target.clone(), state.address))
+                .collect();
             let synced = known.borrow_and_update().synced;
             let (names, ambiguous) = self.table(&addresses);
             if ambiguous != said {
                 for name in &ambiguous {
-                    tracing::warn!("several mappings have the name {name}, so it leads to none; use a longer name or an alias");
+                    tracing::warn!(
+                        "several mappings have the name {name}, so it leads to none; use a longer name or an alias"
+                    );
                 }
                 said = ambiguous;
             }
             view.send_if_modified(|old| {
                 let changed = *old.names != names || old.synced != synced;
                 if changed {
-                    *old = DnsView { names: Arc::new(names), synced };
+                    *old = DnsView {
+                        names: Arc::new(names),
+                        synced,
+                    };
                 }
                 changed
             });

@@ -24,50 +24,107 @@ fn every_part_is_optional_but_the_name() {
     assert_eq!((full.port, full.protocol), (Some(3306), Protocol::Udp));
     let bare = one("mysql");
     assert_eq!(bare.target.to_string(), "mysql.default");
-    assert_eq!((bare.alias, bare.port, bare.protocol), (None, None, Protocol::Tcp));
+    assert_eq!(
+        (bare.alias, bare.port, bare.protocol),
+        (None, None, Protocol::Tcp)
+    );
 }
 
 #[test]
 fn suffixes_of_cluster_names_are_dropped() {
-    for suffix in [".svc", ".svc.cluster.local", ".svc.clusterset.local", ".svc.", ""] {
-        assert_eq!(one(&format!("mysql.prod{suffix}")).target.to_string(), "mysql.prod");
+    for suffix in [
+        ".svc",
+        ".svc.cluster.local",
+        ".svc.clusterset.local",
+        ".svc.",
+        "",
+    ] {
+        assert_eq!(
+            one(&format!("mysql.prod{suffix}")).target.to_string(),
+            "mysql.prod"
+        );
     }
-    assert_eq!(one("mysql.prod.east.svc:1").target.cluster.unwrap().as_ref(), "east");
+    assert_eq!(
+        one("mysql.prod.east.svc:1")
+            .target
+            .cluster
+            .unwrap()
+            .as_ref(),
+        "east"
+    );
 }
 
 #[test]
 fn spaces_and_empty_items_are_nothing() {
     assert!(parse_mapped("", &namespace()).unwrap().is_empty());
-    assert_eq!(parse_mapped(" mysql , redis,", &namespace()).unwrap().len(), 2);
+    assert_eq!(
+        parse_mapped(" mysql , redis,", &namespace()).unwrap().len(),
+        2
+    );
 }
 
 #[test]
 fn an_error_names_the_item_and_the_form() {
     for item in [
-        "My_SQL", ".default", "mysql..east", "a.b.c.d", "mysql:0", "mysql:65536", "mysql:+80", "mysql:x", "mysql/sctp", "=mysql",
-        "a=", "mysql.default.svc.east", "web=127.0.0.1:8080", "web=[::1]:80", "mysql:1:2",
+        "My_SQL",
+        ".default",
+        "mysql..east",
+        "a.b.c.d",
+        "mysql:0",
+        "mysql:65536",
+        "mysql:+80",
+        "mysql:x",
+        "mysql/sctp",
+        "=mysql",
+        "a=",
+        "mysql.default.svc.east",
+        "web=127.0.0.1:8080",
+        "web=[::1]:80",
+        "mysql:1:2",
     ] {
         let text = error(item);
         assert!(text.contains(item), "{text}");
         assert!(text.contains(MAPPED_FORM), "{text}");
     }
-    let text = parse_published("web", &namespace()).unwrap_err().to_string();
-    assert!(text.contains("`web`") && text.contains(PUBLISHED_FORM), "{text}");
+    let text = parse_published("web", &namespace())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("`web`") && text.contains(PUBLISHED_FORM),
+        "{text}"
+    );
 }
 
 #[test]
 fn published_takes_the_backends_port_unless_given() {
-    let all = parse_published("web=127.0.0.1:8080, mysql.prod:3306=db.internal:13306,v6=[::1]:53", &namespace()).unwrap();
-    let ports: Vec<_> = all.iter().map(|p| (p.target.to_string(), p.port, p.backend.port())).collect();
+    let all = parse_published(
+        "web=127.0.0.1:8080, mysql.prod:3306=db.internal:13306,v6=[::1]:53",
+        &namespace(),
+    )
+    .unwrap();
+    let ports: Vec<_> = all
+        .iter()
+        .map(|p| (p.target.to_string(), p.port, p.backend.port()))
+        .collect();
     assert_eq!(
         ports,
-        [("web.default".into(), 8080, 8080), ("mysql.prod".into(), 3306, 13306), ("v6.default".into(), 53, 53)]
+        [
+            ("web.default".into(), 8080, 8080),
+            ("mysql.prod".into(), 3306, 13306),
+            ("v6.default".into(), 53, 53)
+        ]
     );
 }
 
 #[test]
 fn published_errors_are_clear() {
-    for item in ["web=127.0.0.1", "web=:80", "web=127.0.0.1:0", "a=web=127.0.0.1:80", "web=127.0.0.1:99999"] {
+    for item in [
+        "web=127.0.0.1",
+        "web=:80",
+        "web=127.0.0.1:0",
+        "a=web=127.0.0.1:80",
+        "web=127.0.0.1:99999",
+    ] {
         let text = parse_published(item, &namespace()).unwrap_err().to_string();
         assert!(text.contains(item), "{text}");
     }
@@ -79,19 +136,47 @@ fn published_errors_are_clear() {
 
 #[test]
 fn the_same_service_twice_is_an_error_but_two_ports_are_not() {
-    for list in ["mysql,mysql", "mysql,mysql.default", "mysql:1,mysql:1", "mysql,mysql:3306", "mysql:3306,mysql", "x=a,x=b", "b=a,b"] {
-        assert!(matches!(parse_mapped(list, &namespace()), Err(SpecError::Duplicate { .. })), "{list}");
+    for list in [
+        "mysql,mysql",
+        "mysql,mysql.default",
+        "mysql:1,mysql:1",
+        "mysql,mysql:3306",
+        "mysql:3306,mysql",
+        "x=a,x=b",
+        "b=a,b",
+    ] {
+        assert!(
+            matches!(
+                parse_mapped(list, &namespace()),
+                Err(SpecError::Duplicate { .. })
+            ),
+            "{list}"
+        );
     }
-    for list in ["mysql:1,mysql:2", "mysql:53/tcp,mysql:53/udp", "mysql,mysql.other", "mysql,mysql.default.east", "x=a:1,x=a:2"] {
+    for list in [
+        "mysql:1,mysql:2",
+        "mysql:53/tcp,mysql:53/udp",
+        "mysql,mysql.other",
+        "mysql,mysql.default.east",
+        "x=a:1,x=a:2",
+    ] {
         parse_mapped(list, &namespace()).unwrap();
     }
 }
 
 #[test]
 fn one_hundred_is_the_limit() {
-    let list = |n: usize| (0..n).map(|i| format!("s{i}")).collect::<Vec<_>>().join(",");
+    let list = |n: usize| {
+        (0..n)
+            .map(|i| format!("s{i}"))
+            .collect::<Vec<_>>()
+            .join(",")
+    };
     assert_eq!(parse_mapped(&list(100), &namespace()).unwrap().len(), 100);
-    assert_eq!(parse_mapped(&list(101), &namespace()), Err(SpecError::TooMany { given: 101 }));
+    assert_eq!(
+        parse_mapped(&list(101), &namespace()),
+        Err(SpecError::TooMany { given: 101 })
+    );
     assert!(error(&list(101)).contains("101"));
 }
 

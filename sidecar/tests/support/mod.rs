@@ -49,7 +49,11 @@ pub(crate) struct Node {
 struct NoEnrolment;
 
 impl Handler for NoEnrolment {
-    fn handle(&self, _: http::Request<Body>, _: Caller) -> BoxFuture<'static, http::Response<Body>> {
+    fn handle(
+        &self,
+        _: http::Request<Body>,
+        _: Caller,
+    ) -> BoxFuture<'static, http::Response<Body>> {
         Box::pin(async { http::Response::new(empty()) })
     }
 }
@@ -62,12 +66,28 @@ impl Node {
         let mut tasks = JoinSet::new();
         let mut registry = Registry::default();
 
-        let store = Store::open(&dir.path().join("store.db"), StoreConfig::default()).await.unwrap();
-        let api = Api::new(ApiConfig { node: name.parse().unwrap() }, store, Arc::new(NoEnrolment));
+        let store = Store::open(&dir.path().join("store.db"), StoreConfig::default())
+            .await
+            .unwrap();
+        let api = Api::new(
+            ApiConfig {
+                node: name.parse().unwrap(),
+            },
+            store,
+            Arc::new(NoEnrolment),
+        );
         let listen: ListenAddr = "127.0.0.1:0".parse().unwrap();
         let keys = QuicKeys::load_or_create(&dir.path().join("quic-api")).unwrap();
         let metrics = TransportMetrics::register(&mut registry);
-        let server = ApiServer::bind(&listen, &live, &keys, Arc::new(api), Limits::default(), metrics).unwrap();
+        let server = ApiServer::bind(
+            &listen,
+            &live,
+            &keys,
+            Arc::new(api),
+            Limits::default(),
+            metrics,
+        )
+        .unwrap();
         let apiserver = HostPort::from(server.local_addrs()[0]);
         let api_stop = CancellationToken::new();
         let stop = api_stop.clone();
@@ -81,7 +101,8 @@ impl Node {
             provider: ProviderLimits::default(),
             flow: FlowLimits::default(),
         };
-        let router = Router::bind(config, live.clone(), FabricMetrics::register(&mut registry)).unwrap();
+        let router =
+            Router::bind(config, live.clone(), FabricMetrics::register(&mut registry)).unwrap();
         let (address, view) = (router.local_addrs()[0], router.view());
         let (backends, _) = watch::channel(Arc::default());
         let receiver = backends.subscribe();
@@ -90,14 +111,25 @@ impl Node {
             drop(backends);
         });
         tasks.spawn(report(client(name, &apiserver, live), name, address, view));
-        Self { name, fabric, dir, apiserver, api_stop, tasks }
+        Self {
+            name,
+            fabric,
+            dir,
+            apiserver,
+            api_stop,
+            tasks,
+        }
     }
 
     /// The settings of a pod's sidecar on this node, with free ports everywhere and state of its own.
     pub(crate) fn pod(&self, pod: &str) -> SidecarConfig {
         let identity = self.dir.path().join(format!("{pod}-identity"));
-        self.fabric.pod(self.name, "default", pod).save(&identity).unwrap();
-        let mut config = SidecarConfig::new("default".parse().unwrap(), self.dir.path().join("sidecar"));
+        self.fabric
+            .pod(self.name, "default", pod)
+            .save(&identity)
+            .unwrap();
+        let mut config =
+            SidecarConfig::new("default".parse().unwrap(), self.dir.path().join("sidecar"));
         config.pod = Some(pod.parse().unwrap());
         config.identity_dir = Some(identity);
         config.apiserver = Some(self.apiserver.clone());
@@ -118,11 +150,21 @@ impl Node {
 }
 
 fn client(name: &str, server: &HostPort, live: LiveIdentity) -> Client {
-    Client::new(ClientConfig { server: server.clone(), expect: name.parse().unwrap(), live }).unwrap()
+    Client::new(ClientConfig {
+        server: server.clone(),
+        expect: name.parse().unwrap(),
+        live,
+    })
+    .unwrap()
 }
 
 /// Writes what the router serves into its Router, as a node does.
-async fn report(client: Client, name: &'static str, address: SocketAddr, mut view: watch::Receiver<Arc<RouterView>>) {
+async fn report(
+    client: Client,
+    name: &'static str,
+    address: SocketAddr,
+    mut view: watch::Receiver<Arc<RouterView>>,
+) {
     for revision in 1_u64.. {
         let services: Vec<_> = view
             .borrow_and_update()
@@ -161,23 +203,45 @@ impl Pod {
         config.mapped = parse_mapped(mapped, &config.namespace).unwrap();
         config.published = parse_published(published, &config.namespace).unwrap();
         let stop = CancellationToken::new();
-        let sidecar = Sidecar::start(config, Registry::default(), stop.clone(), Handle::current()).await.unwrap();
-        let (dns, metrics, mappings, ready) =
-            (sidecar.dns_addr(), sidecar.metrics_addr(), sidecar.mappings(), sidecar.ready());
+        let sidecar = Sidecar::start(config, Registry::default(), stop.clone(), Handle::current())
+            .await
+            .unwrap();
+        let (dns, metrics, mappings, ready) = (
+            sidecar.dns_addr(),
+            sidecar.metrics_addr(),
+            sidecar.mappings(),
+            sidecar.ready(),
+        );
         let mut tasks = JoinSet::new();
         tasks.spawn(sidecar.run());
-        Self { dns, metrics, ready, mappings, stop, tasks }
+        Self {
+            dns,
+            metrics,
+            ready,
+            mappings,
+            stop,
+            tasks,
+        }
     }
 
     /// The address of the only mapped service, once one of its ports accepts connections.
     pub(crate) async fn address(&mut self) -> SocketAddr {
         let listening = |states: &[MappingState]| {
             states.iter().find_map(|state| {
-                let port = state.ports.iter().find(|(_, what)| **what == PortState::Listening)?;
+                let port = state
+                    .ports
+                    .iter()
+                    .find(|(_, what)| **what == PortState::Listening)?;
                 Some(SocketAddr::new(state.address, *port.0))
             })
         };
-        let states = timeout(LONG, self.mappings.wait_for(|states| listening(states).is_some())).await.unwrap().unwrap();
+        let states = timeout(
+            LONG,
+            self.mappings.wait_for(|states| listening(states).is_some()),
+        )
+        .await
+        .unwrap()
+        .unwrap();
         listening(&states).unwrap()
     }
 
@@ -186,7 +250,11 @@ impl Pod {
     }
 
     pub(crate) async fn ended(&mut self) -> Result<(), RunError> {
-        timeout(LONG, self.tasks.join_next()).await.unwrap().unwrap().unwrap()
+        timeout(LONG, self.tasks.join_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
     }
 
     pub(crate) async fn stop(mut self) {
