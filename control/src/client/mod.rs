@@ -6,6 +6,8 @@ mod error;
 mod lines;
 mod post;
 mod routers;
+#[cfg(test)]
+mod tests;
 mod watch;
 mod watcher;
 

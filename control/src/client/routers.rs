@@ -211,13 +211,16 @@ fn encode(object: &Router) -> Result<Bytes, ClientError> {
 
 /// Reads a Router. One whose spec this version cannot read, is taken without it: readers live on the status.
 pub(super) fn router(mut value: Value) -> Result<Router, ClientError> {
-    let unreadable = |error: serde_json::Error| ClientError::Answer(format!("a Router cannot be read: {error}"));
+    let unreadable = |why: &dyn std::fmt::Display| ClientError::Answer(format!("a Router cannot be read: {why}"));
+    if !value["metadata"]["name"].is_string() {
+        return Err(unreadable(&"it has no metadata.name"));
+    }
     match Router::deserialize(&value) {
         Ok(router) => Ok(router),
         Err(error) => {
-            let Some(fields) = value.as_object_mut() else { return Err(unreadable(error)) };
+            let Some(fields) = value.as_object_mut() else { return Err(unreadable(&error)) };
             fields.remove("spec");
-            serde_json::from_value(value).map_err(unreadable)
+            serde_json::from_value(value).map_err(|error| unreadable(&error))
         }
     }
 }

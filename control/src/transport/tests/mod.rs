@@ -155,7 +155,7 @@ pub(crate) fn get(path: &str) -> http::Request<Bytes> {
 }
 
 pub(crate) async fn text(answer: http::Response<Body>) -> String {
-    let bytes = soon(crate::http::read(answer.into_body(), 1 << 20)).await.unwrap();
+    let bytes = soon(read(answer.into_body(), 1 << 20)).await.unwrap();
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
