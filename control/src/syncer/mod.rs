@@ -7,6 +7,8 @@
 mod peer;
 mod plan;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
