@@ -49,7 +49,11 @@ impl fmt::Display for Remote {
         match self {
             Self::Tcp(address) => write!(f, "tcp {address}"),
             Self::Quic(address) => write!(f, "quic {address}"),
-            Self::Unix { uid, pid: Some(pid), .. } => write!(f, "unix uid {uid} pid {pid}"),
+            Self::Unix {
+                uid,
+                pid: Some(pid),
+                ..
+            } => write!(f, "unix uid {uid} pid {pid}"),
             Self::Unix { uid, pid: None, .. } => write!(f, "unix uid {uid}"),
         }
     }
@@ -61,12 +65,18 @@ impl fmt::Display for Remote {
 /// response's body is dropped likewise, which is how a cancelled watch ends.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request.
-    fn handle(&self, request: http::Request<Body>, caller: Caller) -> BoxFuture<'static, http::Response<Body>>;
+    fn handle(
+        &self,
+        request: http::Request<Body>,
+        caller: Caller,
+    ) -> BoxFuture<'static, http::Response<Body>>;
 }
 
 /// A body of these bytes.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// A body without bytes.
@@ -97,7 +107,9 @@ pub async fn read(mut body: Body, limit: usize) -> Result<Bytes, ReadError> {
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {
         // Trailers say nothing here.
-        let Ok(data) = frame.map_err(ReadError::Broken)?.into_data() else { continue };
+        let Ok(data) = frame.map_err(ReadError::Broken)?.into_data() else {
+            continue;
+        };
         if first.len() + rest.len() + data.len() > limit {
             return Err(ReadError::TooLarge { limit });
         }
@@ -109,7 +121,11 @@ pub async fn read(mut body: Body, limit: usize) -> Result<Bytes, ReadError> {
             rest.extend_from_slice(&data);
         }
     }
-    Ok(if rest.is_empty() { first } else { rest.freeze() })
+    Ok(if rest.is_empty() {
+        first
+    } else {
+        rest.freeze()
+    })
 }
 
 #[cfg(test)]
@@ -120,7 +136,9 @@ mod tests {
     use super::*;
 
     fn pieces(pieces: &'static [&'static str]) -> Body {
-        let frames = pieces.iter().map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes()))));
+        let frames = pieces
+            .iter()
+            .map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes()))));
         StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
     }
 
@@ -128,9 +146,20 @@ mod tests {
     async fn a_body_is_read_whole_or_refused() {
         assert_eq!(read(empty(), 0).await.unwrap(), "");
         assert_eq!(read(full("one"), 3).await.unwrap(), "one");
-        assert_eq!(read(pieces(&["one", "two", "three"]), 11).await.unwrap(), "onetwothree");
-        assert!(matches!(read(pieces(&["one", "two"]), 5).await, Err(ReadError::TooLarge { limit: 5 })));
-        let broken = StreamBody::new(futures_util::stream::iter([Err::<Frame<Bytes>, BoxError>("cut".into())]));
-        assert!(matches!(read(broken.boxed_unsync(), 5).await, Err(ReadError::Broken(_))));
+        assert_eq!(
+            read(pieces(&["one", "two", "three"]), 11).await.unwrap(),
+            "onetwothree"
+        );
+        assert!(matches!(
+            read(pieces(&["one", "two"]), 5).await,
+            Err(ReadError::TooLarge { limit: 5 })
+        ));
+        let broken = StreamBody::new(futures_util::stream::iter([Err::<Frame<Bytes>, BoxError>(
+            "cut".into(),
+        )]));
+        assert!(matches!(
+            read(broken.boxed_unsync(), 5).await,
+            Err(ReadError::Broken(_))
+        ));
     }
 }

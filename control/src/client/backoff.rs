@@ -15,13 +15,21 @@ impl Backoff {
     /// For a server elsewhere: bounds from 0.5 s to 60 s.
     #[must_use]
     pub fn remote() -> Self {
-        Self { first: Duration::from_millis(500), cap: Duration::from_secs(60), failures: 0 }
+        Self {
+            first: Duration::from_millis(500),
+            cap: Duration::from_secs(60),
+            failures: 0,
+        }
     }
 
     /// For a server on this host, which is only away while it restarts: bounds from 0.1 s to 2 s.
     #[must_use]
     pub fn local() -> Self {
-        Self { first: Duration::from_millis(100), cap: Duration::from_secs(2), failures: 0 }
+        Self {
+            first: Duration::from_millis(100),
+            cap: Duration::from_secs(2),
+            failures: 0,
+        }
     }
 
     /// The next attempt is the first one again.
@@ -38,7 +46,9 @@ impl Backoff {
 
     fn bound(&self) -> Duration {
         // Beyond 2^16 the cap has long been reached.
-        self.first.saturating_mul(1 << self.failures.min(16)).min(self.cap)
+        self.first
+            .saturating_mul(1 << self.failures.min(16))
+            .min(self.cap)
     }
 }
 
@@ -55,7 +65,10 @@ mod tests {
             assert!(backoff.failed() <= bound);
             bounds.push(bound.as_millis());
         }
-        assert_eq!(bounds[..9], [500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
+        assert_eq!(
+            bounds[..9],
+            [500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]
+        );
         assert_eq!(bounds[39], 60000);
         backoff.succeeded();
         assert_eq!(backoff.bound(), Duration::from_millis(500));

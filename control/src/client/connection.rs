@@ -37,26 +37,52 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects to the first address of `server` that answers.
-    pub(super) async fn open(endpoint: &Endpoint, server: &HostPort, tls: Arc<rustls::ClientConfig>) -> Result<Self, ClientError> {
-        let unreachable = |why: String| ClientError::Unreachable { server: server.clone(), why };
-        let addresses = server.resolve().await.map_err(|error| unreachable(error.to_string()))?;
+    pub(super) async fn open(
+        endpoint: &Endpoint,
+        server: &HostPort,
+        tls: Arc<rustls::ClientConfig>,
+    ) -> Result<Self, ClientError> {
+        let unreachable = |why: String| ClientError::Unreachable {
+            server: server.clone(),
+            why,
+        };
+        let addresses = server
+            .resolve()
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
         let mut failures = Vec::new();
         for address in addresses {
-            match timeout(CONNECT, endpoint.connect(address, server.host(), tls.clone())).await {
+            match timeout(
+                CONNECT,
+                endpoint.connect(address, server.host(), tls.clone()),
+            )
+            .await
+            {
                 Ok(Ok(quic)) => return Self::start(server.clone(), quic).await,
                 Ok(Err(error)) => failures.push(format!("{address}: {error}")),
-                Err(_) => failures.push(format!("{address}: no answer within {} s", CONNECT.as_secs())),
+                Err(_) => failures.push(format!(
+                    "{address}: no answer within {} s",
+                    CONNECT.as_secs()
+                )),
             }
         }
         Err(unreachable(failures.join("; ")))
     }
 
-    async fn start(server: HostPort, quic: keel_fabric::quic::Connection) -> Result<Self, ClientError> {
+    async fn start(
+        server: HostPort,
+        quic: keel_fabric::quic::Connection,
+    ) -> Result<Self, ClientError> {
         let adapter = H3Connection::new(quic.clone(), Side::Client);
         let budgets = adapter.budgets();
-        let started = h3::client::builder().max_field_section_size(MAX_FIELD_SECTION).build::<_, _, Bytes>(adapter).await;
-        let (mut connection, send) =
-            started.map_err(|error| ClientError::Unreachable { server: server.clone(), why: error.to_string() })?;
+        let started = h3::client::builder()
+            .max_field_section_size(MAX_FIELD_SECTION)
+            .build::<_, _, Bytes>(adapter)
+            .await;
+        let (mut connection, send) = started.map_err(|error| ClientError::Unreachable {
+            server: server.clone(),
+            why: error.to_string(),
+        })?;
         let gone = CancellationToken::new();
         let guard = gone.clone().drop_guard();
         let mut driver = JoinSet::new();
@@ -65,7 +91,14 @@ impl Connection {
             let ended = connection.wait_idle().await;
             tracing::debug!(%ended, "connection to the APIServer ended");
         });
-        Ok(Self { server, send, budgets, quic, gone, _driver: driver })
+        Ok(Self {
+            server,
+            send,
+            budgets,
+            quic,
+            gone,
+            _driver: driver,
+        })
     }
 
     /// Whether the connection has ended.
@@ -74,27 +107,55 @@ impl Connection {
     }
 
     /// Sends a request and waits for the header of the answer. Dropped, it cancels the request.
-    pub(super) async fn request(self: Arc<Self>, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failed> {
+    pub(super) async fn request(
+        self: Arc<Self>,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<Body>, Failed> {
         let server = self.server.clone();
         match timeout(ANSWER, self.exchange(request)).await {
             Ok(answered) => answered,
-            Err(_) => Err(Failed::Sent(ClientError::Slow { server, seconds: ANSWER.as_secs() })),
+            Err(_) => Err(Failed::Sent(ClientError::Slow {
+                server,
+                seconds: ANSWER.as_secs(),
+            })),
         }
     }
 
-    async fn exchange(self: Arc<Self>, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failed> {
+    async fn exchange(
+        self: Arc<Self>,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<Body>, Failed> {
         let cut = |error: h3::error::StreamError| {
             let rejected = matches!(&error, h3::error::StreamError::RemoteTerminate { code, .. } if *code == Code::H3_REQUEST_REJECTED);
-            let error = ClientError::Interrupted { server: self.server.clone(), why: error.to_string() };
-            if rejected { Failed::NotSent(error) } else { Failed::Sent(error) }
+            let error = ClientError::Interrupted {
+                server: self.server.clone(),
+                why: error.to_string(),
+            };
+            if rejected {
+                Failed::NotSent(error)
+            } else {
+                Failed::Sent(error)
+            }
         };
         let (parts, mut body) = request.into_parts();
         // A clone of the sender goes along: the connection ends with the last one.
-        let mut stream = self.send.clone().send_request(http::Request::from_parts(parts, ())).await.map_err(|error| {
-            let closing = matches!(error, h3::error::StreamError::RemoteClosing { .. });
-            let error = ClientError::Interrupted { server: self.server.clone(), why: error.to_string() };
-            if closing || self.is_gone() { Failed::NotSent(error) } else { Failed::Sent(error) }
-        })?;
+        let mut stream = self
+            .send
+            .clone()
+            .send_request(http::Request::from_parts(parts, ()))
+            .await
+            .map_err(|error| {
+                let closing = matches!(error, h3::error::StreamError::RemoteClosing { .. });
+                let error = ClientError::Interrupted {
+                    server: self.server.clone(),
+                    why: error.to_string(),
+                };
+                if closing || self.is_gone() {
+                    Failed::NotSent(error)
+                } else {
+                    Failed::Sent(error)
+                }
+            })?;
         let budget = self.budgets.of(stream.id());
         let mut sent = Ok(());
         while sent.is_ok() && !body.is_empty() {
@@ -104,13 +165,22 @@ impl Connection {
             sent = stream.finish().await;
         }
         // A server that answers early wants no more of the request, so the answer counts, not the failed sending.
-        let answer = stream.recv_response().await.map_err(|error| cut(sent.err().unwrap_or(error)))?;
+        let answer = stream
+            .recv_response()
+            .await
+            .map_err(|error| cut(sent.err().unwrap_or(error)))?;
         if let Some(budget) = &budget {
             budget.header_complete();
         }
         let (_send, recv) = stream.split();
         let (body, _) = Streamed::new(Reader::new(recv, budget, answer.headers()));
-        Ok(answer.map(|()| Held { body, _connection: self }.boxed_unsync()))
+        Ok(answer.map(|()| {
+            Held {
+                body,
+                _connection: self,
+            }
+            .boxed_unsync()
+        }))
     }
 }
 

@@ -66,7 +66,10 @@ impl ClientError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Unreachable { .. } | Self::Interrupted { .. } | Self::Slow { .. } | Self::Answer(_) => Class::Retry,
+            Self::Unreachable { .. }
+            | Self::Interrupted { .. }
+            | Self::Slow { .. }
+            | Self::Answer(_) => Class::Retry,
             Self::Request(_) => Class::Invalid,
             Self::Status(status) => match status.code {
                 401 | 403 => Class::Denied,
@@ -95,7 +98,10 @@ impl ClientError {
             }
             _ => {
                 let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
-                let mut status = Status::failure(Reason::Unknown, format!("the APIServer answered {code}: {text}"));
+                let mut status = Status::failure(
+                    Reason::Unknown,
+                    format!("the APIServer answered {code}: {text}"),
+                );
                 status.code = code.as_u16();
                 Self::Status(Box::new(status))
             }

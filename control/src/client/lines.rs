@@ -28,13 +28,21 @@ pub(super) enum LineError {
 impl Lines {
     /// Lines of at most `max` bytes.
     pub(super) fn new(body: Body, max: usize) -> Self {
-        Self { body, buffer: BytesMut::new(), searched: 0, max }
+        Self {
+            body,
+            buffer: BytesMut::new(),
+            searched: 0,
+            max,
+        }
     }
 
     /// The next line without its end; `None` behind the last one. Empty lines are skipped. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, LineError> {
         loop {
-            if let Some(at) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
+            if let Some(at) = self.buffer[self.searched..]
+                .iter()
+                .position(|byte| *byte == b'\n')
+            {
                 let mut line = self.buffer.split_to(self.searched + at + 1);
                 self.searched = 0;
                 line.truncate(line.len() - 1);
@@ -69,7 +77,9 @@ mod tests {
     use super::*;
 
     fn pieces(pieces: &'static [&'static str]) -> Body {
-        let frames = pieces.iter().map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes()))));
+        let frames = pieces
+            .iter()
+            .map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes()))));
         StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
     }
 
@@ -84,7 +94,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_line_and_an_endless_line_are_errors() {
-        assert!(matches!(Lines::new(pieces(&["half"]), 100).next().await, Err(LineError::Cut)));
-        assert!(matches!(Lines::new(pieces(&["123456", "7890"]), 5).next().await, Err(LineError::TooLong(5))));
+        assert!(matches!(
+            Lines::new(pieces(&["half"]), 100).next().await,
+            Err(LineError::Cut)
+        ));
+        assert!(matches!(
+            Lines::new(pieces(&["123456", "7890"]), 5).next().await,
+            Err(LineError::TooLong(5))
+        ));
     }
 }

@@ -60,7 +60,11 @@ struct Shared {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Client({} = {})", self.shared.config.expect, self.shared.config.server)
+        write!(
+            f,
+            "Client({} = {})",
+            self.shared.config.expect, self.shared.config.server
+        )
     }
 }
 
@@ -72,7 +76,14 @@ impl Client {
     pub fn new(config: ClientConfig) -> Result<Self, BindError> {
         let tls = config.live.client_config(&[ALPN_H3], &config.expect);
         let endpoint = Endpoint::client(Profile::Control)?;
-        Ok(Self { shared: Arc::new(Shared { config, tls, endpoint, connection: Mutex::new(None) }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                config,
+                tls,
+                endpoint,
+                connection: Mutex::new(None),
+            }),
+        })
     }
 
     /// Where the APIServer is.
@@ -94,7 +105,10 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`] if there is no answer; an answer with an error status is an answer.
-    pub async fn request(&self, mut request: http::Request<Bytes>) -> Result<http::Response<Body>, ClientError> {
+    pub async fn request(
+        &self,
+        mut request: http::Request<Bytes>,
+    ) -> Result<http::Response<Body>, ClientError> {
         *request.uri_mut() = self.absolute(request.uri())?;
         let mut last = None;
         // The first attempt may meet a connection that is just going; a fresh one that fails says something.
@@ -106,7 +120,8 @@ impl Client {
                     let repeat = match &failed {
                         Failed::NotSent(_) => true,
                         Failed::Sent(error) => {
-                            request.method() == Method::GET && matches!(error, ClientError::Interrupted { .. })
+                            request.method() == Method::GET
+                                && matches!(error, ClientError::Interrupted { .. })
                         }
                     };
                     // A connection on which nothing comes back is not used for new calls; what runs on it may go on.
@@ -139,13 +154,21 @@ impl Client {
             return Ok(connection.clone());
         }
         *slot = None;
-        let connection = Connection::open(&self.shared.endpoint, self.server(), self.shared.tls.clone()).await?;
+        let connection = Connection::open(
+            &self.shared.endpoint,
+            self.server(),
+            self.shared.tls.clone(),
+        )
+        .await?;
         Ok(slot.insert(Arc::new(connection)).clone())
     }
 
     async fn forget(&self, connection: &Arc<Connection>) {
         let mut slot = self.shared.connection.lock().await;
-        if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+        if slot
+            .as_ref()
+            .is_some_and(|current| Arc::ptr_eq(current, connection))
+        {
             *slot = None;
         }
     }
@@ -157,6 +180,8 @@ fn copy(request: &http::Request<Bytes>) -> http::Request<Bytes> {
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();
-    copy.headers_mut().entry(header::USER_AGENT).or_insert(header::HeaderValue::from_static("keel"));
+    copy.headers_mut()
+        .entry(header::USER_AGENT)
+        .or_insert(header::HeaderValue::from_static("keel"));
     copy
 }

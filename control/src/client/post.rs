@@ -20,9 +20,17 @@ const MAX_ANSWER: usize = 1 << 20;
 ///
 /// # Errors
 /// [`ClientError::Status`] for every answer that is not a success.
-pub async fn post(server: &HostPort, tls: Arc<rustls::ClientConfig>, path: &str, body: &Value) -> Result<Value, ClientError> {
-    let endpoint = Endpoint::client(Profile::Control)
-        .map_err(|error| ClientError::Unreachable { server: server.clone(), why: error.to_string() })?;
+pub async fn post(
+    server: &HostPort,
+    tls: Arc<rustls::ClientConfig>,
+    path: &str,
+    body: &Value,
+) -> Result<Value, ClientError> {
+    let endpoint =
+        Endpoint::client(Profile::Control).map_err(|error| ClientError::Unreachable {
+            server: server.clone(),
+            why: error.to_string(),
+        })?;
     let connection = Arc::new(Connection::open(&endpoint, server, tls).await?);
     let request = http::Request::builder()
         .method(Method::POST)
@@ -34,7 +42,10 @@ pub async fn post(server: &HostPort, tls: Arc<rustls::ClientConfig>, path: &str,
     let (parts, answer) = connection.request(request).await?.into_parts();
     let bytes = read(answer, MAX_ANSWER)
         .await
-        .map_err(|error| ClientError::Interrupted { server: server.clone(), why: error.to_string() })?;
+        .map_err(|error| ClientError::Interrupted {
+            server: server.clone(),
+            why: error.to_string(),
+        })?;
     endpoint.close(h3::error::Code::H3_NO_ERROR.value(), b"");
     if !parts.status.is_success() {
         return Err(ClientError::answer(parts.status, &bytes));

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{Client, ClientError};
-use crate::api::{API_VERSION, GROUP, KIND, ObjectMeta, PLURAL, Revision, Router, RouterStatus, VERSION};
+use crate::api::{
+    API_VERSION, GROUP, KIND, ObjectMeta, PLURAL, Revision, Router, RouterStatus, VERSION,
+};
 use crate::http::{Body, read};
 
 /// Largest answer that is taken for one object, in bytes.
@@ -44,17 +46,28 @@ pub(super) struct Selection {
 impl Selection {
     /// All Routers.
     pub(super) fn all() -> Self {
-        Self { name: None, max_list: MAX_LIST, max_event: 2 * MAX_OBJECT }
+        Self {
+            name: None,
+            max_list: MAX_LIST,
+            max_event: 2 * MAX_OBJECT,
+        }
     }
 
     /// One Router, and no more memory than one may need.
     pub(super) fn one(name: NodeName) -> Self {
-        Self { name: Some(name), max_list: MAX_OBJECT, max_event: MAX_OBJECT }
+        Self {
+            name: Some(name),
+            max_list: MAX_OBJECT,
+            max_event: MAX_OBJECT,
+        }
     }
 
     fn query(&self) -> String {
         // A node name consists of letters, digits, dots and hyphens: nothing to escape.
-        self.name.as_ref().map(|name| format!("&fieldSelector=metadata.name%3D{name}")).unwrap_or_default()
+        self.name
+            .as_ref()
+            .map(|name| format!("&fieldSelector=metadata.name%3D{name}"))
+            .unwrap_or_default()
     }
 }
 
@@ -80,7 +93,14 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; of class [`Conflict`](super::Class::Conflict) if there is one of this name.
     pub async fn create_router(&self, object: &Router) -> Result<Router, ClientError> {
-        router(self.call(Method::POST, &collection(), Some(("application/json", encode(object)?))).await?)
+        router(
+            self.call(
+                Method::POST,
+                &collection(),
+                Some(("application/json", encode(object)?)),
+            )
+            .await?,
+        )
     }
 
     /// Replaces spec and metadata of a Router. With `metadata.resourceVersion` only if that is the current one.
@@ -89,15 +109,36 @@ impl Client {
     /// [`ClientError`]; of class [`Conflict`](super::Class::Conflict) if the Router has changed.
     pub async fn replace_router(&self, object: &Router) -> Result<Router, ClientError> {
         let path = format!("{}/{}", collection(), object.name());
-        router(self.call(Method::PUT, &path, Some(("application/json", encode(object)?))).await?)
+        router(
+            self.call(
+                Method::PUT,
+                &path,
+                Some(("application/json", encode(object)?)),
+            )
+            .await?,
+        )
     }
 
     /// Applies a JSON merge patch (RFC 7396) to spec and metadata of a Router.
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn merge_patch_router(&self, name: &NodeName, patch: &Value) -> Result<Router, ClientError> {
-        router(self.call(Method::PATCH, &path(name), Some(("application/merge-patch+json", Bytes::from(patch.to_string())))).await?)
+    pub async fn merge_patch_router(
+        &self,
+        name: &NodeName,
+        patch: &Value,
+    ) -> Result<Router, ClientError> {
+        router(
+            self.call(
+                Method::PATCH,
+                &path(name),
+                Some((
+                    "application/merge-patch+json",
+                    Bytes::from(patch.to_string()),
+                )),
+            )
+            .await?,
+        )
     }
 
     /// Replaces the status of a Router and gives the Router as it is then; a Router that is missing is created with an empty spec.
@@ -107,10 +148,21 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]
-    pub async fn apply_status(&self, name: &NodeName, status: &RouterStatus) -> Result<Router, ClientError> {
+    pub async fn apply_status(
+        &self,
+        name: &NodeName,
+        status: &RouterStatus,
+    ) -> Result<Router, ClientError> {
         let body = json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "status": status});
         let path = format!("{}/status", path(name));
-        router(self.call(Method::PUT, &path, Some(("application/json", Bytes::from(body.to_string())))).await?)
+        router(
+            self.call(
+                Method::PUT,
+                &path,
+                Some(("application/json", Bytes::from(body.to_string()))),
+            )
+            .await?,
+        )
     }
 
     /// Deletes a Router.
@@ -118,7 +170,9 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; [`is_not_found`](ClientError::is_not_found) if there is none of this name.
     pub async fn delete_router(&self, name: &NodeName) -> Result<(), ClientError> {
-        self.call::<Value>(Method::DELETE, &path(name), None).await.map(drop)
+        self.call::<Value>(Method::DELETE, &path(name), None)
+            .await
+            .map(drop)
     }
 
     /// A call whose answer is one JSON object.
@@ -128,13 +182,20 @@ impl Client {
         path: &str,
         body: Option<(&str, Bytes)>,
     ) -> Result<T, ClientError> {
-        let mut request = http::Request::builder().method(method).uri(path).header(header::ACCEPT, "application/json");
+        let mut request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::ACCEPT, "application/json");
         let mut bytes = Bytes::new();
         if let Some((media_type, body)) = body {
-            request = request.header(header::CONTENT_TYPE, media_type).header(header::CONTENT_LENGTH, body.len());
+            request = request
+                .header(header::CONTENT_TYPE, media_type)
+                .header(header::CONTENT_LENGTH, body.len());
             bytes = body;
         }
-        let request = request.body(bytes).map_err(|error| ClientError::Request(error.to_string()))?;
+        let request = request
+            .body(bytes)
+            .map_err(|error| ClientError::Request(error.to_string()))?;
         let answer = self.successful(request).await?;
         self.decode(answer, 4 * MAX_OBJECT).await
     }
@@ -145,10 +206,17 @@ impl Client {
         if parts.status.is_success() {
             return Ok(body);
         }
-        Err(ClientError::answer(parts.status, &self.collect(body, MAX_OBJECT).await?))
+        Err(ClientError::answer(
+            parts.status,
+            &self.collect(body, MAX_OBJECT).await?,
+        ))
     }
 
-    async fn decode<T: DeserializeOwned>(&self, body: Body, limit: usize) -> Result<T, ClientError> {
+    async fn decode<T: DeserializeOwned>(
+        &self,
+        body: Body,
+        limit: usize,
+    ) -> Result<T, ClientError> {
         let bytes = self.collect(body, limit).await?;
         serde_json::from_slice(&bytes).map_err(|error| ClientError::Answer(error.to_string()))
     }
@@ -157,9 +225,17 @@ impl Client {
         let server = self.server().clone();
         match timeout(BODY, read(body, limit)).await {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(error @ crate::http::ReadError::TooLarge { .. })) => Err(ClientError::Answer(error.to_string())),
-            Ok(Err(error)) => Err(ClientError::Interrupted { server, why: error.to_string() }),
-            Err(_) => Err(ClientError::Slow { server, seconds: BODY.as_secs() }),
+            Ok(Err(error @ crate::http::ReadError::TooLarge { .. })) => {
+                Err(ClientError::Answer(error.to_string()))
+            }
+            Ok(Err(error)) => Err(ClientError::Interrupted {
+                server,
+                why: error.to_string(),
+            }),
+            Err(_) => Err(ClientError::Slow {
+                server,
+                seconds: BODY.as_secs(),
+            }),
         }
     }
 
@@ -179,16 +255,30 @@ impl Client {
             .map_err(|error| ClientError::Request(error.to_string()))?;
         let answer = self.successful(request).await?;
         let list: List = self.decode(answer, selection.max_list).await?;
-        let revision = list
-            .metadata
-            .resource_version
-            .ok_or_else(|| ClientError::Answer("the list has no metadata.resourceVersion".to_owned()))?;
-        Ok(RouterList { routers: list.items.into_iter().filter_map(|item| router(item).ok()).collect(), revision })
+        let revision = list.metadata.resource_version.ok_or_else(|| {
+            ClientError::Answer("the list has no metadata.resourceVersion".to_owned())
+        })?;
+        Ok(RouterList {
+            routers: list
+                .items
+                .into_iter()
+                .filter_map(|item| router(item).ok())
+                .collect(),
+            revision,
+        })
     }
 
     /// Opens a watch behind `after`: whole lines of JSON as they happen.
-    pub(super) async fn open_watch(&self, selection: &Selection, after: Revision) -> Result<Body, ClientError> {
-        let path = format!("{}?watch=1&allowWatchBookmarks=true&resourceVersion={after}{}", collection(), selection.query());
+    pub(super) async fn open_watch(
+        &self,
+        selection: &Selection,
+        after: Revision,
+    ) -> Result<Body, ClientError> {
+        let path = format!(
+            "{}?watch=1&allowWatchBookmarks=true&resourceVersion={after}{}",
+            collection(),
+            selection.query()
+        );
         let request = http::Request::get(path)
             .header(header::ACCEPT, "application/json")
             .body(Bytes::new())
@@ -206,19 +296,25 @@ fn path(name: &NodeName) -> String {
 }
 
 fn encode(object: &Router) -> Result<Bytes, ClientError> {
-    serde_json::to_vec(object).map(Bytes::from).map_err(|error| ClientError::Request(error.to_string()))
+    serde_json::to_vec(object)
+        .map(Bytes::from)
+        .map_err(|error| ClientError::Request(error.to_string()))
 }
 
 /// Reads a Router. One whose spec this version cannot read, is taken without it: readers live on the status.
 pub(super) fn router(mut value: Value) -> Result<Router, ClientError> {
-    let unreadable = |why: &dyn std::fmt::Display| ClientError::Answer(format!("a Router cannot be read: {why}"));
+    let unreadable = |why: &dyn std::fmt::Display| {
+        ClientError::Answer(format!("a Router cannot be read: {why}"))
+    };
     if !value["metadata"]["name"].is_string() {
         return Err(unreadable(&"it has no metadata.name"));
     }
     match Router::deserialize(&value) {
         Ok(router) => Ok(router),
         Err(error) => {
-            let Some(fields) = value.as_object_mut() else { return Err(unreadable(&error)) };
+            let Some(fields) = value.as_object_mut() else {
+                return Err(unreadable(&error));
+            };
             fields.remove("spec");
             serde_json::from_value(value).map_err(|error| unreadable(&error))
         }

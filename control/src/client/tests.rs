@@ -39,7 +39,12 @@ struct Step {
 }
 
 fn step(query: impl Into<String>, lines: Vec<Value>, then: Then) -> Step {
-    Step { query: query.into(), status: 200, lines, then }
+    Step {
+        query: query.into(),
+        status: 200,
+        lines,
+        then,
+    }
 }
 
 fn list(revision: u64, items: Vec<Value>) -> Step {
@@ -48,7 +53,11 @@ fn list(revision: u64, items: Vec<Value>) -> Step {
 }
 
 fn watch(after: u64, lines: Vec<Value>, then: Then) -> Step {
-    step(format!("?watch=1&allowWatchBookmarks=true&resourceVersion={after}"), lines, then)
+    step(
+        format!("?watch=1&allowWatchBookmarks=true&resourceVersion={after}"),
+        lines,
+        then,
+    )
 }
 
 fn router(name: &str, revision: u64) -> Value {
@@ -66,19 +75,34 @@ fn error(status: Status) -> Value {
 struct Script(Mutex<VecDeque<Step>>);
 
 impl Handler for Script {
-    fn handle(&self, request: http::Request<Body>, _: Caller) -> BoxFuture<'static, http::Response<Body>> {
+    fn handle(
+        &self,
+        request: http::Request<Body>,
+        _: Caller,
+    ) -> BoxFuture<'static, http::Response<Body>> {
         let step = self.0.lock().unwrap().pop_front();
         Box::pin(async move {
             let Some(step) = step else {
                 // Behind the end of the script nothing happens any more.
                 return std::future::pending().await;
             };
-            assert_eq!(request.uri().to_string().split_once(ROUTERS).unwrap().1, step.query);
+            assert_eq!(
+                request.uri().to_string().split_once(ROUTERS).unwrap().1,
+                step.query
+            );
             let lines: String = step.lines.iter().map(|line| format!("{line}\n")).collect();
-            let first = futures_util::stream::iter([Ok::<_, BoxError>(Frame::data(Bytes::from(lines)))]);
+            let first =
+                futures_util::stream::iter([Ok::<_, BoxError>(Frame::data(Bytes::from(lines)))]);
             let body = match step.then {
-                Then::End => full(step.lines.iter().map(|line| format!("{line}\n")).collect::<String>()),
-                Then::Hang => StreamBody::new(first.chain(futures_util::stream::pending())).boxed_unsync(),
+                Then::End => full(
+                    step.lines
+                        .iter()
+                        .map(|line| format!("{line}\n"))
+                        .collect::<String>(),
+                ),
+                Then::Hang => {
+                    StreamBody::new(first.chain(futures_util::stream::pending())).boxed_unsync()
+                }
                 Then::Cut => {
                     // The reset would overtake what was sent just before.
                     let cut = futures_util::stream::once(async {
@@ -88,14 +112,21 @@ impl Handler for Script {
                     StreamBody::new(first.chain(cut)).boxed_unsync()
                 }
             };
-            http::Response::builder().status(step.status).body(body).unwrap()
+            http::Response::builder()
+                .status(step.status)
+                .body(body)
+                .unwrap()
         })
     }
 }
 
 fn serve(script: Vec<Step>) -> (Served, Client) {
     let fabric = Fabric::new();
-    let served = Served::start(&fabric.node("a"), Arc::new(Script(Mutex::new(script.into()))), Limits::default());
+    let served = Served::start(
+        &fabric.node("a"),
+        Arc::new(Script(Mutex::new(script.into()))),
+        Limits::default(),
+    );
     let client = served.client(&fabric.node("b"), "a");
     (served, client)
 }
@@ -105,9 +136,16 @@ async fn next(stream: &mut WatchStream) -> String {
     let name = |router: &Router| router.name().to_owned();
     match soon(stream.next()).await.unwrap() {
         WatchEvent::Snapshot { routers, revision } => {
-            format!("snapshot {revision} {}", routers.iter().map(name).collect::<Vec<_>>().join(","))
+            format!(
+                "snapshot {revision} {}",
+                routers.iter().map(name).collect::<Vec<_>>().join(",")
+            )
         }
-        WatchEvent::Applied(router) => format!("applied {} {}", router.name(), router.metadata.resource_version.unwrap()),
+        WatchEvent::Applied(router) => format!(
+            "applied {} {}",
+            router.name(),
+            router.metadata.resource_version.unwrap()
+        ),
         WatchEvent::Deleted(name) => format!("deleted {name}"),
         WatchEvent::Synced(revision) => format!("synced {revision}"),
         WatchEvent::Interrupted(error) => format!("interrupted {:?}", error.class()),
@@ -124,15 +162,41 @@ async fn assert_events(stream: &mut WatchStream, expected: &[&str]) {
 async fn a_watch_resumes_behind_the_last_event_it_saw() {
     let (served, client) = serve(vec![
         list(5, vec![router("a", 3), router("b", 5)]),
-        watch(5, vec![event("MODIFIED", "a", 6), event("DELETED", "b", 8)], Then::Cut),
+        watch(
+            5,
+            vec![event("MODIFIED", "a", 6), event("DELETED", "b", 8)],
+            Then::Cut,
+        ),
         // What was seen comes again, as from a server that goes back: it is not passed on twice.
-        watch(8, vec![event("DELETED", "b", 8), event("ADDED", "c", 9)], Then::End),
+        watch(
+            8,
+            vec![event("DELETED", "b", 8), event("ADDED", "c", 9)],
+            Then::End,
+        ),
         watch(9, vec![event("BOOKMARK", "", 20)], Then::Cut),
         watch(20, vec![event("MODIFIED", "c", 21)], Then::Hang),
     ]);
     let mut stream = client.watch_routers(WatchFrom::Snapshot);
-    assert_events(&mut stream, &["snapshot 5 a,b", "applied a 6", "deleted b", "interrupted Retry"]).await;
-    assert_events(&mut stream, &["applied c 9", "synced 20", "interrupted Retry", "applied c 21"]).await;
+    assert_events(
+        &mut stream,
+        &[
+            "snapshot 5 a,b",
+            "applied a 6",
+            "deleted b",
+            "interrupted Retry",
+        ],
+    )
+    .await;
+    assert_events(
+        &mut stream,
+        &[
+            "applied c 9",
+            "synced 20",
+            "interrupted Retry",
+            "applied c 21",
+        ],
+    )
+    .await;
     drop(stream);
     served.stop().await;
 }
@@ -143,16 +207,34 @@ async fn what_is_gone_or_ahead_is_listed_anew() {
         watch(7, vec![error(Status::expired("too old"))], Then::End),
         list(50, vec![router("a", 40)]),
         watch(50, vec![event("MODIFIED", "a", 51)], Then::End),
-        Step { status: 410, ..watch(51, vec![json!(Status::expired("too old"))], Then::End) },
+        Step {
+            status: 410,
+            ..watch(51, vec![json!(Status::expired("too old"))], Then::End)
+        },
         list(60, vec![]),
         // The server was restored: its numbers are behind ours.
-        Step { status: 504, ..watch(60, vec![json!(Status::too_large(Revision(60), Revision(10)))], Then::End) },
+        Step {
+            status: 504,
+            ..watch(
+                60,
+                vec![json!(Status::too_large(Revision(60), Revision(10)))],
+                Then::End,
+            )
+        },
         list(11, vec![router("z", 11)]),
         watch(11, vec![event("ADDED", "y", 12)], Then::Hang),
     ]);
     let mut stream = client.watch_routers(WatchFrom::Revision(Revision(7)));
-    assert_events(&mut stream, &["interrupted Gone", "snapshot 50 a", "applied a 51"]).await;
-    assert_events(&mut stream, &["interrupted Gone", "snapshot 60 ", "interrupted Ahead"]).await;
+    assert_events(
+        &mut stream,
+        &["interrupted Gone", "snapshot 50 a", "applied a 51"],
+    )
+    .await;
+    assert_events(
+        &mut stream,
+        &["interrupted Gone", "snapshot 60 ", "interrupted Ahead"],
+    )
+    .await;
     assert_events(&mut stream, &["snapshot 11 z", "applied y 12"]).await;
     drop(stream);
     served.stop().await;
@@ -177,7 +259,11 @@ async fn one_bad_object_stops_nothing() {
     let mut stream = client.watch_routers(WatchFrom::Snapshot);
     assert_events(&mut stream, &["snapshot 5 a"]).await;
     match soon(stream.next()).await.unwrap() {
-        WatchEvent::Applied(router) => assert_eq!(router.status.unwrap().cluster.as_deref(), Some("x"), "readers live on the status"),
+        WatchEvent::Applied(router) => assert_eq!(
+            router.status.unwrap().cluster.as_deref(),
+            Some("x"),
+            "readers live on the status"
+        ),
         other => panic!("{other:?}"),
     }
     let mut rest = next(&mut stream).await;
@@ -206,7 +292,13 @@ async fn a_watch_of_one_router_asks_for_one_and_takes_no_more_than_one_needs() {
 
 #[tokio::test]
 async fn errors_say_what_can_be_done() {
-    let answers = [(401, Class::Denied), (403, Class::Denied), (404, Class::NotFound), (409, Class::Conflict), (500, Class::Retry)];
+    let answers = [
+        (401, Class::Denied),
+        (403, Class::Denied),
+        (404, Class::NotFound),
+        (409, Class::Conflict),
+        (500, Class::Retry),
+    ];
     let script = answers.iter().map(|(status, _)| Step {
         query: "/x".into(),
         status: *status,

@@ -27,6 +27,10 @@ pub enum WatchFrom {
 
 /// What a watch brings.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every event is the large one, and each is looked at once"
+)]
 pub enum WatchEvent {
     /// The whole state: what is not in it is gone. Comes first, and again whenever the server cannot go on from where we were.
     Snapshot {
@@ -62,16 +66,26 @@ impl Client {
     }
 
     fn watch(&self, selection: Selection, from: WatchFrom) -> WatchStream {
-        let local = self.server().addr().is_some_and(|address| address.ip().is_loopback());
+        let local = self
+            .server()
+            .addr()
+            .is_some_and(|address| address.ip().is_loopback());
         let follow = Follow {
             client: self.clone(),
             selection,
             watcher: Watcher::new(from),
-            backoff: if local { Backoff::local() } else { Backoff::remote() },
+            backoff: if local {
+                Backoff::local()
+            } else {
+                Backoff::remote()
+            },
             open: None,
             wait: Duration::ZERO,
         };
-        stream::unfold(follow, |mut follow| async { Some((follow.next().await, follow)) }).boxed()
+        stream::unfold(follow, |mut follow| async {
+            Some((follow.next().await, follow))
+        })
+        .boxed()
     }
 }
 
@@ -110,7 +124,10 @@ impl Follow {
             Step::List => {
                 let list = self.client.list(&self.selection).await?;
                 self.watcher.listed(list.revision);
-                Ok(Some(WatchEvent::Snapshot { routers: list.routers, revision: list.revision }))
+                Ok(Some(WatchEvent::Snapshot {
+                    routers: list.routers,
+                    revision: list.revision,
+                }))
             }
             Step::Watch(after) => {
                 let body = self.client.open_watch(&self.selection, after).await?;
@@ -121,7 +138,9 @@ impl Follow {
     }
 
     async fn read(&mut self) -> Result<Option<WatchEvent>, ClientError> {
-        let Some(lines) = &mut self.open else { return Ok(None) };
+        let Some(lines) = &mut self.open else {
+            return Ok(None);
+        };
         let server = self.client.server().clone();
         match timeout(SILENCE, lines.next()).await {
             Ok(Ok(Some(line))) => {
@@ -137,8 +156,14 @@ impl Follow {
                 Ok(None)
             }
             Ok(Err(error @ LineError::TooLong(_))) => Err(ClientError::Answer(error.to_string())),
-            Ok(Err(error)) => Err(ClientError::Interrupted { server, why: error.to_string() }),
-            Err(_) => Err(ClientError::Slow { server, seconds: SILENCE.as_secs() }),
+            Ok(Err(error)) => Err(ClientError::Interrupted {
+                server,
+                why: error.to_string(),
+            }),
+            Err(_) => Err(ClientError::Slow {
+                server,
+                seconds: SILENCE.as_secs(),
+            }),
         }
     }
 }

@@ -69,7 +69,9 @@ impl Watcher {
             #[serde(default)]
             metadata: ObjectMeta,
         }
-        let unreadable = |error: serde_json::Error| ClientError::Answer(format!("a watch event cannot be read: {error}"));
+        let unreadable = |error: serde_json::Error| {
+            ClientError::Answer(format!("a watch event cannot be read: {error}"))
+        };
         let event: Event = serde_json::from_slice(line).map_err(unreadable)?;
         if event.kind == "ERROR" {
             let status = Status::deserialize(&event.object).map_err(unreadable)?;
@@ -77,7 +79,9 @@ impl Watcher {
         }
         let head = Head::deserialize(&event.object).map_err(unreadable)?;
         let Some(revision) = head.metadata.resource_version else {
-            return Err(ClientError::Answer("a watch event without metadata.resourceVersion".to_owned()));
+            return Err(ClientError::Answer(
+                "a watch event without metadata.resourceVersion".to_owned(),
+            ));
         };
         let new = match self.next {
             Step::Watch(seen) => revision > seen,
@@ -97,7 +101,9 @@ impl Watcher {
                     None
                 }
             },
-            "DELETED" => NodeName::new(&head.metadata.name).ok().map(WatchEvent::Deleted),
+            "DELETED" => NodeName::new(&head.metadata.name)
+                .ok()
+                .map(WatchEvent::Deleted),
             "BOOKMARK" => Some(WatchEvent::Synced(revision)),
             // Kinds of events that come later.
             _ => None,

@@ -59,7 +59,10 @@ impl Syncer {
     /// A syncer that does nothing yet.
     #[must_use]
     pub fn new(config: SyncerConfig) -> Self {
-        Self { config, states: watch::Sender::new(PeerStates::default()) }
+        Self {
+            config,
+            states: watch::Sender::new(PeerStates::default()),
+        }
     }
 
     /// How it goes with each peer, now and from now on.
@@ -71,13 +74,28 @@ impl Syncer {
     /// Exchanges until `stop` is requested. Not cancel safe: dropped, it cuts what runs, which the next start repeats.
     pub async fn run(self, stop: CancellationToken) {
         let Self { config, states } = self;
-        let SyncerConfig { node, mut peers, local, live, metrics } = config;
+        let SyncerConfig {
+            node,
+            mut peers,
+            local,
+            live,
+            metrics,
+        } = config;
         let (own, own_status) = watch::channel(None);
         let mut tasks = JoinSet::new();
-        tasks.spawn(stop.clone().run_until_cancelled_owned(follow_own(local.clone(), node.clone(), own)));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(follow_own(
+            local.clone(),
+            node.clone(),
+            own,
+        )));
         let mut running: HashMap<Peer, CancellationToken> = HashMap::new();
         loop {
-            let wanted: Vec<Peer> = peers.borrow_and_update().iter().filter(|peer| is_other(&node, peer)).cloned().collect();
+            let wanted: Vec<Peer> = peers
+                .borrow_and_update()
+                .iter()
+                .filter(|peer| is_other(&node, peer))
+                .cloned()
+                .collect();
             state::follow_peers(&states, &wanted);
             running.retain(|peer, token| {
                 let stays = wanted.contains(peer);
@@ -140,7 +158,9 @@ async fn follow_own(local: Client, node: NodeName, own: watch::Sender<Option<Arc
     while let Some(event) = events.next().await {
         match event {
             WatchEvent::Snapshot { routers, .. } => {
-                let router = routers.into_iter().find(|router| router.name() == node.as_ref());
+                let router = routers
+                    .into_iter()
+                    .find(|router| router.name() == node.as_ref());
                 own.send_replace(router.and_then(status));
             }
             WatchEvent::Applied(router) if router.name() == node.as_ref() => {
@@ -149,7 +169,9 @@ async fn follow_own(local: Client, node: NodeName, own: watch::Sender<Option<Arc
             WatchEvent::Deleted(name) if name == node => {
                 own.send_replace(None);
             }
-            WatchEvent::Interrupted(error) => debug!(%error, "own Router not watched at the moment"),
+            WatchEvent::Interrupted(error) => {
+                debug!(%error, "own Router not watched at the moment")
+            }
             WatchEvent::Applied(_) | WatchEvent::Deleted(_) | WatchEvent::Synced(_) => {}
         }
     }

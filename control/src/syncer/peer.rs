@@ -29,17 +29,41 @@ impl Exchange {
     pub(super) async fn run(self) {
         let mut backoff = Backoff::remote();
         let client = loop {
-            let config =
-                ClientConfig { server: self.peer.server.clone(), expect: self.peer.node.clone(), live: self.live.clone() };
+            let config = ClientConfig {
+                server: self.peer.server.clone(),
+                expect: self.peer.node.clone(),
+                live: self.live.clone(),
+            };
             match Client::new(config) {
                 Ok(client) => break client,
                 Err(error) => self.report.broken(Direction::Pull, &error.to_string()),
             }
             tokio::time::sleep(backoff.failed()).await;
         };
-        let Self { peer, node, local, own, report, .. } = self;
-        let pull = Pull { peer: peer.node, local, report: report.clone(), held: None, waiting: None, retry: Retry::new() };
-        let push = Pusher { node, client: client.clone(), own, report, plan: Push::new(), retry: Retry::new() };
+        let Self {
+            peer,
+            node,
+            local,
+            own,
+            report,
+            ..
+        } = self;
+        let pull = Pull {
+            peer: peer.node,
+            local,
+            report: report.clone(),
+            held: None,
+            waiting: None,
+            retry: Retry::new(),
+        };
+        let push = Pusher {
+            node,
+            client: client.clone(),
+            own,
+            report,
+            plan: Push::new(),
+            retry: Retry::new(),
+        };
         tokio::join!(pull.run(&client), push.run());
     }
 }
@@ -52,7 +76,10 @@ struct Retry {
 
 impl Retry {
     fn new() -> Self {
-        Self { backoff: Backoff::remote(), at: None }
+        Self {
+            backoff: Backoff::remote(),
+            at: None,
+        }
     }
 
     fn succeeded(&mut self) {
@@ -108,7 +135,10 @@ impl Pull {
             WatchEvent::Snapshot { mut routers, .. } => {
                 self.report.contact();
                 // The server was asked for this one only; a liar's others are left out.
-                if let Some(at) = routers.iter().position(|router| router.name() == self.peer.as_ref()) {
+                if let Some(at) = routers
+                    .iter()
+                    .position(|router| router.name() == self.peer.as_ref())
+                {
                     self.waiting = Some(routers.swap_remove(at));
                 } else if !routers.is_empty() {
                     self.report.refused("it sent the Router of another node");
@@ -131,7 +161,9 @@ impl Pull {
 
     /// Takes the waiting status over, if it is newer.
     async fn apply(&mut self) {
-        let Some(router) = self.waiting.take() else { return };
+        let Some(router) = self.waiting.take() else {
+            return;
+        };
         match self.take_over(&router).await {
             Ok(()) => self.retry.succeeded(),
             Err(error) => {
@@ -150,23 +182,26 @@ impl Pull {
             None => self.read_held().await?,
         };
         match pulled(&self.peer, router, held) {
-            Pulled::Apply(status, revision) => match self.local.apply_status(&self.peer, status).await {
-                Ok(stored) => {
-                    // A push may have come first: then what is held is newer than this.
-                    let held = stored.status.as_ref().and_then(source);
-                    self.held = Some(held);
-                    match held {
-                        Some(held) if held > revision => self.report.behind(false),
-                        _ => self.report.applied(Direction::Pull, revision),
+            Pulled::Apply(status, revision) => {
+                match self.local.apply_status(&self.peer, status).await {
+                    Ok(stored) => {
+                        // A push may have come first: then what is held is newer than this.
+                        let held = stored.status.as_ref().and_then(source);
+                        self.held = Some(held);
+                        match held {
+                            Some(held) if held > revision => self.report.behind(false),
+                            _ => self.report.applied(Direction::Pull, revision),
+                        }
                     }
+                    Err(error) if matches!(error.class(), Class::Invalid) => {
+                        // Sending it again changes nothing; the next status may be better.
+                        self.report
+                            .refused("our APIServer does not take its status");
+                        debug!(peer = %self.peer, %error, "our APIServer does not take the peer's status");
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) if matches!(error.class(), Class::Invalid) => {
-                    // Sending it again changes nothing; the next status may be better.
-                    self.report.refused("our APIServer does not take its status");
-                    debug!(peer = %self.peer, %error, "our APIServer does not take the peer's status");
-                }
-                Err(error) => return Err(error),
-            },
+            }
             Pulled::Known => self.report.behind(false),
             Pulled::Nothing => {}
             Pulled::Refuse(why) => self.report.refused(why),
@@ -197,11 +232,14 @@ struct Pusher {
 impl Pusher {
     /// Follows what the peer holds of ours and what we are, and pushes when the plan says so.
     async fn run(mut self) {
-        let mut events = self.client.watch_router(self.node.clone(), WatchFrom::Snapshot);
+        let mut events = self
+            .client
+            .watch_router(self.node.clone(), WatchFrom::Snapshot);
         let mut own_known = true;
         loop {
             let own = self.own.borrow_and_update().clone();
-            self.plan.own(own.as_deref().and_then(source), Instant::now());
+            self.plan
+                .own(own.as_deref().and_then(source), Instant::now());
             let at = match self.plan.when(Instant::now()) {
                 When::Now if !self.retry.is_waiting() => {
                     if let Some(status) = own {
@@ -225,17 +263,29 @@ impl Pusher {
         let held = |router: &Router| router.status.as_ref().and_then(source);
         match event {
             WatchEvent::Snapshot { routers, .. } => {
-                self.plan.held(routers.iter().find(|router| router.name() == self.node.as_ref()).and_then(held));
+                self.plan.held(
+                    routers
+                        .iter()
+                        .find(|router| router.name() == self.node.as_ref())
+                        .and_then(held),
+                );
             }
-            WatchEvent::Applied(router) if router.name() == self.node.as_ref() => self.plan.held(held(&router)),
+            WatchEvent::Applied(router) if router.name() == self.node.as_ref() => {
+                self.plan.held(held(&router))
+            }
             WatchEvent::Deleted(name) if name == self.node => self.plan.held(None),
             // The watch goes on exactly where it was, so what the peer holds is as known as before.
-            WatchEvent::Interrupted(_) | WatchEvent::Applied(_) | WatchEvent::Deleted(_) | WatchEvent::Synced(_) => {}
+            WatchEvent::Interrupted(_)
+            | WatchEvent::Applied(_)
+            | WatchEvent::Deleted(_)
+            | WatchEvent::Synced(_) => {}
         }
     }
 
     async fn push(&mut self, status: &RouterStatus) {
-        let Some(revision) = source(status) else { return };
+        let Some(revision) = source(status) else {
+            return;
+        };
         match self.client.apply_status(&self.node, status).await {
             Ok(stored) => {
                 self.retry.succeeded();
@@ -256,4 +306,3 @@ impl Pusher {
         }
     }
 }
-

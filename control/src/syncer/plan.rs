@@ -29,11 +29,17 @@ pub(super) enum Pulled<'a> {
 }
 
 /// Judges a Router that `peer` sent, while the status held here is of `held`.
-pub(super) fn pulled<'a>(peer: &NodeName, router: &'a Router, held: Option<Revision>) -> Pulled<'a> {
+pub(super) fn pulled<'a>(
+    peer: &NodeName,
+    router: &'a Router,
+    held: Option<Revision>,
+) -> Pulled<'a> {
     if router.name() != peer.as_ref() {
         return Pulled::Refuse("it sent the Router of another node");
     }
-    let Some(status) = &router.status else { return Pulled::Nothing };
+    let Some(status) = &router.status else {
+        return Pulled::Nothing;
+    };
     match source(status) {
         None => Pulled::Refuse("its status has no source.revision"),
         Some(revision) if held.is_some_and(|held| revision <= held) => Pulled::Known,
@@ -67,7 +73,12 @@ pub(super) enum When {
 
 impl Push {
     pub(super) fn new() -> Self {
-        Self { own: None, held: None, sent: None, pulls: true }
+        Self {
+            own: None,
+            held: None,
+            sent: None,
+            pulls: true,
+        }
     }
 
     /// Our own status is of this revision now.
@@ -95,12 +106,18 @@ impl Push {
 
     /// When to push next.
     pub(super) fn when(&self, now: Instant) -> When {
-        let (Some((own, since)), Some(held)) = (self.own, self.held) else { return When::Idle };
+        let (Some((own, since)), Some(held)) = (self.own, self.held) else {
+            return When::Idle;
+        };
         if held >= Some(own) {
             return When::Idle;
         }
         let due = since + PULL_FIRST;
-        if self.pulls && now < due { When::At(due) } else { When::Now }
+        if self.pulls && now < due {
+            When::At(due)
+        } else {
+            When::Now
+        }
     }
 }
 
@@ -110,20 +127,46 @@ mod tests {
     use crate::api::Source;
 
     fn router(name: &str, revision: Option<u64>) -> Router {
-        let source = revision.map(|revision| Source { revision: Revision(revision), ..Source::default() });
-        Router { status: Some(RouterStatus { source, ..RouterStatus::default() }), ..Router::named(name) }
+        let source = revision.map(|revision| Source {
+            revision: Revision(revision),
+        });
+        Router {
+            status: Some(RouterStatus {
+                source,
+                ..RouterStatus::default()
+            }),
+            ..Router::named(name)
+        }
     }
 
     #[test]
     fn only_a_newer_status_of_the_peer_itself_is_taken() {
         let peer = NodeName::new("b").unwrap();
-        assert!(matches!(pulled(&peer, &router("b", Some(5)), None), Pulled::Apply(_, Revision(5))));
-        assert!(matches!(pulled(&peer, &router("b", Some(5)), Some(Revision(4))), Pulled::Apply(_, Revision(5))));
-        assert_eq!(pulled(&peer, &router("b", Some(5)), Some(Revision(5))), Pulled::Known);
-        assert_eq!(pulled(&peer, &router("b", Some(4)), Some(Revision(5))), Pulled::Known);
+        assert!(matches!(
+            pulled(&peer, &router("b", Some(5)), None),
+            Pulled::Apply(_, Revision(5))
+        ));
+        assert!(matches!(
+            pulled(&peer, &router("b", Some(5)), Some(Revision(4))),
+            Pulled::Apply(_, Revision(5))
+        ));
+        assert_eq!(
+            pulled(&peer, &router("b", Some(5)), Some(Revision(5))),
+            Pulled::Known
+        );
+        assert_eq!(
+            pulled(&peer, &router("b", Some(4)), Some(Revision(5))),
+            Pulled::Known
+        );
         assert_eq!(pulled(&peer, &Router::named("b"), None), Pulled::Nothing);
-        assert!(matches!(pulled(&peer, &router("b", None), None), Pulled::Refuse(_)));
-        assert!(matches!(pulled(&peer, &router("a", Some(5)), None), Pulled::Refuse(_)));
+        assert!(matches!(
+            pulled(&peer, &router("b", None), None),
+            Pulled::Refuse(_)
+        ));
+        assert!(matches!(
+            pulled(&peer, &router("a", Some(5)), None),
+            Pulled::Refuse(_)
+        ));
     }
 
     #[test]
@@ -131,7 +174,11 @@ mod tests {
         let now = Instant::now();
         let mut push = Push::new();
         push.own(Some(Revision(10)), now);
-        assert_eq!(push.when(now), When::Idle, "not before it is known what the peer holds");
+        assert_eq!(
+            push.when(now),
+            When::Idle,
+            "not before it is known what the peer holds"
+        );
         push.held(None);
         assert_eq!(push.when(now), When::At(now + PULL_FIRST));
         push.held(Some(Revision(10)));

@@ -53,7 +53,8 @@ impl PeerState {
     /// How far the status held here is behind the peer's; zero in sync.
     #[must_use]
     pub fn lag(&self) -> Duration {
-        self.behind_since.map_or(Duration::ZERO, |since| since.elapsed().unwrap_or_default())
+        self.behind_since
+            .map_or(Duration::ZERO, |since| since.elapsed().unwrap_or_default())
     }
 }
 
@@ -85,15 +86,31 @@ impl SyncMetrics {
     /// Registers the metrics `keel_sync_*`.
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Self::default();
-        registry.register("keel_sync_connected", "Whether the peer is reached (1) or not (0)", metrics.connected.clone());
+        registry.register(
+            "keel_sync_connected",
+            "Whether the peer is reached (1) or not (0)",
+            metrics.connected.clone(),
+        );
         registry.register(
             "keel_sync_last_contact_timestamp_seconds",
             "When the peer was last heard, as Unix time",
             metrics.contact.clone(),
         );
-        registry.register("keel_sync_applied", "Statuses taken over, by direction", metrics.applied.clone());
-        registry.register("keel_sync_errors", "Failed attempts, by direction", metrics.errors.clone());
-        registry.register("keel_sync_refused", "Routers that a peer sent and that are not its own to send", metrics.refused.clone());
+        registry.register(
+            "keel_sync_applied",
+            "Statuses taken over, by direction",
+            metrics.applied.clone(),
+        );
+        registry.register(
+            "keel_sync_errors",
+            "Failed attempts, by direction",
+            metrics.errors.clone(),
+        );
+        registry.register(
+            "keel_sync_refused",
+            "Routers that a peer sent and that are not its own to send",
+            metrics.refused.clone(),
+        );
         Arc::new(metrics)
     }
 }
@@ -125,15 +142,28 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(peer: Peer, states: watch::Sender<PeerStates>, metrics: Arc<SyncMetrics>) -> Self {
-        Self { peer, states, metrics }
+    pub(super) fn new(
+        peer: Peer,
+        states: watch::Sender<PeerStates>,
+        metrics: Arc<SyncMetrics>,
+    ) -> Self {
+        Self {
+            peer,
+            states,
+            metrics,
+        }
     }
 
     /// The peer was heard.
     pub(super) fn contact(&self) {
         let now = SystemTime::now();
-        let unix = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        self.metrics.contact.get_or_create(&self.label()).set(i64::try_from(unix).unwrap_or(i64::MAX));
+        let unix = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        self.metrics
+            .contact
+            .get_or_create(&self.label())
+            .set(i64::try_from(unix).unwrap_or(i64::MAX));
         self.metrics.connected.get_or_create(&self.label()).set(1);
         self.update(|state| {
             if !state.connected {
@@ -161,12 +191,18 @@ impl Report {
 
     /// One status could not be taken over; the peer is there all the same.
     pub(super) fn failed(&self, direction: Direction) {
-        self.metrics.errors.get_or_create(&self.direction(direction)).inc();
+        self.metrics
+            .errors
+            .get_or_create(&self.direction(direction))
+            .inc();
     }
 
     /// A status was taken over.
     pub(super) fn applied(&self, direction: Direction, revision: Revision) {
-        self.metrics.applied.get_or_create(&self.direction(direction)).inc();
+        self.metrics
+            .applied
+            .get_or_create(&self.direction(direction))
+            .inc();
         self.update(|state| match direction {
             Direction::Pull => {
                 state.pulled = Some(revision);
@@ -198,16 +234,24 @@ impl Report {
     }
 
     fn label(&self) -> PeerLabel {
-        PeerLabel { peer: self.peer.node.to_string() }
+        PeerLabel {
+            peer: self.peer.node.to_string(),
+        }
     }
 
     fn direction(&self, direction: Direction) -> DirectionLabel {
-        DirectionLabel { peer: self.peer.node.to_string(), direction: direction.label() }
+        DirectionLabel {
+            peer: self.peer.node.to_string(),
+            direction: direction.label(),
+        }
     }
 
     fn update(&self, change: impl FnOnce(&mut PeerState)) {
         self.states.send_if_modified(|states| {
-            let Some(at) = states.iter().position(|state| state.node == self.peer.node && state.server == self.peer.server) else {
+            let Some(at) = states
+                .iter()
+                .position(|state| state.node == self.peer.node && state.server == self.peer.server)
+            else {
                 return false;
             };
             let before = states[at].clone();
@@ -222,7 +266,9 @@ impl Report {
 pub(super) fn follow_peers(states: &watch::Sender<PeerStates>, peers: &[Peer]) {
     states.send_modify(|states| {
         let kept = peers.iter().map(|peer| {
-            let old = states.iter().find(|state| state.node == peer.node && state.server == peer.server);
+            let old = states
+                .iter()
+                .find(|state| state.node == peer.node && state.server == peer.server);
             old.cloned().unwrap_or_else(|| PeerState::new(peer))
         });
         *states = Arc::new(kept.collect());

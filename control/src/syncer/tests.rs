@@ -25,8 +25,14 @@ use crate::transport::tests::{Served, soon};
 struct NoEnrolment;
 
 impl Handler for NoEnrolment {
-    fn handle(&self, _: http::Request<Body>, _: Caller) -> BoxFuture<'static, http::Response<Body>> {
-        Box::pin(std::future::ready(http::Response::builder().status(404).body(empty()).unwrap()))
+    fn handle(
+        &self,
+        _: http::Request<Body>,
+        _: Caller,
+    ) -> BoxFuture<'static, http::Response<Body>> {
+        Box::pin(std::future::ready(
+            http::Response::builder().status(404).body(empty()).unwrap(),
+        ))
     }
 }
 
@@ -51,8 +57,14 @@ impl Node {
     async fn start(fabric: &Fabric, node: &str) -> Self {
         let live = fabric.node(node);
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("store.db"), StoreConfig::default()).await.unwrap();
-        let api = Api::new(ApiConfig { node: name(node) }, store.clone(), Arc::new(NoEnrolment));
+        let store = Store::open(&dir.path().join("store.db"), StoreConfig::default())
+            .await
+            .unwrap();
+        let api = Api::new(
+            ApiConfig { node: name(node) },
+            store.clone(),
+            Arc::new(NoEnrolment),
+        );
         let served = Served::start(&live, Arc::new(api), Limits::default());
         let local = served.client(&live, node);
         Self {
@@ -69,7 +81,10 @@ impl Node {
     }
 
     fn peer(&self) -> Peer {
-        Peer { node: self.name.clone(), server: self.served.server() }
+        Peer {
+            node: self.name.clone(),
+            server: self.served.server(),
+        }
     }
 
     fn sync(&mut self) -> watch::Receiver<PeerStates> {
@@ -87,14 +102,21 @@ impl Node {
 
     /// Writes this node's own status, as its router does; gives the revision that it got.
     async fn report(&self, cluster: &str) -> Revision {
-        let stored = soon(self.local.apply_status(&self.name, &status(cluster, None))).await.unwrap();
+        let stored = soon(self.local.apply_status(&self.name, &status(cluster, None)))
+            .await
+            .unwrap();
         super::plan::source(&stored.status.unwrap()).expect("the API stamps the own status")
     }
 
     /// Waits until the Router of `node` is held here with this cluster in its status.
     async fn holds(&self, node: &str, cluster: &str) -> Router {
         let mut events = self.local.watch_router(name(node), WatchFrom::Snapshot);
-        let wanted = |router: &Router| router.status.as_ref().is_some_and(|status| status.cluster.as_deref() == Some(cluster));
+        let wanted = |router: &Router| {
+            router
+                .status
+                .as_ref()
+                .is_some_and(|status| status.cluster.as_deref() == Some(cluster))
+        };
         soon(async {
             loop {
                 match events.next().await.unwrap() {
@@ -122,19 +144,33 @@ impl Node {
 }
 
 fn status(cluster: &str, revision: Option<u64>) -> RouterStatus {
-    let source = revision.map(|revision| Source { revision: Revision(revision), ..Source::default() });
-    RouterStatus { cluster: Some(cluster.to_owned()), source, ..RouterStatus::default() }
+    let source = revision.map(|revision| Source {
+        revision: Revision(revision),
+    });
+    RouterStatus {
+        cluster: Some(cluster.to_owned()),
+        source,
+        ..RouterStatus::default()
+    }
 }
 
-async fn state(states: &mut watch::Receiver<PeerStates>, is: impl Fn(&PeerState) -> bool) -> PeerState {
-    let states = soon(states.wait_for(|states| states.iter().any(&is))).await.unwrap();
+async fn state(
+    states: &mut watch::Receiver<PeerStates>,
+    is: impl Fn(&PeerState) -> bool,
+) -> PeerState {
+    let states = soon(states.wait_for(|states| states.iter().any(&is)))
+        .await
+        .unwrap();
     states.iter().find(|state| is(state)).unwrap().clone()
 }
 
 #[tokio::test]
 async fn two_nodes_that_reach_each_other_pull_and_never_push() {
     let fabric = Fabric::new();
-    let (mut a, mut b) = (Node::start(&fabric, "a").await, Node::start(&fabric, "b").await);
+    let (mut a, mut b) = (
+        Node::start(&fabric, "a").await,
+        Node::start(&fabric, "b").await,
+    );
     a.peers.send_replace(Arc::new(vec![b.peer()]));
     b.peers.send_replace(Arc::new(vec![a.peer()]));
     // What the cloud controller wrote for b is at a before b is ever heard of.
@@ -148,9 +184,20 @@ async fn two_nodes_that_reach_each_other_pull_and_never_push() {
     let first = b.report("one").await;
     a.report("one").await;
     let held = a.holds("b", "one").await;
-    assert_eq!(super::plan::source(held.status.as_ref().unwrap()), Some(first));
-    assert_eq!(serde_json::to_value(&held.spec).unwrap(), spec, "a spec is never overwritten");
-    assert_eq!(b.holds("a", "one").await.spec, Router::named("a").spec, "a Router that was missing has an empty spec");
+    assert_eq!(
+        super::plan::source(held.status.as_ref().unwrap()),
+        Some(first)
+    );
+    assert_eq!(
+        serde_json::to_value(&held.spec).unwrap(),
+        spec,
+        "a spec is never overwritten"
+    );
+    assert_eq!(
+        b.holds("a", "one").await.spec,
+        Router::named("a").spec,
+        "a Router that was missing has an empty spec"
+    );
     for round in ["two", "three", "four"] {
         let revision = b.report(round).await;
         a.report(round).await;
@@ -159,7 +206,10 @@ async fn two_nodes_that_reach_each_other_pull_and_never_push() {
         state(&mut of_b, |state| state.pulled == Some(revision)).await;
     }
     let seen = state(&mut of_b, |state| state.connected).await;
-    assert_eq!((seen.pushed, seen.error, seen.behind_since), (None, None, None));
+    assert_eq!(
+        (seen.pushed, seen.error, seen.behind_since),
+        (None, None, None)
+    );
     assert!(seen.last_contact.is_some());
     assert_eq!(state(&mut of_a, |state| state.connected).await.pushed, None);
     a.stop().await;
@@ -169,7 +219,10 @@ async fn two_nodes_that_reach_each_other_pull_and_never_push() {
 #[tokio::test]
 async fn a_node_that_nobody_can_call_pushes() {
     let fabric = Fabric::new();
-    let (mut public, mut hidden) = (Node::start(&fabric, "public").await, Node::start(&fabric, "hidden").await);
+    let (mut public, mut hidden) = (
+        Node::start(&fabric, "public").await,
+        Node::start(&fabric, "hidden").await,
+    );
     hidden.peers.send_replace(Arc::new(vec![public.peer()]));
     let mut states = hidden.sync();
     let _none = public.sync();
@@ -189,9 +242,17 @@ async fn a_node_that_nobody_can_call_pushes() {
 #[tokio::test]
 async fn an_older_status_never_replaces_a_newer_one() {
     let fabric = Fabric::new();
-    let (mut a, b) = (Node::start(&fabric, "a").await, Node::start(&fabric, "b").await);
+    let (mut a, b) = (
+        Node::start(&fabric, "a").await,
+        Node::start(&fabric, "b").await,
+    );
     // a has heard of a later b than the one it can reach, as after a restore of b from a backup.
-    soon(a.local.apply_status(&b.name, &status("later", Some(Revision::MAX.0 - 1)))).await.unwrap();
+    soon(
+        a.local
+            .apply_status(&b.name, &status("later", Some(Revision::MAX.0 - 1))),
+    )
+    .await
+    .unwrap();
     a.report("a").await;
     b.report("earlier").await;
     a.peers.send_replace(Arc::new(vec![b.peer()]));
@@ -208,9 +269,13 @@ async fn an_older_status_never_replaces_a_newer_one() {
 
     // By push neither, and only for the own Router.
     let pushing = a.served.client(&b.live, "a");
-    let kept = soon(pushing.apply_status(&b.name, &status("pushed", Some(5)))).await.unwrap();
+    let kept = soon(pushing.apply_status(&b.name, &status("pushed", Some(5))))
+        .await
+        .unwrap();
     assert_eq!(kept.status.unwrap().cluster.as_deref(), Some("later"));
-    let error = soon(pushing.apply_status(&a.name, &status("not mine", Some(Revision::MAX.0 - 1)))).await.unwrap_err();
+    let error = soon(pushing.apply_status(&a.name, &status("not mine", Some(Revision::MAX.0 - 1))))
+        .await
+        .unwrap_err();
     assert_eq!(error.class(), crate::client::Class::Denied);
     a.stop().await;
     b.stop().await;
@@ -219,14 +284,30 @@ async fn an_older_status_never_replaces_a_newer_one() {
 #[tokio::test]
 async fn bad_peers_take_nothing_from_good_ones_and_peers_change_at_run_time() {
     let fabric = Fabric::new();
-    let (mut a, b) = (Node::start(&fabric, "a").await, Node::start(&fabric, "b").await);
+    let (mut a, b) = (
+        Node::start(&fabric, "a").await,
+        Node::start(&fabric, "b").await,
+    );
     b.report("here").await;
     let gone: HostPort = "127.0.0.1:1".parse().unwrap();
-    let liar = Peer { node: name("liar"), server: b.served.server() };
-    let bad = [Peer { node: name("gone"), server: gone }, liar.clone(), a.peer()];
+    let liar = Peer {
+        node: name("liar"),
+        server: b.served.server(),
+    };
+    let bad = [
+        Peer {
+            node: name("gone"),
+            server: gone,
+        },
+        liar.clone(),
+        a.peer(),
+    ];
     a.peers.send_replace(Arc::new(bad.to_vec()));
     let mut states = a.sync();
-    let error = state(&mut states, |state| state.node == name("liar") && state.error.is_some()).await;
+    let error = state(&mut states, |state| {
+        state.node == name("liar") && state.error.is_some()
+    })
+    .await;
     assert!(!error.connected);
     assert_eq!(states.borrow().len(), 2, "a node is no peer of itself");
 
@@ -236,7 +317,9 @@ async fn bad_peers_take_nothing_from_good_ones_and_peers_change_at_run_time() {
     a.holds("b", "here").await;
     state(&mut states, |state| state.node == b.name && state.connected).await;
     a.peers.send_replace(Arc::new(vec![b.peer()]));
-    soon(states.wait_for(|states| states.len() == 1)).await.unwrap();
+    soon(states.wait_for(|states| states.len() == 1))
+        .await
+        .unwrap();
     b.report("still").await;
     a.holds("b", "still").await;
     a.stop().await;
@@ -246,7 +329,10 @@ async fn bad_peers_take_nothing_from_good_ones_and_peers_change_at_run_time() {
 #[tokio::test]
 async fn a_peer_that_was_away_is_caught_up_with() {
     let fabric = Fabric::new();
-    let (mut a, mut b) = (Node::start(&fabric, "a").await, Node::start(&fabric, "b").await);
+    let (mut a, mut b) = (
+        Node::start(&fabric, "a").await,
+        Node::start(&fabric, "b").await,
+    );
     a.peers.send_replace(Arc::new(vec![b.peer()]));
     let mut states = a.sync();
     b.report("before").await;
@@ -254,12 +340,24 @@ async fn a_peer_that_was_away_is_caught_up_with() {
     // The same store behind a new server on the same port.
     let address = b.served.address.to_string();
     b.served.stop().await;
-    let api = Api::new(ApiConfig { node: b.name.clone() }, b.store.clone(), Arc::new(NoEnrolment));
-    state(&mut states, |state| !state.connected && state.error.is_some()).await;
+    let api = Api::new(
+        ApiConfig {
+            node: b.name.clone(),
+        },
+        b.store.clone(),
+        Arc::new(NoEnrolment),
+    );
+    state(&mut states, |state| {
+        !state.connected && state.error.is_some()
+    })
+    .await;
     b.served = Served::start_at(&address, &b.live, Arc::new(api), Limits::default());
     b.report("after").await;
     a.holds("b", "after").await;
-    state(&mut states, |state| state.connected && state.error.is_none()).await;
+    state(&mut states, |state| {
+        state.connected && state.error.is_none()
+    })
+    .await;
     a.stop().await;
     b.stop().await;
 }

@@ -3,11 +3,13 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use tokio::sync::oneshot;
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::adapter::{Budget, RecvHalf};
@@ -16,20 +18,33 @@ use crate::http::{Body, BoxError};
 /// The receiving half of a message in h3: a request at the server, an answer at the client.
 pub(crate) trait Receive: Send + 'static {
     /// The next piece of payload; `None` at the end.
-    fn poll_payload(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, h3::error::StreamError>>;
+    fn poll_payload(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, h3::error::StreamError>>;
 }
 
 impl Receive for h3::server::RequestStream<RecvHalf, Bytes> {
-    fn poll_payload(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, h3::error::StreamError>> {
+    fn poll_payload(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, h3::error::StreamError>> {
         let chunk = ready!(self.poll_recv_data(cx))?;
-        Poll::Ready(Ok(chunk.map(|mut chunk| chunk.copy_to_bytes(chunk.remaining()))))
+        Poll::Ready(Ok(
+            chunk.map(|mut chunk| chunk.copy_to_bytes(chunk.remaining()))
+        ))
     }
 }
 
 impl Receive for h3::client::RequestStream<RecvHalf, Bytes> {
-    fn poll_payload(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, h3::error::StreamError>> {
+    fn poll_payload(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, h3::error::StreamError>> {
         let chunk = ready!(self.poll_recv_data(cx))?;
-        Poll::Ready(Ok(chunk.map(|mut chunk| chunk.copy_to_bytes(chunk.remaining()))))
+        Poll::Ready(Ok(
+            chunk.map(|mut chunk| chunk.copy_to_bytes(chunk.remaining()))
+        ))
     }
 }
 
@@ -52,8 +67,16 @@ pub(crate) struct Reader<R> {
 impl<R: Receive> Reader<R> {
     /// A reader behind a message's header.
     pub(crate) fn new(stream: R, budget: Option<Arc<Budget>>, headers: &http::HeaderMap) -> Self {
-        let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        Self { stream, budget, announced, seen: 0, ended: false }
+        let announced = headers
+            .get(http::header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        Self {
+            stream,
+            budget,
+            announced,
+            seen: 0,
+            ended: false,
+        }
     }
 
     /// The next piece; `None` at the end and ever after. An error is the end too.
@@ -70,12 +93,16 @@ impl<R: Receive> Reader<R> {
                 }
                 self.seen += chunk.len() as u64;
                 match self.announced {
-                    Some(announced) if self.seen > announced => Some(Err(WrongLength { announced }.into())),
+                    Some(announced) if self.seen > announced => {
+                        Some(Err(WrongLength { announced }.into()))
+                    }
                     _ => Some(Ok(chunk)),
                 }
             }
             Ok(None) => match self.announced {
-                Some(announced) if self.seen < announced => Some(Err(WrongLength { announced }.into())),
+                Some(announced) if self.seen < announced => {
+                    Some(Err(WrongLength { announced }.into()))
+                }
                 _ => None,
             },
             Err(error) => Some(Err(error.into())),
@@ -106,7 +133,13 @@ impl<R: Receive> Streamed<R> {
     /// A body and where its reader comes back.
     pub(crate) fn new(reader: Reader<R>) -> (Self, oneshot::Receiver<Reader<R>>) {
         let (back, receiver) = oneshot::channel();
-        (Self { reader: Some(reader), back: Some(back) }, receiver)
+        (
+            Self {
+                reader: Some(reader),
+                back: Some(back),
+            },
+            receiver,
+        )
     }
 }
 
@@ -123,22 +156,83 @@ impl<R: Receive + Unpin> http_body::Body for Streamed<R> {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut self.reader {
-            Some(reader) => reader.poll_next(cx).map(|next| next.map(|chunk| chunk.map(Frame::data))),
+            Some(reader) => reader
+                .poll_next(cx)
+                .map(|next| next.map(|chunk| chunk.map(Frame::data))),
             None => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.reader.as_ref().is_none_or(|reader| reader.ended || reader.announced == Some(0))
+        self.reader
+            .as_ref()
+            .is_none_or(|reader| reader.ended || reader.announced == Some(0))
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.reader.as_ref().and_then(|reader| reader.announced.map(|announced| announced.saturating_sub(reader.seen))) {
+        match self.reader.as_ref().and_then(|reader| {
+            reader
+                .announced
+                .map(|announced| announced.saturating_sub(reader.seen))
+        }) {
             Some(left) => SizeHint::with_exact(left),
             None => SizeHint::default(),
         }
+    }
+}
+
+/// A request's body that must be there in time: whoever sends it slowly holds a connection and a handler.
+pub(crate) struct Timed {
+    body: Body,
+    limit: Duration,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// The rest of a request did not come in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the body was not complete within {} s", .0.as_secs_f32())]
+struct TooSlow(Duration);
+
+impl Timed {
+    /// Counts from the first time that somebody waits for the body.
+    pub(crate) fn new(body: Body, limit: Duration) -> Self {
+        Self {
+            body,
+            limit,
+            deadline: None,
+        }
+    }
+}
+
+impl http_body::Body for Timed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        let limit = this.limit;
+        let deadline = this.deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(deadline.as_mut().poll(cx));
+        Poll::Ready(Some(Err(TooSlow(limit).into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -154,7 +248,11 @@ impl Ending {
     /// Wraps an answer's body.
     pub(crate) fn new(body: Body, stop: CancellationToken) -> Self {
         let streamed = http_body::Body::size_hint(&body).exact().is_none();
-        Self { body, stop: streamed.then(|| Box::pin(stop.cancelled_owned()) as BoxFuture<'static, ()>), stopped: false }
+        Self {
+            body,
+            stop: streamed.then(|| Box::pin(stop.cancelled_owned()) as BoxFuture<'static, ()>),
+            stopped: false,
+        }
     }
 }
 
@@ -162,7 +260,10 @@ impl http_body::Body for Ending {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(frame);
         }
@@ -172,7 +273,11 @@ impl http_body::Body for Ending {
             self.stop = None;
             self.stopped = true;
         }
-        if self.stopped { Poll::Ready(None) } else { Poll::Pending }
+        if self.stopped {
+            Poll::Ready(None)
+        } else {
+            Poll::Pending
+        }
     }
 
     fn is_end_stream(&self) -> bool {
@@ -193,14 +298,22 @@ mod tests {
     #[tokio::test]
     async fn a_watch_ends_between_frames_when_the_server_stops() {
         let (events, receiver) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, BoxError>>(4);
-        let stream = futures_util::stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
+        let stream = futures_util::stream::unfold(receiver, |mut receiver| async {
+            Some((receiver.recv().await?, receiver))
+        });
         let stop = CancellationToken::new();
         let mut body = Ending::new(StreamBody::new(stream).boxed_unsync(), stop.clone());
-        events.send(Ok(Frame::data(Bytes::from_static(b"one\n")))).await.unwrap();
+        events
+            .send(Ok(Frame::data(Bytes::from_static(b"one\n"))))
+            .await
+            .unwrap();
         stop.cancel();
         let first = body.frame().await.expect("what is there is sent").unwrap();
         assert_eq!(first.into_data().unwrap(), "one\n");
-        assert!(body.frame().await.is_none(), "a stopped server must end an idle watch");
+        assert!(
+            body.frame().await.is_none(),
+            "a stopped server must end an idle watch"
+        );
     }
 
     #[tokio::test]

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::adapter::{Accepted, H3Connection, MAX_FIELD_SECTION, Side};
-use super::body::{Ending, Reader, Streamed};
+use super::body::{Ending, Reader, Streamed, Timed};
 use super::{Limits, TransportMetrics};
-use crate::http::{Caller, Handler};
+use crate::http::{Body, Caller, Handler};
 
 /// Bytes of a request that are read after the answer is sent, so that a client that is still sending sees the answer first.
 const DRAIN: usize = 64 * 1024;
@@ -41,10 +41,22 @@ pub(super) async fn serve(
 ) {
     let mut builder = h3::server::builder();
     builder.max_field_section_size(MAX_FIELD_SECTION);
-    let mut connection = match timeout(limits.handshake, builder.build::<_, Bytes>(H3Connection::new(quic.clone(), Side::Server))).await {
+    let mut connection = match timeout(
+        limits.handshake,
+        builder.build::<_, Bytes>(H3Connection::new(quic.clone(), Side::Server)),
+    )
+    .await
+    {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return debug!(remote = %caller.remote, %error, "HTTP/3 connection did not start"),
-        Err(_) => return quic.close(Code::H3_GENERAL_PROTOCOL_ERROR.value(), b"no HTTP/3 in time"),
+        Ok(Err(error)) => {
+            return debug!(remote = %caller.remote, %error, "HTTP/3 connection did not start");
+        }
+        Err(_) => {
+            return quic.close(
+                Code::H3_GENERAL_PROTOCOL_ERROR.value(),
+                b"no HTTP/3 in time",
+            );
+        }
     };
     // The watches of this connection end when it does, be it for its certificate's end or for the server's.
     let ending = stop.child_token();
@@ -103,7 +115,10 @@ struct Request {
 
 impl Request {
     async fn serve(self, resolver: RequestResolver<H3Connection, Bytes>, accepted: Accepted) {
-        let Accepted { budget, mut stopped } = accepted;
+        let Accepted {
+            budget,
+            mut stopped,
+        } = accepted;
         let resolved = match timeout(self.limits.header, resolver.resolve_request()).await {
             Ok(Ok(resolved)) => resolved,
             Ok(Err(error)) => {
@@ -119,7 +134,8 @@ impl Request {
         budget.header_complete();
         let (send, recv) = stream.split();
         let (body, mut back) = Streamed::new(Reader::new(recv, Some(budget), request.headers()));
-        let request = request.map(|()| body.boxed_unsync());
+        let request =
+            request.map(|()| Body::new(Timed::new(body.boxed_unsync(), self.limits.body)));
         // A client that cancels, drops everything the handler holds at once, also while a watch is idle.
         tokio::select! {
             sent = self.answer(request, send) => if let Err(error) = sent {
@@ -138,13 +154,14 @@ impl Request {
 
     async fn answer(
         &self,
-        request: http::Request<crate::http::Body>,
+        request: http::Request<Body>,
         mut send: h3::server::RequestStream<super::adapter::SendHalf, Bytes>,
     ) -> Result<(), SendError> {
         let head = request.method() == http::Method::HEAD;
         let answer: BoxFuture<'static, _> = self.handler.handle(request, self.caller.clone());
         let (parts, body) = answer.await.into_parts();
-        send.send_response(http::Response::from_parts(parts, ())).await?;
+        send.send_response(http::Response::from_parts(parts, ()))
+            .await?;
         let mut body = Ending::new(body, self.ending.clone());
         while let Some(frame) = body.frame().await {
             let frame = match frame {

@@ -17,13 +17,17 @@ const TRIES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Another process listens there.
-    #[error("TCP {addr} is taken by another process: stop it, or give another address with --apiserver-listen")]
+    #[error(
+        "TCP {addr} is taken by another process: stop it, or give another address with --apiserver-listen"
+    )]
     Taken {
         /// The address asked for.
         addr: SocketAddr,
     },
     /// The port is below 1024, or the system forbids it otherwise.
-    #[error("not permitted to bind TCP {addr}: take a port of 1024 or more, or grant CAP_NET_BIND_SERVICE")]
+    #[error(
+        "not permitted to bind TCP {addr}: take a port of 1024 or more, or grant CAP_NET_BIND_SERVICE"
+    )]
     NotPermitted {
         /// The address asked for.
         addr: SocketAddr,
@@ -48,25 +52,37 @@ pub(super) struct Bound {
 }
 
 /// Binds `listen` for TCP and for QUIC. Port 0 finds one that is free for both.
-pub(super) fn bind(listen: &ListenAddr, tls: &Arc<rustls::ServerConfig>, keys: &QuicKeys) -> Result<Bound, BindError> {
+pub(super) fn bind(
+    listen: &ListenAddr,
+    tls: &Arc<rustls::ServerConfig>,
+    keys: &QuicKeys,
+) -> Result<Bound, BindError> {
     let mut tries = if listen.port() == 0 { TRIES } else { 1 };
     loop {
         tries -= 1;
         match bind_once(listen, tls, keys) {
-            Err(BindError::Taken { .. } | BindError::Quic(quic::BindError::Taken { .. })) if tries > 0 => {}
+            Err(BindError::Taken { .. } | BindError::Quic(quic::BindError::Taken { .. }))
+                if tries > 0 => {}
             bound => return bound,
         }
     }
 }
 
-fn bind_once(listen: &ListenAddr, tls: &Arc<rustls::ServerConfig>, keys: &QuicKeys) -> Result<Bound, BindError> {
+fn bind_once(
+    listen: &ListenAddr,
+    tls: &Arc<rustls::ServerConfig>,
+    keys: &QuicKeys,
+) -> Result<Bound, BindError> {
     let mut tcp: Vec<TcpListener> = Vec::new();
     let mut port = listen.port();
     for addr in listen.sockets() {
         let addr = SocketAddr::new(addr.ip(), port);
         match bind_tcp(addr) {
             Ok(listener) => {
-                port = listener.local_addr().map_err(|source| BindError::Io { addr, source })?.port();
+                port = listener
+                    .local_addr()
+                    .map_err(|source| BindError::Io { addr, source })?
+                    .port();
                 tcp.push(listener);
             }
             // A host without IPv6 still has an API: only "all addresses" asks for more than one socket.
@@ -80,12 +96,18 @@ fn bind_once(listen: &ListenAddr, tls: &Arc<rustls::ServerConfig>, keys: &QuicKe
             }
         }
     }
-    let quic = Endpoint::bind(&listen.with_port(port), Some(tls.clone()), keys, Profile::Control)?;
+    let quic = Endpoint::bind(
+        &listen.with_port(port),
+        Some(tls.clone()),
+        keys,
+        Profile::Control,
+    )?;
     Ok(Bound { tcp, quic })
 }
 
 fn no_such_family(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) || error.kind() == io::ErrorKind::AddrNotAvailable
+    error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32)
+        || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
 fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {

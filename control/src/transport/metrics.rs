@@ -29,8 +29,16 @@ impl TransportMetrics {
     /// Registers the metrics `keel_api_connections{transport}` and `keel_api_limit_hit_total{name}`.
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Self::default();
-        registry.register("keel_api_connections", "Open connections of the API", metrics.connections.clone());
-        registry.register("keel_api_limit_hit", "How often a limit of the API's transports was hit", metrics.limits.clone());
+        registry.register(
+            "keel_api_connections",
+            "Open connections of the API",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "keel_api_limit_hit",
+            "How often a limit of the API's transports was hit",
+            metrics.limits.clone(),
+        );
         Arc::new(metrics)
     }
 
@@ -56,7 +64,10 @@ impl TransportMetrics {
 
     /// Counts a connection for as long as the guard lives.
     pub(super) fn connection(self: &Arc<Self>, transport: &'static str) -> ConnectionGuard {
-        let gauge = self.connections.get_or_create(&TransportLabel { transport }).clone();
+        let gauge = self
+            .connections
+            .get_or_create(&TransportLabel { transport })
+            .clone();
         gauge.inc();
         ConnectionGuard(gauge)
     }

@@ -46,6 +46,8 @@ pub struct Limits {
     pub handshake: Duration,
     /// How long the header of a request may take.
     pub header: Duration,
+    /// How long the body of a request may take.
+    pub body: Duration,
     /// How long running requests may take to end once the server stops.
     pub drain: Duration,
 }
@@ -56,6 +58,7 @@ impl Default for Limits {
             connections: 1024,
             handshake: Duration::from_secs(5),
             header: Duration::from_secs(5),
+            body: Duration::from_secs(30),
             drain: Duration::from_secs(10),
         }
     }
@@ -87,10 +90,19 @@ impl ApiServer {
         limits: Limits,
         metrics: Arc<TransportMetrics>,
     ) -> Result<Self, BindError> {
-        let bound = listen::bind(listen, &live.server_config(&[ALPN_H3], Clients::Optional), keys)?;
-        let port = bound.tcp.iter().find_map(|listener| listener.local_addr().ok()).map_or(listen.port(), |addr| addr.port());
+        let bound = listen::bind(
+            listen,
+            &live.server_config(&[ALPN_H3], Clients::Optional),
+            keys,
+        )?;
+        let port = bound
+            .tcp
+            .iter()
+            .find_map(|listener| listener.local_addr().ok())
+            .map_or(listen.port(), |addr| addr.port());
         // invariant: digits and ASCII punctuation are a valid header value.
-        let alt_svc = HeaderValue::from_str(&format!("h3=\":{port}\"; ma=86400")).expect("visible ASCII");
+        let alt_svc =
+            HeaderValue::from_str(&format!("h3=\":{port}\"; ma=86400")).expect("visible ASCII");
         Ok(Self {
             tcp: bound.tcp,
             quic: bound.quic,
@@ -105,7 +117,10 @@ impl ApiServer {
     /// The addresses that are really bound, for TCP and UDP alike; the IPv4 one first.
     #[must_use]
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+        self.tcp
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect()
     }
 
     /// Serves until `stop` is requested, then takes nothing new, ends watches, finishes what runs ([`Limits::drain`] at most) and
@@ -113,7 +128,15 @@ impl ApiServer {
     ///
     /// Not cancel safe: dropped, it cuts all connections.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { tcp, quic, acceptor, handler, limits, metrics, alt_svc } = self;
+        let Self {
+            tcp,
+            quic,
+            acceptor,
+            handler,
+            limits,
+            metrics,
+            alt_svc,
+        } = self;
         let mut listeners = JoinSet::new();
         for listener in tcp {
             let server = Tcp {
@@ -126,7 +149,12 @@ impl ApiServer {
             };
             listeners.spawn(server.run(listener, stop.clone()));
         }
-        let server = Quic { handler, limits, metrics, permits: Arc::new(Semaphore::new(limits.connections)) };
+        let server = Quic {
+            handler,
+            limits,
+            metrics,
+            permits: Arc::new(Semaphore::new(limits.connections)),
+        };
         listeners.spawn(server.run(quic.clone(), stop));
         while listeners.join_next().await.is_some() {}
         quic.close(h3::error::Code::H3_NO_ERROR.value(), b"");
@@ -204,6 +232,13 @@ impl Quic {
                 () = stop.cancelled() => break,
             };
             let Some(incoming) = incoming else { break };
+            // Half full: whoever comes now must show first that it receives at its address.
+            let crowded = self.permits.available_permits() < self.limits.connections / 2;
+            if crowded && !incoming.is_validated() {
+                self.metrics.limit_hit("unvalidated");
+                incoming.retry();
+                continue;
+            }
             match self.permits.clone().try_acquire_owned() {
                 Ok(permit) => {
                     connections.spawn(self.serve(incoming, permit, stop.clone()));
@@ -223,7 +258,12 @@ impl Quic {
         }
     }
 
-    fn serve(&self, incoming: Incoming, permit: OwnedSemaphorePermit, stop: CancellationToken) -> impl Future<Output = ()> + use<> {
+    fn serve(
+        &self,
+        incoming: Incoming,
+        permit: OwnedSemaphorePermit,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + use<> {
         let (handler, limits, metrics) = (self.handler.clone(), self.limits, self.metrics.clone());
         async move {
             let remote = Remote::Quic(incoming.remote_address());
@@ -241,21 +281,42 @@ impl Quic {
                 Ok(Some(peer)) => (Some(peer.identity.clone()), Some(peer.not_after)),
                 Err(error) => {
                     debug!(%remote, %error, "client certificate names nobody");
-                    return connection.close(h3::error::Code::H3_GENERAL_PROTOCOL_ERROR.value(), b"certificate names nobody");
+                    return connection.close(
+                        h3::error::Code::H3_GENERAL_PROTOCOL_ERROR.value(),
+                        b"certificate names nobody",
+                    );
                 }
             };
             let caller = Caller { identity, remote };
-            http3::serve(connection, caller, handler, limits, metrics, expiry(not_after), stop).await;
+            http3::serve(
+                connection,
+                caller,
+                handler,
+                limits,
+                metrics,
+                expiry(not_after),
+                stop,
+            )
+            .await;
         }
     }
 }
 
 /// How long before the end of its certificate a peer is told to come back with a new one.
 const BEFORE_EXPIRY: Duration = Duration::from_secs(5);
+/// How long a connection without a certificate may last: long enough to join, too short to hold a place.
+const NOBODY: Duration = Duration::from_secs(60);
 
-/// When a connection whose peer's certificate ends at `not_after` should be drained; far away without a certificate.
+/// When to drain the connection of a peer whose certificate ends at `not_after`, or that has none.
 fn expiry(not_after: Option<SystemTime>) -> Instant {
+    /// Timers have a range.
     const FAR: Duration = Duration::from_secs(30 * 24 * 3600);
-    let left = not_after.map_or(FAR, |end| end.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO));
-    Instant::now() + left.saturating_sub(BEFORE_EXPIRY).min(FAR)
+    let left = match not_after {
+        Some(end) => end
+            .duration_since(SystemTime::now())
+            .unwrap_or_default()
+            .saturating_sub(BEFORE_EXPIRY),
+        None => NOBODY,
+    };
+    Instant::now() + left.min(FAR)
 }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::adapter::MAX_FIELD_SECTION;
-use super::body::Ending;
+use super::body::{Ending, Timed};
 use super::{Limits, TransportMetrics, expiry};
 use crate::http::{Body, Caller, Handler, Remote};
 
@@ -58,12 +58,22 @@ pub(super) async fn serve(
     let caller = Caller { identity, remote };
     let ending = stop.child_token();
     let service = service_fn(|request: http::Request<Incoming>| {
-        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let request = request.map(|body| {
+            Body::new(Timed::new(
+                body.map_err(Into::into).boxed_unsync(),
+                limits.body,
+            ))
+        });
         let answer = handler.handle(request, caller.clone());
         let (ending, alt_svc) = (ending.clone(), alt_svc.clone());
         async move {
-            let mut answer = answer.await.map(|body| Body::new(Ending::new(body, ending)));
-            answer.headers_mut().entry(http::header::ALT_SVC).or_insert(alt_svc);
+            let mut answer = answer
+                .await
+                .map(|body| Body::new(Ending::new(body, ending)));
+            answer
+                .headers_mut()
+                .entry(http::header::ALT_SVC)
+                .or_insert(alt_svc);
             Ok::<_, std::convert::Infallible>(answer)
         }
     });
@@ -112,7 +122,9 @@ fn builder(tasks: Tasks, limits: Limits) -> auto::Builder<Tasks> {
     builder
 }
 
-fn peer(stream: &TlsStream<TcpStream>) -> Result<(Option<keel_certs::Identity>, Instant), keel_certs::IdentityError> {
+fn peer(
+    stream: &TlsStream<TcpStream>,
+) -> Result<(Option<keel_certs::Identity>, Instant), keel_certs::IdentityError> {
     match stream.get_ref().1.peer_certificates() {
         None | Some([]) => Ok((None, expiry(None))),
         Some(certificates) => {

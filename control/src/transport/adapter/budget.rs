@@ -23,13 +23,21 @@ impl Budget {
     /// Takes `bytes` off; `false` if there is not that much left.
     pub(crate) fn take(&self, bytes: usize) -> bool {
         let bytes = bytes as u64;
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(bytes)
+            })
+            .is_ok()
     }
 
     /// Adds `bytes`.
     pub(crate) fn grant(&self, bytes: u64) {
         // The update never fails: its closure always gives a value.
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_add(bytes)));
+        let _ = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                Some(left.saturating_add(bytes))
+            });
     }
 
     /// The header is complete: the body may come.

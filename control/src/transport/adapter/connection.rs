@@ -38,7 +38,11 @@ pub(crate) struct Budgets(Arc<Mutex<HashMap<u64, Weak<Budget>>>>);
 impl Budgets {
     /// The budget of a stream that is still open.
     pub(crate) fn of(&self, id: h3::quic::StreamId) -> Option<Arc<Budget>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id.into_inner())?.upgrade()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id.into_inner())?
+            .upgrade()
     }
 
     fn open(&self, id: u64) -> Arc<Budget> {
@@ -65,8 +69,14 @@ pub(crate) struct H3Connection {
 impl H3Connection {
     /// Wraps a connection whose handshake is done.
     pub(crate) fn new(quic: Connection, side: Side) -> Self {
-        let bidi = stream::unfold(quic.clone(), |quic| async { Some((quic.accept_bi().await, quic)) }).boxed();
-        let uni = stream::unfold(quic.clone(), |quic| async { Some((quic.accept_uni().await, quic)) }).boxed();
+        let bidi = stream::unfold(quic.clone(), |quic| async {
+            Some((quic.accept_bi().await, quic))
+        })
+        .boxed();
+        let uni = stream::unfold(quic.clone(), |quic| async {
+            Some((quic.accept_uni().await, quic))
+        })
+        .boxed();
         Self {
             opener: Opener::new(quic, side, Budgets::default()),
             side,
@@ -102,11 +112,17 @@ impl h3::quic::OpenStreams<Bytes> for H3Connection {
     type BidiStream = Stream;
     type SendStream = SendHalf;
 
-    fn poll_open_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Self::BidiStream, StreamErrorIncoming>> {
+    fn poll_open_bidi(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Self::BidiStream, StreamErrorIncoming>> {
         self.opener.poll_open_bidi(cx)
     }
 
-    fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<Self::SendStream, StreamErrorIncoming>> {
+    fn poll_open_send(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Self::SendStream, StreamErrorIncoming>> {
         self.opener.poll_open_send(cx)
     }
 
@@ -119,20 +135,34 @@ impl h3::quic::Connection<Bytes> for H3Connection {
     type RecvStream = RecvHalf;
     type OpenStreams = Opener;
 
-    fn poll_accept_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Self::RecvStream, ConnectionErrorIncoming>> {
+    fn poll_accept_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Self::RecvStream, ConnectionErrorIncoming>> {
         match ready!(self.uni.poll_next_unpin(cx)) {
-            Some(Ok(stream)) => Poll::Ready(Ok(RecvHalf::new(stream, self.control.clone(), self.side))),
+            Some(Ok(stream)) => {
+                Poll::Ready(Ok(RecvHalf::new(stream, self.control.clone(), self.side)))
+            }
             Some(Err(error)) => Poll::Ready(Err(connection_error(error))),
-            None => Poll::Ready(Err(ConnectionErrorIncoming::InternalError("no more streams".to_owned()))),
+            None => Poll::Ready(Err(ConnectionErrorIncoming::InternalError(
+                "no more streams".to_owned(),
+            ))),
         }
     }
 
-    fn poll_accept_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Self::BidiStream, ConnectionErrorIncoming>> {
+    fn poll_accept_bidi(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Self::BidiStream, ConnectionErrorIncoming>> {
         loop {
             let (mut send, mut recv) = match ready!(self.bidi.poll_next_unpin(cx)) {
                 Some(Ok(halves)) => halves,
                 Some(Err(error)) => return Poll::Ready(Err(connection_error(error))),
-                None => return Poll::Ready(Err(ConnectionErrorIncoming::InternalError("no more streams".to_owned()))),
+                None => {
+                    return Poll::Ready(Err(ConnectionErrorIncoming::InternalError(
+                        "no more streams".to_owned(),
+                    )));
+                }
             };
             let id = send.id();
             if self.refuse_from.is_some_and(|from| id >= from) {
@@ -144,8 +174,14 @@ impl h3::quic::Connection<Bytes> for H3Connection {
             self.control.grant(CONTROL_PER_REQUEST);
             let budget = Budget::new();
             let stopped = send.stopped();
-            self.accepted = Some(Accepted { budget: budget.clone(), stopped: Box::pin(async { matches!(stopped.await, Ok(None)) }) });
-            return Poll::Ready(Ok(Stream::new(SendHalf::new(send, self.side), RecvHalf::new(recv, budget, self.side))));
+            self.accepted = Some(Accepted {
+                budget: budget.clone(),
+                stopped: Box::pin(async { matches!(stopped.await, Ok(None)) }),
+            });
+            return Poll::Ready(Ok(Stream::new(
+                SendHalf::new(send, self.side),
+                RecvHalf::new(recv, budget, self.side),
+            )));
         }
     }
 
@@ -165,7 +201,13 @@ pub(crate) struct Opener {
 
 impl Opener {
     fn new(quic: Connection, side: Side, budgets: Budgets) -> Self {
-        Self { quic, side, budgets, bidi: None, uni: None }
+        Self {
+            quic,
+            side,
+            budgets,
+            bidi: None,
+            uni: None,
+        }
     }
 }
 
@@ -180,7 +222,10 @@ impl h3::quic::OpenStreams<Bytes> for Opener {
     type BidiStream = Stream;
     type SendStream = SendHalf;
 
-    fn poll_open_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Self::BidiStream, StreamErrorIncoming>> {
+    fn poll_open_bidi(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Self::BidiStream, StreamErrorIncoming>> {
         let quic = &self.quic;
         let opening = self.bidi.get_or_insert_with(|| {
             let quic = quic.clone();
@@ -190,10 +235,16 @@ impl h3::quic::OpenStreams<Bytes> for Opener {
         self.bidi = None;
         let (send, recv) = opened.map_err(stream_lost)?;
         let budget = self.budgets.open(recv.id());
-        Poll::Ready(Ok(Stream::new(SendHalf::new(send, self.side), RecvHalf::new(recv, budget, self.side))))
+        Poll::Ready(Ok(Stream::new(
+            SendHalf::new(send, self.side),
+            RecvHalf::new(recv, budget, self.side),
+        )))
     }
 
-    fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<Self::SendStream, StreamErrorIncoming>> {
+    fn poll_open_send(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Self::SendStream, StreamErrorIncoming>> {
         let quic = &self.quic;
         let opening = self.uni.get_or_insert_with(|| {
             let quic = quic.clone();

@@ -36,7 +36,12 @@ pub(crate) struct SendHalf {
 
 impl SendHalf {
     pub(super) fn new(stream: SendStream, side: Side) -> Self {
-        Self { stream, pending: Bytes::new(), done: false, side }
+        Self {
+            stream,
+            pending: Bytes::new(),
+            done: false,
+            side,
+        }
     }
 }
 
@@ -51,7 +56,11 @@ impl Drop for SendHalf {
 impl h3::quic::SendStream<Bytes> for SendHalf {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
         while !self.pending.is_empty() {
-            ready!(self.stream.poll_write_chunks(cx, std::slice::from_mut(&mut self.pending))).map_err(write_error)?;
+            ready!(
+                self.stream
+                    .poll_write_chunks(cx, std::slice::from_mut(&mut self.pending))
+            )
+            .map_err(write_error)?;
         }
         Poll::Ready(Ok(()))
     }
@@ -59,7 +68,9 @@ impl h3::quic::SendStream<Bytes> for SendHalf {
     fn send_data<T: Into<WriteBuf<Bytes>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
         if !self.pending.is_empty() {
             return Err(StreamErrorIncoming::ConnectionErrorIncoming {
-                connection_error: ConnectionErrorIncoming::InternalError("a frame was sent before the last one had left".to_owned()),
+                connection_error: ConnectionErrorIncoming::InternalError(
+                    "a frame was sent before the last one had left".to_owned(),
+                ),
             });
         }
         let mut data = data.into();
@@ -94,7 +105,12 @@ pub(crate) struct RecvHalf {
 
 impl RecvHalf {
     pub(super) fn new(stream: RecvStream, budget: Arc<Budget>, side: Side) -> Self {
-        Self { stream, budget, done: false, side }
+        Self {
+            stream,
+            budget,
+            done: false,
+            side,
+        }
     }
 }
 
@@ -109,7 +125,10 @@ impl Drop for RecvHalf {
 impl h3::quic::RecvStream for RecvHalf {
     type Buf = Bytes;
 
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+    fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
         loop {
             return Poll::Ready(match ready!(self.stream.poll_read_chunk(cx, CHUNK)) {
                 // h3 takes an empty chunk for a mistake.
@@ -169,7 +188,10 @@ impl h3::quic::SendStream<Bytes> for Stream {
 impl h3::quic::RecvStream for Stream {
     type Buf = Bytes;
 
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+    fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
         self.recv.poll_data(cx)
     }
 
@@ -207,7 +229,9 @@ pub(super) fn connection_error(error: Lost) -> ConnectionErrorIncoming {
 
 /// The same, met on a stream.
 pub(super) fn stream_lost(error: Lost) -> StreamErrorIncoming {
-    StreamErrorIncoming::ConnectionErrorIncoming { connection_error: connection_error(error) }
+    StreamErrorIncoming::ConnectionErrorIncoming {
+        connection_error: connection_error(error),
+    }
 }
 
 fn read_error(error: ReadError) -> StreamErrorIncoming {

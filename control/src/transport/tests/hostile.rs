@@ -12,7 +12,9 @@ const EXCESSIVE_LOAD: u64 = 0x107;
 async fn raw(served: &Served, live: &LiveIdentity) -> (Endpoint, Connection) {
     let endpoint = Endpoint::client(Profile::Control).unwrap();
     let tls = live.client_config(&[ALPN_H3], &NodeName::new("a").unwrap());
-    let connection = soon(endpoint.connect(served.address, "127.0.0.1", tls)).await.unwrap();
+    let connection = soon(endpoint.connect(served.address, "127.0.0.1", tls))
+        .await
+        .unwrap();
     (endpoint, connection)
 }
 
@@ -40,7 +42,9 @@ fn headers(path: &str) -> Vec<u8> {
 }
 
 async fn still_serves(served: &Served, live: &LiveIdentity) {
-    let answer = soon(served.client(live, "a").request(get("/who"))).await.unwrap();
+    let answer = soon(served.client(live, "a").request(get("/who")))
+        .await
+        .unwrap();
     assert_eq!(text(answer).await, "/node/b");
 }
 
@@ -53,7 +57,9 @@ async fn a_header_without_end_is_cut_at_its_budget() {
     let _control = control(&connection).await;
     let (mut send, _recv) = connection.open_bi().await.unwrap();
     // A HEADERS frame that announces a gigabyte.
-    send.write_all(&[0x01, 0xc0, 0, 0, 0, 0x40, 0, 0, 0]).await.unwrap();
+    send.write_all(&[0x01, 0xc0, 0, 0, 0, 0x40, 0, 0, 0])
+        .await
+        .unwrap();
     let piece = Bytes::from(vec![0; 16 * 1024]);
     let mut sent = 0;
     let stopped = loop {
@@ -63,7 +69,10 @@ async fn a_header_without_end_is_cut_at_its_budget() {
         }
         assert!(sent < 8 << 20, "the server takes a header of any size");
     };
-    assert!(matches!(stopped, WriteError::Stopped(EXCESSIVE_LOAD)), "{stopped}");
+    assert!(
+        matches!(stopped, WriteError::Stopped(EXCESSIVE_LOAD)),
+        "{stopped}"
+    );
     // Counted a moment after the client is told.
     soon(async {
         while served.metrics.hits("header_size") == 0 {
@@ -83,7 +92,10 @@ async fn too_many_header_fields_are_refused() {
     let client = served.client(&me, "a");
     let mut request = get("/who");
     for at in 0..900 {
-        request.headers_mut().append("x-filler", HeaderValue::from_str(&format!("{at:060}")).unwrap());
+        request.headers_mut().append(
+            "x-filler",
+            HeaderValue::from_str(&format!("{at:060}")).unwrap(),
+        );
     }
     // Our own client knows the server's limit once it has its settings, and would not send it; either way it is refused.
     let refused = match soon(client.request(request)).await {
@@ -98,7 +110,10 @@ async fn too_many_header_fields_are_refused() {
 #[tokio::test]
 async fn a_request_whose_header_never_comes_is_dropped() {
     let (fabric, live) = fabric();
-    let limits = Limits { header: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits {
+        header: Duration::from_millis(300),
+        ..Limits::default()
+    };
     let served = Served::start(&live, TestHandler::new(), limits);
     let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
     let _control = control(&connection).await;
@@ -106,6 +121,48 @@ async fn a_request_whose_header_never_comes_is_dropped() {
     send.write_all(&[0x01, 0x20, 0]).await.unwrap();
     assert!(matches!(end_of(&mut recv).await, Err(ReadError::Reset(_))));
     assert_eq!(served.metrics.hits("header_time"), 1);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_whose_body_never_comes_is_answered_with_an_error() {
+    let (fabric, live) = fabric();
+    let limits = Limits {
+        body: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let served = Served::start(&live, TestHandler::new(), limits);
+    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
+    let _control = control(&connection).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&headers("/store")).await.unwrap();
+    // Two of the five bytes that the frame announces.
+    send.write_all(&[0x00, 5, 1, 2]).await.unwrap();
+    let answer = soon(recv.read_chunk(1 << 16)).await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&answer).contains("within 0.3 s"));
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_crowded_server_asks_for_a_proof_of_address() {
+    let (fabric, live) = fabric();
+    let limits = Limits {
+        connections: 2,
+        ..Limits::default()
+    };
+    let served = Served::start(&live, TestHandler::new(), limits);
+    let me = fabric.node("b");
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        kept.push(raw(&served, &me).await);
+    }
+    assert_eq!(served.metrics.hits("unvalidated"), 0);
+    let endpoint = Endpoint::client(Profile::Control).unwrap();
+    let tls = me.client_config(&[ALPN_H3], &NodeName::new("a").unwrap());
+    let refused = soon(endpoint.connect(served.address, "127.0.0.1", tls)).await;
+    assert!(refused.is_err());
+    assert_eq!(served.metrics.hits("unvalidated"), 1);
+    assert_eq!(served.metrics.hits("connections"), 1);
     served.stop().await;
 }
 
@@ -159,13 +216,17 @@ async fn garbage_costs_its_sender_its_connection_and_nobody_else_anything() {
             let _control = control(&connection).await;
             let (mut send, mut recv) = connection.open_bi().await.unwrap();
             // A valid frame type and a short length in front make it past the first check now and then.
-            let _ = send.write_all(&[[0x01, 0x00, 0x04, 0x0d][round / 2 % 4], 0x10]).await;
+            let _ = send
+                .write_all(&[[0x01, 0x00, 0x04, 0x0d][round / 2 % 4], 0x10])
+                .await;
             let _ = send.write_all(&garbage).await;
             send.finish();
             let _ = end_of(&mut recv).await;
         } else {
             let mut send = connection.open_uni().await.unwrap();
-            let _ = send.write_all(&[[0x00, 0x01, 0x02, 0x54][round / 2 % 4]]).await;
+            let _ = send
+                .write_all(&[[0x00, 0x01, 0x02, 0x54][round / 2 % 4]])
+                .await;
             let _ = send.write_all(&garbage).await;
             send.finish();
         }

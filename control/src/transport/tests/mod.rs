@@ -29,7 +29,9 @@ use crate::http::{Body, BoxError, Caller, Handler, empty, full, read};
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(SOON, future).await.expect("a test step takes too long")
+    tokio::time::timeout(SOON, future)
+        .await
+        .expect("a test step takes too long")
 }
 
 /// A served handler, which is stopped and joined by `stop`.
@@ -45,15 +47,32 @@ impl Served {
         Self::start_at("127.0.0.1:0", live, handler, limits)
     }
 
-    pub(crate) fn start_at(listen: &str, live: &LiveIdentity, handler: Arc<dyn Handler>, limits: Limits) -> Self {
+    pub(crate) fn start_at(
+        listen: &str,
+        live: &LiveIdentity,
+        handler: Arc<dyn Handler>,
+        limits: Limits,
+    ) -> Self {
         let metrics = TransportMetrics::register(&mut Registry::default());
-        let server =
-            ApiServer::bind(&listen.parse().unwrap(), live, &QuicKeys::ephemeral(), handler, limits, metrics.clone()).unwrap();
+        let server = ApiServer::bind(
+            &listen.parse().unwrap(),
+            live,
+            &QuicKeys::ephemeral(),
+            handler,
+            limits,
+            metrics.clone(),
+        )
+        .unwrap();
         let address = server.local_addrs()[0];
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(server.run(stop.clone()));
-        Self { address, metrics, stop, tasks }
+        Self {
+            address,
+            metrics,
+            stop,
+            tasks,
+        }
     }
 
     pub(crate) fn server(&self) -> HostPort {
@@ -61,7 +80,11 @@ impl Served {
     }
 
     pub(crate) fn client(&self, live: &LiveIdentity, expect: &str) -> Client {
-        let config = ClientConfig { server: self.server(), expect: NodeName::new(expect).unwrap(), live: live.clone() };
+        let config = ClientConfig {
+            server: self.server(),
+            expect: NodeName::new(expect).unwrap(),
+            live: live.clone(),
+        };
         Client::new(config).unwrap()
     }
 
@@ -83,11 +106,21 @@ pub(crate) struct TestHandler {
 
 impl TestHandler {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { watches: watch::Sender::new(0), slow: watch::Sender::new(0), go_on: CancellationToken::new() })
+        Arc::new(Self {
+            watches: watch::Sender::new(0),
+            slow: watch::Sender::new(0),
+            go_on: CancellationToken::new(),
+        })
     }
 
     pub(crate) async fn watches(&self, wanted: usize) {
-        soon(self.watches.subscribe().wait_for(|running| *running == wanted)).await.unwrap();
+        soon(
+            self.watches
+                .subscribe()
+                .wait_for(|running| *running == wanted),
+        )
+        .await
+        .unwrap();
     }
 }
 
@@ -107,8 +140,15 @@ impl Drop for Running {
 }
 
 impl Handler for TestHandler {
-    fn handle(&self, request: http::Request<Body>, caller: Caller) -> BoxFuture<'static, http::Response<Body>> {
-        let who = caller.identity.as_ref().map_or("nobody".to_owned(), |identity| identity.subject.to_string());
+    fn handle(
+        &self,
+        request: http::Request<Body>,
+        caller: Caller,
+    ) -> BoxFuture<'static, http::Response<Body>> {
+        let who = caller
+            .identity
+            .as_ref()
+            .map_or("nobody".to_owned(), |identity| identity.subject.to_string());
         let (parts, body) = request.into_parts();
         match parts.uri.path() {
             "/who" => Box::pin(std::future::ready(http::Response::new(full(who)))),
@@ -116,15 +156,26 @@ impl Handler for TestHandler {
             "/store" => Box::pin(async {
                 match read(body, 16 << 20).await {
                     Ok(bytes) => http::Response::new(full(bytes)),
-                    Err(error) => http::Response::builder().status(400).body(full(error.to_string())).expect("valid"),
+                    Err(error) => http::Response::builder()
+                        .status(400)
+                        .body(full(error.to_string()))
+                        .expect("valid"),
                 }
             }),
-            "/refuse" => {
-                Box::pin(std::future::ready(http::Response::builder().status(413).body(full("too much")).expect("valid")))
-            }
+            "/refuse" => Box::pin(std::future::ready(
+                http::Response::builder()
+                    .status(413)
+                    .body(full("too much"))
+                    .expect("valid"),
+            )),
             "/broken" => Box::pin(async {
-                let frames = [Ok(Frame::data(Bytes::from_static(b"half"))), Err::<_, BoxError>("disk on fire".into())];
-                http::Response::new(StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync())
+                let frames = [
+                    Ok(Frame::data(Bytes::from_static(b"half"))),
+                    Err::<_, BoxError>("disk on fire".into()),
+                ];
+                http::Response::new(
+                    StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync(),
+                )
             }),
             "/slow" => {
                 let (slow, go_on) = (self.slow.clone(), self.go_on.clone());
@@ -138,14 +189,24 @@ impl Handler for TestHandler {
                 let running = Running::new(&self.watches);
                 Box::pin(async move {
                     let (events, receiver) = mpsc::channel::<Result<Frame<Bytes>, BoxError>>(1);
-                    events.try_send(Ok(Frame::data(Bytes::from_static(b"first\n")))).expect("there is room");
-                    let stream = futures_util::stream::unfold((receiver, events, running), |(mut receiver, events, running)| async {
-                        Some((receiver.recv().await?, (receiver, events, running)))
-                    });
+                    events
+                        .try_send(Ok(Frame::data(Bytes::from_static(b"first\n"))))
+                        .expect("there is room");
+                    let stream = futures_util::stream::unfold(
+                        (receiver, events, running),
+                        |(mut receiver, events, running)| async {
+                            Some((receiver.recv().await?, (receiver, events, running)))
+                        },
+                    );
                     http::Response::new(StreamBody::new(stream).boxed_unsync())
                 })
             }
-            _ => Box::pin(std::future::ready(http::Response::builder().status(404).body(empty()).expect("valid"))),
+            _ => Box::pin(std::future::ready(
+                http::Response::builder()
+                    .status(404)
+                    .body(empty())
+                    .expect("valid"),
+            )),
         }
     }
 }

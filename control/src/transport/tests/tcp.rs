@@ -10,13 +10,21 @@ use tokio_rustls::client::TlsStream;
 
 use super::*;
 
-async fn connect(served: &Served, tls: Arc<rustls::ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
+async fn connect(
+    served: &Served,
+    tls: Arc<rustls::ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::from(served.address.ip());
     soon(TlsConnector::from(tls).connect(name, TcpStream::connect(served.address).await?)).await
 }
 
-async fn over_h1(io: TlsStream<TcpStream>, request: http::Request<Full<Bytes>>) -> http::Response<hyper::body::Incoming> {
-    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.unwrap();
+async fn over_h1(
+    io: TlsStream<TcpStream>,
+    request: http::Request<Full<Bytes>>,
+) -> http::Response<hyper::body::Incoming> {
+    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
+        .await
+        .unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async { drop(connection.await) });
     let answer = soon(send.send_request(request)).await.unwrap();
@@ -25,7 +33,10 @@ async fn over_h1(io: TlsStream<TcpStream>, request: http::Request<Full<Bytes>>) 
 }
 
 fn request(path: &str, body: Bytes) -> http::Request<Full<Bytes>> {
-    http::Request::put(path).header("host", "keel").body(Full::new(body)).unwrap()
+    http::Request::put(path)
+        .header("host", "keel")
+        .body(Full::new(body))
+        .unwrap()
 }
 
 #[tokio::test]
@@ -35,21 +46,39 @@ async fn http1_and_http2_reach_the_same_handler() {
     let me = fabric.node("b");
     let expect = NodeName::new("a").unwrap();
 
-    let io = connect(&served, me.client_config(&[b"http/1.1"], &expect)).await.unwrap();
+    let io = connect(&served, me.client_config(&[b"http/1.1"], &expect))
+        .await
+        .unwrap();
     let answer = over_h1(io, request("/who", Bytes::new())).await;
     let alt_svc = answer.headers()["alt-svc"].to_str().unwrap().to_owned();
-    assert_eq!(alt_svc, format!("h3=\":{}\"; ma=86400", served.address.port()));
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "/node/b");
+    assert_eq!(
+        alt_svc,
+        format!("h3=\":{}\"; ma=86400", served.address.port())
+    );
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "/node/b"
+    );
 
-    let io = connect(&served, me.client_config(&[b"h2", b"http/1.1"], &expect)).await.unwrap();
+    let io = connect(&served, me.client_config(&[b"h2", b"http/1.1"], &expect))
+        .await
+        .unwrap();
     assert_eq!(io.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-    let (mut send, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
+    let (mut send, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async { drop(connection.await) });
     let bytes = Bytes::from(vec![42; 3 << 20]);
-    let echo = http::Request::put("https://keel/echo").body(Full::new(bytes.clone())).unwrap();
+    let echo = http::Request::put("https://keel/echo")
+        .body(Full::new(bytes.clone()))
+        .unwrap();
     let answer = soon(send.send_request(echo)).await.unwrap();
-    assert_eq!(soon(answer.into_body().collect()).await.unwrap().to_bytes(), bytes);
+    assert_eq!(
+        soon(answer.into_body().collect()).await.unwrap().to_bytes(),
+        bytes
+    );
     served.stop().await;
 }
 
@@ -57,13 +86,25 @@ async fn http1_and_http2_reach_the_same_handler() {
 async fn without_a_certificate_the_caller_is_nobody_and_a_foreign_one_is_refused() {
     let (fabric, live) = fabric();
     let served = Served::start(&live, TestHandler::new(), Limits::default());
-    let io = connect(&served, join_client_config(&fabric.pin(), &[b"http/1.1"])).await.unwrap();
+    let io = connect(&served, join_client_config(&fabric.pin(), &[b"http/1.1"]))
+        .await
+        .unwrap();
     let answer = over_h1(io, request("/who", Bytes::new())).await;
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "nobody");
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "nobody"
+    );
 
     let foreign = Fabric::named("other.keel").node("b");
-    let io = connect(&served, foreign.client_config(&[b"http/1.1"], &NodeName::new("a").unwrap())).await;
-    assert!(io.is_err(), "a client must refuse a server of another trust domain");
+    let io = connect(
+        &served,
+        foreign.client_config(&[b"http/1.1"], &NodeName::new("a").unwrap()),
+    )
+    .await;
+    assert!(
+        io.is_err(),
+        "a client must refuse a server of another trust domain"
+    );
     served.stop().await;
 }
 
@@ -72,10 +113,14 @@ async fn a_watch_ends_with_its_client_and_with_its_server() {
     let (fabric, live) = fabric();
     let handler = TestHandler::new();
     let served = Served::start(&live, handler.clone(), Limits::default());
-    let tls = fabric.node("b").client_config(&[b"http/1.1"], &NodeName::new("a").unwrap());
+    let tls = fabric
+        .node("b")
+        .client_config(&[b"http/1.1"], &NodeName::new("a").unwrap());
     let watch = || async {
         let io = connect(&served, tls.clone()).await.unwrap();
-        let mut body = over_h1(io, request("/watch", Bytes::new())).await.into_body();
+        let mut body = over_h1(io, request("/watch", Bytes::new()))
+            .await
+            .into_body();
         assert!(soon(body.frame()).await.unwrap().is_ok());
         body
     };
@@ -84,7 +129,10 @@ async fn a_watch_ends_with_its_client_and_with_its_server() {
     drop(first);
     handler.watches(1).await;
     served.stop.cancel();
-    assert!(soon(second.frame()).await.is_none(), "the watch must end without an error");
+    assert!(
+        soon(second.frame()).await.is_none(),
+        "the watch must end without an error"
+    );
     handler.watches(0).await;
     served.stop().await;
 }
@@ -92,7 +140,11 @@ async fn a_watch_ends_with_its_client_and_with_its_server() {
 #[tokio::test]
 async fn silent_peers_are_dropped_and_too_many_turned_away() {
     let (_, live) = fabric();
-    let limits = Limits { connections: 1, handshake: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits {
+        connections: 1,
+        handshake: Duration::from_millis(300),
+        ..Limits::default()
+    };
     let served = Served::start(&live, TestHandler::new(), limits);
     let mut silent = TcpStream::connect(served.address).await.unwrap();
     let mut more = TcpStream::connect(served.address).await.unwrap();
