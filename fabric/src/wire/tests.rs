@@ -51,7 +51,7 @@ fn every_split_point_and_every_missing_tail_is_handled() {
                 Golden::Frame(frame) => {
                     assert_eq!(
                         join(frames(&[head, tail]).unwrap()),
-                        [frame.clone()],
+                        std::slice::from_ref(frame),
                         "{name} split at {split}"
                     );
                     let front = frames(&[head]).unwrap();

@@ -13,7 +13,7 @@ fn open_leaves_at_once_with_the_early_bytes() {
     let mut pair = Pair::new();
     assert_eq!(pair.consumer.writable() as u64, EARLY);
     pair.consumer.write(Bytes::from_static(b"hello"));
-    let frames = pair.from_consumer();
+    let frames = pair.sent_by_consumer();
     assert!(
         matches!(&frames[..], [Frame::Open(_), Frame::Data { offset: 0, .. }]),
         "{frames:?}"
@@ -233,6 +233,27 @@ fn acks_wait_for_64_kib_or_20_ms_and_the_fin_for_nothing() {
 }
 
 #[test]
+fn a_slow_reader_gives_credit_bit_by_bit() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    let (now, window) = (pair.now, FlowLimits::default().window);
+    let all = Frame::Data {
+        offset: 0,
+        bytes: Bytes::from(vec![0; window]),
+    };
+    let provider = pair.provider();
+    provider.receive(Generation(1), all, now).expect("in order");
+    provider.transmit(Generation(1), now);
+    provider.consumed(1000);
+    assert_eq!(provider.transmit(Generation(1), now), None);
+    let due = now + Duration::from_millis(20);
+    assert_eq!(provider.next_timeout(), Some(due));
+    let (recv, limit) = (window as u64, window as u64 + 1000);
+    let ack = provider.transmit(Generation(1), due);
+    assert_eq!(ack, Some(Frame::Ack { recv, limit }));
+}
+
+#[test]
 fn windows_grow_with_use_and_never_past_the_maximum() {
     let limits = FlowLimits::default();
     let mut pair = Pair::with(limits);
@@ -243,9 +264,9 @@ fn windows_grow_with_use_and_never_past_the_maximum() {
         let room = pair.consumer.writable();
         most = most.max(room);
         pair.consumer.write(Bytes::from(vec![0; room]));
-        let frames = pair.from_consumer();
+        let frames = pair.sent_by_consumer();
         for frame in frames {
-            pair.to_provider(frame);
+            pair.deliver(frame);
         }
         pair.take_all();
         pair.exchange();
@@ -260,8 +281,8 @@ fn a_ping_is_answered_at_once() {
     let mut pair = Pair::new();
     pair.accepted();
     pair.consumer.ping();
-    for frame in pair.from_consumer() {
-        pair.to_provider(frame);
+    for frame in pair.sent_by_consumer() {
+        pair.deliver(frame);
     }
     let now = pair.now;
     assert!(matches!(

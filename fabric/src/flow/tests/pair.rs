@@ -43,12 +43,12 @@ impl Pair {
         self.exchange();
     }
 
-    pub(super) fn from_consumer(&mut self) -> Vec<Frame> {
+    pub(super) fn sent_by_consumer(&mut self) -> Vec<Frame> {
         let generation = self.consumer.generation();
         std::iter::from_fn(|| self.consumer.transmit(generation, self.now)).collect()
     }
 
-    pub(super) fn to_provider(&mut self, frame: Frame) {
+    pub(super) fn deliver(&mut self, frame: Frame) {
         let (now, limits) = (self.now, self.limits);
         match (&mut self.provider, frame) {
             (provider @ None, Frame::Open(open)) => {
@@ -74,9 +74,9 @@ impl Pair {
     /// As `exchange`; stops at the first frame for the consumer that `lost` picks, which is lost.
     pub(super) fn exchange_until(&mut self, lost: impl Fn(&Frame) -> bool) {
         loop {
-            let frames = self.from_consumer();
+            let frames = self.sent_by_consumer();
             let mut moved = !frames.is_empty();
-            frames.into_iter().for_each(|frame| self.to_provider(frame));
+            frames.into_iter().for_each(|frame| self.deliver(frame));
             let now = self.now;
             while let Some(provider) = &mut self.provider
                 && let Some(frame) = provider.transmit(provider.generation(), now)
@@ -118,7 +118,7 @@ impl Pair {
         let Some(Frame::Resume(resume)) = self.consumer.transmit(generation, self.now) else {
             panic!("no RESUME")
         };
-        self.to_provider(Frame::Resume(resume.clone()));
+        self.deliver(Frame::Resume(resume.clone()));
         self.exchange();
         *resume
     }

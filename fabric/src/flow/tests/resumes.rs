@@ -185,7 +185,7 @@ fn an_answer_without_a_proof_cuts_the_leg_and_not_the_flow() {
     pair.accepted();
     pair.lose_leg();
     let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
-    pair.from_consumer();
+    pair.sent_by_consumer();
     let forged = Frame::Resumed {
         generation: second,
         recv: 0,

@@ -297,12 +297,10 @@ impl World {
         if leg.flow != self.consumer.id() {
             return Ok(());
         }
-        let (frame, generation) =
-            match sabotage(self.bug, frame, leg.generation, self.consumer.generation()) {
-                Some(received) => received,
-                None => return Ok(()),
-            };
-        receive(&mut self.consumer, generation, frame, self.now)
+        match sabotage(self.bug, frame, leg.generation, self.consumer.generation()) {
+            Some((frame, generation)) => receive(&mut self.consumer, generation, frame, self.now),
+            None => Ok(()),
+        }
     }
 
     fn at_provider(&mut self, index: usize, frame: Frame) -> Result<(), String> {
