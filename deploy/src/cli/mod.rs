@@ -1,0 +1,133 @@
+//! The `keel` command.
+
+pub(crate) mod access;
+mod kubeconfig;
+pub mod part;
+mod resources;
+mod routers;
+pub mod sidecar;
+mod status;
+mod table;
+mod token;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::settings::NodeFlags;
+use crate::{process, quickstart};
+
+/// Services of other networks, here by name.
+#[derive(Debug, Parser)]
+#[command(name = "keel", version, about, propagate_version = true, after_help = "Examples:
+  keel quickstart                               two nodes on this machine, real services across them
+  keel up --advertise a.example.net:7000        a node that others reach
+  keel token create --node b > token            a token with which node b joins")]
+struct Keel {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show it off: two nodes on loopback, real services across them, proved step by step
+    Quickstart(quickstart::Flags),
+    /// Run a whole node: APIServer, Router and Syncer in one process
+    #[command(after_help = "Examples:
+  keel up                                                      a node of its own on this machine
+  keel up --node-name a --apiserver-listen 0.0.0.0:7443 --advertise a.example.net:7000
+                                                               a node that others join and reach
+  keel up --node-name b --join @token                          a node behind NAT that joins it")]
+    Up(Box<NodeFlags>),
+    /// Make, list and revoke join tokens
+    Token(token::Flags),
+    /// Print a kubeconfig for kubectl, with everything embedded
+    Kubeconfig(kubeconfig::Flags),
+    /// Show resources
+    Get(resources::GetFlags),
+    /// Create or change resources from YAML or JSON
+    Apply(resources::ApplyFlags),
+    /// Delete a resource
+    Delete(resources::DeleteFlags),
+    /// Show resources as they change, until Ctrl-C
+    Watch(resources::WatchFlags),
+    /// Show what this node is and whom it sees
+    Status(status::Flags),
+    /// Print the completions for a shell
+    #[command(after_help = "Example:\n  keel completions bash > ~/.local/share/bash-completion/completions/keel")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which node a command talks to.
+#[derive(Debug, Clone, clap::Args)]
+struct NodeDir {
+    /// Data directory of the node on this machine [default: $KEEL_DATA_DIR, /var/lib/keel for root, else ~/.local/share/keel]
+    #[arg(long, env = "KEEL_DATA_DIR", value_name = "DIR", global = true)]
+    data_dir: Option<PathBuf>,
+}
+
+impl NodeDir {
+    fn path(&self) -> PathBuf {
+        self.data_dir.clone().unwrap_or_else(process::default_data_dir)
+    }
+}
+
+/// Runs the `keel` command and gives its exit code.
+pub fn main() -> ExitCode {
+    let keel = Keel::parse();
+    // A node logs what it does; a command that answers a question only says what is wrong.
+    let log = match keel.command {
+        Command::Up(_) => "info",
+        _ => "warn",
+    };
+    if let Err(error) = process::start_log(log) {
+        return process::report(&error.into());
+    }
+    match keel.command {
+        Command::Quickstart(flags) => process::run(process::NODE_THREADS, |stop| quickstart::run(flags, stop)),
+        Command::Up(flags) => process::run(process::NODE_THREADS, |stop| up::run(*flags, stop)),
+        Command::Token(flags) => process::run(1, |_| token::run(flags)),
+        Command::Kubeconfig(flags) => process::run(1, |_| kubeconfig::run(flags)),
+        Command::Get(flags) => process::run(1, |_| resources::get(flags)),
+        Command::Apply(flags) => process::run(1, |_| resources::apply(flags)),
+        Command::Delete(flags) => process::run(1, |_| resources::delete(flags)),
+        Command::Watch(flags) => process::run(1, |stop| resources::watch(flags, stop)),
+        Command::Status(flags) => process::run(1, |_| status::run(flags)),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Keel::command(), "keel", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Writes an answer to standard output. A reader that went away (`| head`) is no error.
+fn answer(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Keel::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_with_an_example_or_no_flags() {
+        for command in Keel::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Who a node is: read from its data directory, joined with a token, or founded as the first of a new trust domain.
+
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use keel_certs::{DataDir, Hosts, INTERMEDIATE_LIFE, KeyPair, LiveIdentity, NodeAuthority, NodeName, RootAuthority, write_atomic};
+use keel_control::enroll;
+use keel_fabric::quic::HostPort;
+use tracing::{info, warn};
+
+use super::{peers, renewal};
+use crate::errors::{Usage, chain};
+use crate::settings::{NodeSettings, PeerArg};
+
+/// A node that knows who it is.
+pub(super) struct Established {
+    /// The node's own authority, which signs its pods.
+    pub(super) authority: NodeAuthority,
+    /// The root; on the first node of a trust domain only.
+    pub(super) root: Option<RootAuthority>,
+    /// The node's own identity, freshly signed.
+    pub(super) live: LiveIdentity,
+    /// The names and addresses in its certificates.
+    pub(super) hosts: Hosts,
+    /// Peers given, and the one joined through.
+    pub(super) peers: Vec<PeerArg>,
+}
+
+/// Reads the identity of the data directory, or makes one.
+pub(super) async fn establish(data: &DataDir, settings: &NodeSettings) -> anyhow::Result<Established> {
+    let root = RootAuthority::load(data)?;
+    let hosts = hosts(settings);
+    let (authority, root) = match NodeAuthority::load(data)? {
+        Some(authority) => {
+            resumed(&authority, settings)?;
+            (authority, root)
+        }
+        None if settings.join.is_some() && root.is_none() => (join(data, settings, &hosts).await?, None),
+        None => {
+            if settings.join.is_some() {
+                warn!("this directory holds the root of a trust domain: --join is not used");
+            }
+            let root = match root {
+                Some(root) => root,
+                None => found(data, settings)?,
+            };
+            (under_root(data, &root, &node_name(settings)?, &hosts)?, Some(root))
+        }
+    };
+    // A new address of the machine asks for a new intermediate, because that one names the addresses it may sign for.
+    let authority = match &root {
+        Some(root) if !authority.covers(&hosts) || authority.needs_renewal(SystemTime::now()) => {
+            under_root(data, root, &authority.node(), &hosts)?
+        }
+        _ => authority,
+    };
+    let key = KeyPair::generate()?;
+    let leaf = authority.sign_node(&key.csr()?, &hosts, settings.leaf_life).context("cannot sign the node's certificate")?;
+    let live = LiveIdentity::new(key, leaf, authority.roots()).context("the node's certificate cannot be used")?;
+    let peers = peers::merge(&settings.peers, peers::load(&data.peers())?);
+    Ok(Established { authority, root, live, hosts, peers })
+}
+
+/// Checks what was asked for against what the directory says.
+fn resumed(authority: &NodeAuthority, settings: &NodeSettings) -> anyhow::Result<()> {
+    let node = authority.node();
+    if let Some(asked) = settings.node.as_ref().filter(|asked| **asked != node) {
+        let dir = settings.data_dir.display();
+        return Err(Usage(format!(
+            "the data directory {dir} belongs to node {node}, not {asked}: leave --node-name out, or give another --data-dir"
+        ))
+        .into());
+    }
+    if let Some(asked) = settings.trust_domain.as_ref().filter(|asked| **asked != authority.trust_domain()) {
+        warn!(in_use = %authority.trust_domain(), %asked, "--trust-domain counts only when a trust domain is made; going on");
+    }
+    let Some(source) = &settings.join else { return Ok(()) };
+    // The token may long be gone from its file: the node is what it is without it.
+    match source.read() {
+        Ok(token) if Some(&token.pin) == authority.pin().ok().as_ref() => {
+            info!("already joined: the token is not used again");
+        }
+        Ok(_) => warn!(
+            trust_domain = %authority.trust_domain(),
+            "the token is for another trust domain; going on as node {node} of this one. To join the other one, give an empty --data-dir"
+        ),
+        Err(error) => warn!(error = chain(&error), "already joined, so the token is not needed"),
+    }
+    Ok(())
+}
+
+/// Becomes a node of somebody else's trust domain.
+async fn join(data: &DataDir, settings: &NodeSettings, hosts: &Hosts) -> anyhow::Result<NodeAuthority> {
+    let source = settings.join.as_ref().context("no token")?;
+    let token = source.read().map_err(|error| Usage(format!("--join: {}", chain(&error))))?;
+    let node = node_name(settings)?;
+    // The token belongs to the first key that uses it, so the key outlives a crash between question and answer.
+    let key = pending_key(data)?;
+    let joined = enroll::join::node(&token, &node, &key.csr()?, hosts).await?;
+    let server: HostPort = token.endpoint.parse().context("the token's endpoint")?;
+    // Before the intermediate: a node that knows who it is also knows its first peer.
+    peers::save(&data.peers(), &[PeerArg { node: joined.through.clone(), server }])?;
+    let authority = NodeAuthority::create(key, joined.intermediate, joined.roots)?;
+    authority.save(data).context("cannot keep the intermediate")?;
+    renewal::keep_asked(data, hosts)?;
+    // Best effort: the key is in the authority now.
+    let _ = std::fs::remove_file(data.path().join(PENDING_KEY));
+    info!(%node, trust_domain = %authority.trust_domain(), through = %joined.through, token = %token.id, "joined");
+    Ok(authority)
+}
+
+/// The key of a join that was not answered yet.
+const PENDING_KEY: &str = "join.key";
+
+fn pending_key(data: &DataDir) -> anyhow::Result<KeyPair> {
+    let path = data.path().join(PENDING_KEY);
+    if let Ok(text) = std::fs::read_to_string(&path)
+        && let Ok(key) = KeyPair::from_pem(&text)
+    {
+        return Ok(key);
+    }
+    let key = KeyPair::generate()?;
+    write_atomic(&path, key.pem().as_bytes(), 0o600)?;
+    Ok(key)
+}
+
+fn found(data: &DataDir, settings: &NodeSettings) -> anyhow::Result<RootAuthority> {
+    let root = RootAuthority::create(settings.trust_domain.clone()).context("cannot make a root")?;
+    root.save(data).context("cannot keep the root")?;
+    info!(trust_domain = %root.trust_domain(), ca = %data.ca().display(), "made a new trust domain; back up its ca directory");
+    Ok(root)
+}
+
+/// Makes the node's intermediate with the root at hand.
+pub(super) fn under_root(data: &DataDir, root: &RootAuthority, node: &NodeName, hosts: &Hosts) -> anyhow::Result<NodeAuthority> {
+    let key = KeyPair::generate()?;
+    let intermediate = root.sign_intermediate(&key.csr()?, node, hosts, INTERMEDIATE_LIFE).context("cannot sign the intermediate")?;
+    let authority = NodeAuthority::create(key, intermediate, vec![root.certificate().clone()])?;
+    authority.save(data).context("cannot keep the intermediate")?;
+    renewal::keep_asked(data, hosts)?;
+    Ok(authority)
+}
+
+/// The node's name for an empty data directory: as given, else the host's.
+pub(super) fn node_name(settings: &NodeSettings) -> anyhow::Result<NodeName> {
+    match &settings.node {
+        Some(node) => Ok(node.clone()),
+        None => NodeName::from_host(&settings.host).map_err(|error| {
+            let reason = chain(&error);
+            Usage(format!("the host's name `{}` is no node name ({reason}): give one with --node-name", settings.host)).into()
+        }),
+    }
+}
+
+/// Names and addresses that the node's certificates carry.
+fn hosts(settings: &NodeSettings) -> Hosts {
+    let mut hosts = Hosts::local();
+    for advertised in &settings.advertise {
+        hosts.add(advertised.host());
+    }
+    if let Some(ip) = settings.apiserver_listen.ip() {
+        hosts.add(&ip.to_string());
+    }
+    hosts
+}

@@ -1,0 +1,17 @@
+//! What runs: whole nodes, their parts alone, and sidecars. Composition only; what the parts do is in their crates.
+
+mod apiserver;
+mod datapath;
+mod identity;
+mod metrics;
+mod node;
+mod parts;
+mod peers;
+mod renewal;
+mod router;
+mod sidecar;
+mod syncer;
+
+pub use node::{Node, RunningNode};
+pub use parts::{apiserver, router, syncer};
+pub use sidecar::{RunningSidecar, SidecarAddresses, sidecar};

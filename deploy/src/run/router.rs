@@ -1,0 +1,331 @@
+//! The Router of a node: its spec followed, its sockets bound, its view reported.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use keel_certs::{ClusterName, Hosts, LiveIdentity, NodeName};
+use keel_control::client::{Client, WatchFrom};
+use keel_control::routes::{Plan, ReportContext, Reporter, ReporterConfig, RouterFlags, follow};
+use keel_fabric::flow::FlowLimits;
+use keel_fabric::limits::{LinkLimits, ProviderLimits, RouterLimits};
+use keel_fabric::link::{Links, RouterPeer};
+use keel_fabric::metrics::FabricMetrics;
+use keel_fabric::provider::{Provider, ProviderConfig, Publication};
+use keel_fabric::quic::{Endpoint, HostPort, ListenAddr, Profile};
+use keel_fabric::router::{Router, RouterConfig, RouterView};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{info, warn};
+
+use super::datapath::DataPath;
+use crate::errors::chain;
+
+/// How long the first bind waits for the Router's spec. A node alone at home starts with flags and defaults after that.
+const SPEC_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a router part is made of.
+pub(super) struct RouterSettings {
+    pub(super) node: NodeName,
+    pub(super) cluster: ClusterName,
+    /// An advertised port 0 stands for the port really bound; only nodes in one process with others use that.
+    pub(super) flags: RouterFlags,
+    pub(super) quic_dir: PathBuf,
+    pub(super) status_interval: Duration,
+}
+
+/// A running Router.
+pub(super) struct RouterPart {
+    data_path: DataPath,
+    control: JoinSet<()>,
+    stop: CancellationToken,
+    context: watch::Receiver<Arc<ReportContext>>,
+    _stop_on_drop: DropGuard,
+}
+
+impl RouterPart {
+    /// Binds the router and starts everything around it. Returns once it listens.
+    pub(super) async fn start(
+        settings: RouterSettings,
+        live: LiveIdentity,
+        client: Client,
+        metrics: Arc<FabricMetrics>,
+    ) -> anyhow::Result<Self> {
+        let stop = CancellationToken::new();
+        let stop_on_drop = stop.clone().drop_guard();
+        let mut control = JoinSet::new();
+        let events = client.watch_routers(WatchFrom::Snapshot);
+        // The view of other routers outlives the router itself: its farewell is written after the data path has ended.
+        let (following, work) = follow(events, settings.node.clone(), settings.flags.clone(), stop.clone());
+        control.spawn(work);
+        let mut synced = following.synced.clone();
+        if timeout(SPEC_PATIENCE, synced.wait_for(|synced| *synced)).await.is_err() {
+            warn!("the Router's spec cannot be read yet; starting with flags and defaults");
+        }
+        let (view_tx, view) = watch::channel(Arc::new(RouterView::default()));
+        let (bound_tx, mut bound) = watch::channel(None);
+        let serve = Serve {
+            node: settings.node.clone(),
+            quic_dir: settings.quic_dir,
+            cluster: settings.cluster,
+            live,
+            metrics,
+            plan: following.plan,
+            others: following.others,
+            view: view_tx,
+            bound: bound_tx,
+            stop: stop.clone(),
+        };
+        let mut data_path = DataPath::start("keel-data", move || serve.run())?;
+        tokio::select! {
+            biased;
+            ended = data_path.ended() => {
+                stop.cancel();
+                control.shutdown().await;
+                return Err(ended.err().unwrap_or_else(|| anyhow!("the router ended at once")));
+            }
+            _ = bound.wait_for(Option::is_some) => {}
+        }
+        let context = flatten(bound, &mut control);
+        let reporter =
+            Reporter::new(ReporterConfig { node: settings.node, interval: settings.status_interval }, client);
+        control.spawn(reporter.run(view, context.clone(), stop.clone()));
+        Ok(Self { data_path, control, stop, context, _stop_on_drop: stop_on_drop })
+    }
+
+    /// Where other nodes reach the router now; empty behind NAT.
+    pub(super) fn context(&self) -> watch::Receiver<Arc<ReportContext>> {
+        self.context.clone()
+    }
+
+    /// Ends only by itself: with an error.
+    pub(super) async fn ended(&mut self) -> anyhow::Error {
+        match self.data_path.ended().await {
+            Ok(()) => anyhow!("the router ended by itself"),
+            Err(error) => error.context("the router"),
+        }
+    }
+
+    /// Stops and waits for everything.
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        let outcome = self.data_path.join().await;
+        while self.control.join_next().await.is_some() {}
+        outcome
+    }
+}
+
+/// The same watch without its "not yet".
+fn flatten(
+    mut bound: watch::Receiver<Option<Arc<ReportContext>>>,
+    tasks: &mut JoinSet<()>,
+) -> watch::Receiver<Arc<ReportContext>> {
+    // Invariant: the caller waited until something was bound, and nobody takes it back.
+    let first = bound.borrow_and_update().clone().expect("something is bound");
+    let (sender, receiver) = watch::channel(first);
+    tasks.spawn(async move {
+        while bound.changed().await.is_ok() {
+            if let Some(context) = bound.borrow_and_update().clone() {
+                sender.send_replace(context);
+            }
+        }
+    });
+    receiver
+}
+
+/// The data path's side: lives on its own thread.
+struct Serve {
+    node: NodeName,
+    quic_dir: PathBuf,
+    cluster: ClusterName,
+    live: LiveIdentity,
+    metrics: Arc<FabricMetrics>,
+    plan: watch::Receiver<Arc<Plan>>,
+    others: watch::Receiver<Arc<Vec<RouterPeer>>>,
+    view: watch::Sender<Arc<RouterView>>,
+    bound: watch::Sender<Option<Arc<ReportContext>>>,
+    stop: CancellationToken,
+}
+
+/// A bound router that serves.
+struct Serving {
+    task: JoinSet<()>,
+    stop: CancellationToken,
+    view: watch::Receiver<Arc<RouterView>>,
+    addrs: Vec<SocketAddr>,
+    listen: ListenAddr,
+}
+
+impl Serve {
+    async fn run(mut self) -> anyhow::Result<()> {
+        let mut plan = self.plan.borrow_and_update().clone();
+        let (backends_tx, backends) = watch::channel(Arc::new(plan.backends.clone()));
+        let (elsewhere_tx, elsewhere_rx) = watch::channel(elsewhere(&plan));
+        let mut serving = self.bind(plan.listen, &backends)?;
+        let mut trouble = None;
+        let mut provider = JoinSet::new();
+        provider.spawn(self.publish_elsewhere(elsewhere_rx)?);
+        loop {
+            self.tell(&plan, &serving, trouble.clone());
+            self.view.send_replace(serving.view.borrow_and_update().clone());
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                Some(_) = serving.task.join_next() => return Err(anyhow!("the router on {} ended by itself", serving.listen)),
+                Some(_) = provider.join_next() => return Err(anyhow!("the router's publications ended by themselves")),
+                Ok(()) = serving.view.changed() => {}
+                Ok(()) = self.plan.changed() => {
+                    plan = self.plan.borrow_and_update().clone();
+                    backends_tx.send_if_modified(|old| replace(old, &plan.backends));
+                    elsewhere_tx.send_if_modified(|old| replace(old, &elsewhere(&plan)));
+                    if plan.listen != serving.listen {
+                        (serving, trouble) = self.rebind(serving, plan.listen, &backends).await?;
+                    }
+                }
+            }
+        }
+        serving.end().await;
+        while provider.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    fn bind(&self, listen: ListenAddr, backends: &watch::Receiver<Arc<Vec<Publication>>>) -> anyhow::Result<Serving> {
+        let config = RouterConfig {
+            listen,
+            node: self.node.clone(),
+            quic_dir: self.quic_dir.clone(),
+            limits: RouterLimits::default(),
+            provider: ProviderLimits::default(),
+            flow: FlowLimits::default(),
+        };
+        let router = Router::bind(config, self.live.clone(), self.metrics.clone())
+            .with_context(|| format!("the router cannot listen on {listen}"))?;
+        let (view, addrs) = (router.view(), router.local_addrs());
+        let stop = CancellationToken::new();
+        let mut task = JoinSet::new();
+        task.spawn(router.run(backends.clone(), stop.clone()));
+        info!(listen = %listen, "router listens");
+        Ok(Serving { task, stop, view, addrs, listen })
+    }
+
+    /// Moves the router to another address; if that cannot be had it stays where it is, and the reason comes back.
+    async fn rebind(
+        &self,
+        old: Serving,
+        listen: ListenAddr,
+        backends: &watch::Receiver<Arc<Vec<Publication>>>,
+    ) -> anyhow::Result<(Serving, Option<String>)> {
+        // Another port: take it before giving up the old one. The same port: the old one is in the way.
+        if listen.port() == 0 || listen.port() != old.listen.port() {
+            return Ok(match self.bind(listen, backends) {
+                Ok(new) => {
+                    old.end().await;
+                    (new, None)
+                }
+                Err(error) => self.stay(old, &error),
+            });
+        }
+        let before = old.listen;
+        old.end().await;
+        match self.bind(listen, backends) {
+            Ok(new) => Ok((new, None)),
+            Err(error) => Ok(self.stay(self.bind(before, backends)?, &error)),
+        }
+    }
+
+    fn stay(&self, old: Serving, error: &anyhow::Error) -> (Serving, Option<String>) {
+        let reason = format!("{}; still listening on {}", chain(error.as_ref()), old.listen);
+        warn!("{reason}");
+        (old, Some(reason))
+    }
+
+    /// Publishes the router's own backends at other routers while nobody can reach this one.
+    fn publish_elsewhere(
+        &self,
+        publications: watch::Receiver<Arc<Vec<Publication>>>,
+    ) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+        let endpoint = Endpoint::client(Profile::Router).context("cannot dial other routers")?;
+        let links = Links::new(endpoint, self.live.clone(), LinkLimits::default(), self.metrics.clone());
+        let provider = Provider::new(links, self.live.clone(), ProviderConfig::default(), self.metrics.clone());
+        let (others, stop) = (self.others.clone(), self.stop.clone());
+        Ok(async move { provider.serve(publications, others, stop).await })
+    }
+
+    fn tell(&self, plan: &Plan, serving: &Serving, trouble: Option<String>) {
+        let mut plan = plan.clone();
+        let port = serving.addrs.first().map_or(0, SocketAddr::port);
+        for address in plan.addresses.iter_mut().filter(|address| address.port() == 0) {
+            if let Ok(ip) = address.host().parse() {
+                *address = HostPort::from(SocketAddr::new(ip, port));
+            }
+        }
+        let context = ReportContext {
+            cluster: self.cluster.clone(),
+            plan,
+            node_addresses: node_addresses(&serving.addrs),
+            trouble,
+        };
+        self.bound.send_if_modified(|old| {
+            let same = old.as_ref().is_some_and(|old| **old == context);
+            if !same {
+                *old = Some(Arc::new(context));
+            }
+            !same
+        });
+    }
+}
+
+impl Serving {
+    async fn end(mut self) {
+        self.stop.cancel();
+        while self.task.join_next().await.is_some() {}
+    }
+}
+
+fn replace(old: &mut Arc<Vec<Publication>>, new: &[Publication]) -> bool {
+    let changed = old.as_slice() != new;
+    if changed {
+        *old = Arc::new(new.to_vec());
+    }
+    changed
+}
+
+/// What is published at other routers: everything of ours while this one cannot be reached, else nothing.
+fn elsewhere(plan: &Plan) -> Arc<Vec<Publication>> {
+    Arc::new(if plan.addresses.is_empty() { plan.backends.clone() } else { Vec::new() })
+}
+
+/// How the node's own sidecars reach sockets bound to `bound`: an unspecified address stands for loopback and every address
+/// of the machine.
+fn node_addresses(bound: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut all = Vec::new();
+    let machine = Hosts::local().ips;
+    for addr in bound {
+        if !addr.ip().is_unspecified() {
+            all.push(*addr);
+            continue;
+        }
+        let loopback = if addr.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) };
+        all.push(SocketAddr::new(loopback, addr.port()));
+        let same_family = machine.iter().filter(|ip| ip.is_ipv4() == addr.is_ipv4() && !ip.is_loopback());
+        all.extend(same_family.map(|ip| SocketAddr::new(*ip, addr.port())));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unspecified_address_stands_for_loopback_first() {
+        let all = node_addresses(&["0.0.0.0:7000".parse().unwrap(), "192.0.2.1:7001".parse().unwrap()]);
+        assert_eq!(all[0].to_string(), "127.0.0.1:7000");
+        assert_eq!(all.last().unwrap().to_string(), "192.0.2.1:7001");
+        assert!(all.iter().all(SocketAddr::is_ipv4));
+    }
+}

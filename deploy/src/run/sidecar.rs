@@ -1,0 +1,93 @@
+//! The sidecar: its bytes on a thread of their own, its DNS and discovery on the caller's runtime.
+
+use anyhow::anyhow;
+use keel_sidecar::admin::Ready;
+use keel_sidecar::Sidecar;
+use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::datapath::DataPath;
+use crate::settings::SidecarSettings;
+use crate::telemetry::ProcessCollector;
+
+/// Runs a sidecar until `stop`.
+///
+/// # Errors
+/// It cannot start, or a part of it failed.
+pub async fn sidecar(settings: SidecarSettings, stop: CancellationToken) -> anyhow::Result<()> {
+    RunningSidecar::start(settings, stop).await?.ended().await
+}
+
+/// A sidecar that was started.
+#[derive(Debug)]
+pub struct RunningSidecar {
+    data_path: DataPath,
+    stop: CancellationToken,
+    addresses: SidecarAddresses,
+    ready: Ready,
+    _stop_on_drop: DropGuard,
+}
+
+/// Where a started sidecar listens.
+#[derive(Debug, Clone)]
+pub struct SidecarAddresses {
+    /// Where DNS is answered; none if nothing is mapped.
+    pub dns: Option<std::net::SocketAddr>,
+    /// Where metrics and health are served.
+    pub metrics: std::net::SocketAddr,
+}
+
+impl RunningSidecar {
+    /// Starts a sidecar; returns once its listeners are bound, which does not wait for an APIServer.
+    ///
+    /// # Errors
+    /// A listener cannot be had; the error names it and says what to do.
+    pub async fn start(settings: SidecarSettings, stop: CancellationToken) -> anyhow::Result<Self> {
+        let control = Handle::current();
+        let (tell, told) = oneshot::channel();
+        let inner = stop.clone();
+        let mut data_path = DataPath::start("keel-data", move || async move {
+            let mut registry = Registry::default();
+            registry.register_collector(Box::new(ProcessCollector::new()));
+            let sidecar = Sidecar::start(settings.config, registry, inner, control).await?;
+            let addresses = SidecarAddresses { dns: sidecar.dns_addr(), metrics: sidecar.metrics_addr() };
+            // Nobody listens only if the starter was dropped; the sidecar is stopped by its token then.
+            let _ = tell.send((addresses, sidecar.ready()));
+            sidecar.run().await?;
+            Ok(())
+        })?;
+        match told.await {
+            Ok((addresses, ready)) => Ok(Self { data_path, _stop_on_drop: stop.clone().drop_guard(), stop, addresses, ready }),
+            Err(_) => Err(data_path.ended().await.err().unwrap_or_else(|| anyhow!("the sidecar was stopped before it started"))),
+        }
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &SidecarAddresses {
+        &self.addresses
+    }
+
+    /// What it still waits for.
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// Waits until the sidecar has ended, by its token or by an error.
+    ///
+    /// # Errors
+    /// A part of it failed.
+    pub async fn ended(self) -> anyhow::Result<()> {
+        self.data_path.join().await
+    }
+
+    /// Stops the sidecar and waits for its end.
+    ///
+    /// # Errors
+    /// As [`RunningSidecar::ended`].
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.ended().await
+    }
+}

@@ -1,0 +1,68 @@
+//! The Syncer of a node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keel_certs::{LiveIdentity, NodeName};
+use keel_control::client::Client;
+use keel_control::syncer::{Peer, PeerStates, SyncMetrics, Syncer, SyncerConfig};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::settings::PeerArg;
+
+/// How long the last status may take to reach the peers when the node stops.
+const LAST_PUSH: Duration = Duration::from_secs(1);
+
+/// A running Syncer.
+pub(super) struct SyncerPart {
+    states: watch::Receiver<PeerStates>,
+    task: JoinSet<()>,
+    stop: CancellationToken,
+    /// The peers never change while the node runs; the sender says so by staying.
+    _peers: watch::Sender<Arc<Vec<Peer>>>,
+    _stop_on_drop: DropGuard,
+}
+
+impl SyncerPart {
+    pub(super) fn start(
+        node: NodeName,
+        peers: &[PeerArg],
+        live: LiveIdentity,
+        local: Client,
+        metrics: Arc<SyncMetrics>,
+    ) -> Self {
+        let peers = peers.iter().map(|peer| Peer { node: peer.node.clone(), server: peer.server.clone() }).collect();
+        let (sender, peers) = watch::channel(Arc::new(peers));
+        let syncer = Syncer::new(SyncerConfig { node, peers, local, live, metrics });
+        let states = syncer.peers_state();
+        let stop = CancellationToken::new();
+        let mut task = JoinSet::new();
+        task.spawn(syncer.run(stop.clone()));
+        Self { states, task, _stop_on_drop: stop.clone().drop_guard(), stop, _peers: sender }
+    }
+
+    /// How it goes with each peer.
+    pub(super) fn states(&self) -> watch::Receiver<PeerStates> {
+        self.states.clone()
+    }
+
+    /// Ends only by itself.
+    pub(super) async fn ended(&mut self) -> anyhow::Error {
+        let _ = self.task.join_next().await;
+        anyhow::anyhow!("the syncer ended by itself")
+    }
+
+    /// Gives the last status a moment to reach those peers that are there, then stops.
+    pub(super) async fn stop(mut self) {
+        let told = |states: &PeerStates| {
+            states.iter().all(|peer| !peer.connected || peer.behind_since.is_none())
+        };
+        // Whoever was not told finds out by the heartbeat.
+        let _ = timeout(LAST_PUSH, self.states.wait_for(told)).await;
+        self.stop.cancel();
+        while self.task.join_next().await.is_some() {}
+    }
+}

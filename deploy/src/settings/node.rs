@@ -1,0 +1,302 @@
+//! Settings of a node: `keel up` and the parts of it that run as processes of their own.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use keel_certs::{ClusterName, Namespace, NodeName, TrustDomain};
+use keel_fabric::quic::{HostPort, ListenAddr};
+use serde::Deserialize;
+
+use super::values::{self, PeerArg, Span, TokenSource};
+use super::{FileError, Wanted, or_list, read_file};
+use crate::errors::Usage;
+
+/// Flags, environment and file of a node, as they were given.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct NodeFlags {
+    /// Name of this node [default: the host's name]
+    #[arg(long, env = "NODE_NAME", value_name = "N")]
+    #[serde(deserialize_with = "values::text")]
+    pub node_name: Option<NodeName>,
+    /// Name of the site that this node belongs to [default: default]
+    #[arg(long, env = "KEEL_CLUSTER", value_name = "C")]
+    #[serde(deserialize_with = "values::text")]
+    pub cluster: Option<ClusterName>,
+    /// Where keys, certificates and the store are [default: /var/lib/keel for root, else ~/.local/share/keel]
+    #[arg(long, env = "KEEL_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// YAML file with these settings, keys as the flags in camelCase
+    #[arg(long, env = "KEEL_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Join the trust domain that made this token: the token, @FILE, or - for standard input
+    #[arg(long, env = "KEEL_JOIN", value_name = "TOKEN", hide_env_values = true)]
+    #[serde(deserialize_with = "values::text")]
+    pub join: Option<TokenSource>,
+    /// Where the APIServer listens, UDP and TCP [default: 127.0.0.1:7443]
+    #[arg(long, env = "KEEL_APISERVER_LISTEN", value_name = "ADDR:PORT")]
+    #[serde(deserialize_with = "values::text")]
+    pub apiserver_listen: Option<ListenAddr>,
+    /// Where the Router listens, UDP [default: :7000, every IPv4 and IPv6 address]
+    #[arg(long, env = "KEEL_ROUTER_LISTEN", value_name = "ADDR:PORT")]
+    #[serde(deserialize_with = "values::text")]
+    pub router_listen: Option<ListenAddr>,
+    /// Name of a trust domain made here [default: keel-<8 hex of the root key's hash>]
+    #[arg(long, env = "KEEL_TRUST_DOMAIN", value_name = "T")]
+    #[serde(deserialize_with = "values::text")]
+    pub trust_domain: Option<TrustDomain>,
+    /// The Router as other nodes reach it; none: this node is behind NAT
+    #[arg(long, env = "KEEL_ADVERTISE", value_name = "HOST:PORT", value_delimiter = ',')]
+    #[serde(deserialize_with = "values::texts")]
+    pub advertise: Vec<HostPort>,
+    /// Another node's APIServer to exchange Routers with
+    #[arg(long, env = "KEEL_PEER", value_name = "NAME=HOST:PORT", value_delimiter = ',')]
+    #[serde(deserialize_with = "values::texts")]
+    pub peer: Vec<PeerArg>,
+    /// Where resources are kept [default: sqlite:<data directory>/store.db]
+    #[arg(long, env = "KEEL_STORE", value_name = "URL", hide_env_values = true)]
+    #[serde(deserialize_with = "values::text")]
+    pub store: Option<StoreUrl>,
+    /// Where the dashboard listens: nothing is served there yet
+    #[arg(long, env = "KEEL_DASHBOARD_LISTEN", value_name = "ADDR:PORT")]
+    #[serde(deserialize_with = "values::text")]
+    pub dashboard_listen: Option<SocketAddr>,
+    /// Where /metrics, /healthz and /readyz are served [default: 127.0.0.1:9090]
+    #[arg(long, env = "KEEL_METRICS_LISTEN", value_name = "ADDR:PORT")]
+    #[serde(deserialize_with = "values::text")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Namespaces that any local user may have identities of, besides `default`
+    #[arg(long, env = "KEEL_LOCAL_NAMESPACES", value_name = "NS", value_delimiter = ',')]
+    #[serde(deserialize_with = "values::texts")]
+    pub local_namespaces: Vec<Namespace>,
+    /// Longest time between two durable writes of counters and heartbeats [default: 30s]
+    #[arg(long, env = "KEEL_STATUS_INTERVAL", value_name = "TIME")]
+    #[serde(deserialize_with = "values::text")]
+    pub status_interval: Option<Span>,
+    /// Life of the leaf certificates issued here, 60s to 7d [default: 24h]
+    #[arg(long, env = "KEEL_LEAF_LIFE", value_name = "TIME")]
+    #[serde(deserialize_with = "values::text")]
+    pub leaf_life: Option<Span>,
+}
+
+/// Which process the settings are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// `keel up`: all of them.
+    Node,
+    /// `keel-apiserver`.
+    ApiServer,
+    /// `keel-router`.
+    Router,
+    /// `keel-syncer`.
+    Syncer,
+}
+
+impl Part {
+    /// The flags (by their clap ids) that mean nothing to this part.
+    pub fn foreign_flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Node => &[],
+            Self::ApiServer => &["router_listen", "peer", "dashboard_listen", "status_interval"],
+            Self::Router => &[
+                "node_name", "join", "apiserver_listen", "trust_domain", "peer", "store", "local_namespaces", "leaf_life",
+            ],
+            Self::Syncer => &[
+                "node_name", "cluster", "join", "apiserver_listen", "router_listen", "trust_domain", "advertise", "store",
+                "dashboard_listen", "local_namespaces", "status_interval", "leaf_life",
+            ],
+        }
+    }
+}
+
+/// Where resources are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// A SQLite file.
+    Sqlite(PathBuf),
+}
+
+impl std::str::FromStr for StoreUrl {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Self, Usage> {
+        match text.split_once(':') {
+            Some(("sqlite", path)) if !path.trim_start_matches("//").is_empty() => {
+                Ok(Self::Sqlite(path.strip_prefix("//").unwrap_or(path).into()))
+            }
+            Some(("postgres" | "postgresql", _)) => {
+                Err(Usage("PostgreSQL as a store is not built yet: use sqlite:PATH".into()))
+            }
+            _ => Err(Usage("a store is written sqlite:PATH".into())),
+        }
+    }
+}
+
+/// The resolved settings of a node. Made once, by [`NodeFlags::resolve`].
+#[derive(Debug, Clone)]
+pub struct NodeSettings {
+    /// The node's name as the user gave it; the data directory knows it on every later start.
+    pub node: Option<NodeName>,
+    /// The name to use in a new data directory when none was given.
+    pub host: String,
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// The token to join with.
+    pub join: Option<TokenSource>,
+    /// Where the APIServer listens.
+    pub apiserver_listen: ListenAddr,
+    /// Where the Router listens, if a flag says so; else its spec decides, else `:7000`.
+    pub router_listen: Option<ListenAddr>,
+    /// The trust domain to make, if one is made.
+    pub trust_domain: Option<TrustDomain>,
+    /// The Router as other nodes reach it.
+    pub advertise: Vec<HostPort>,
+    /// Peers to exchange Routers with, besides the one joined through.
+    pub peers: Vec<PeerArg>,
+    /// The store's file; none: in the data directory.
+    pub store: Option<PathBuf>,
+    /// Where a dashboard would listen.
+    pub dashboard_listen: Option<SocketAddr>,
+    /// Where metrics and health are served.
+    pub metrics_listen: Wanted,
+    /// Namespaces any local user may have identities of, besides `default`.
+    pub local_namespaces: Vec<Namespace>,
+    /// Longest time between two durable writes of what only ticks.
+    pub status_interval: Duration,
+    /// Life of leaves issued here.
+    pub leaf_life: Duration,
+}
+
+/// A leaf that lives less cannot be renewed in time on a slow machine; more defeats short lives.
+const LEAF_LIFE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(7 * 24 * 3600));
+
+impl NodeFlags {
+    /// Reads the `--config` file, if one was given, and lays the flags over it.
+    ///
+    /// # Errors
+    /// The file's, with file and line.
+    pub fn with_file(self) -> Result<Self, FileError> {
+        match &self.config {
+            Some(path) => {
+                let under: Self = read_file(path)?;
+                Ok(self.over(under))
+            }
+            None => Ok(self),
+        }
+    }
+
+    /// Lays these settings over `under`: what is set here wins.
+    #[must_use]
+    pub fn over(self, under: Self) -> Self {
+        Self {
+            node_name: self.node_name.or(under.node_name),
+            cluster: self.cluster.or(under.cluster),
+            data_dir: self.data_dir.or(under.data_dir),
+            config: self.config.or(under.config),
+            join: self.join.or(under.join),
+            apiserver_listen: self.apiserver_listen.or(under.apiserver_listen),
+            router_listen: self.router_listen.or(under.router_listen),
+            trust_domain: self.trust_domain.or(under.trust_domain),
+            advertise: or_list(self.advertise, under.advertise),
+            peer: or_list(self.peer, under.peer),
+            store: self.store.or(under.store),
+            dashboard_listen: self.dashboard_listen.or(under.dashboard_listen),
+            metrics_listen: self.metrics_listen.or(under.metrics_listen),
+            local_namespaces: or_list(self.local_namespaces, under.local_namespaces),
+            status_interval: self.status_interval.or(under.status_interval),
+            leaf_life: self.leaf_life.or(under.leaf_life),
+        }
+    }
+
+    /// Fills in the defaults and checks what one value alone cannot show.
+    ///
+    /// `default_dir` is the data directory when none is given, `host` the host's name.
+    ///
+    /// # Errors
+    /// A value is out of its range.
+    pub fn resolve(self, default_dir: PathBuf, host: String) -> Result<NodeSettings, Usage> {
+        let leaf_life = self.leaf_life.map_or(Duration::from_secs(24 * 3600), |span| span.0);
+        if leaf_life < LEAF_LIFE.0 || leaf_life > LEAF_LIFE.1 {
+            return Err(Usage(format!("--leaf-life {} is out of range: 60s to 7d", Span(leaf_life))));
+        }
+        let status_interval = self.status_interval.map_or(Duration::from_secs(30), |span| span.0);
+        if status_interval.is_zero() {
+            return Err(Usage("--status-interval 0s is out of range: write at least 1ms".into()));
+        }
+        Ok(NodeSettings {
+            node: self.node_name,
+            host,
+            cluster: self.cluster.unwrap_or_else(ClusterName::default_cluster),
+            data_dir: self.data_dir.unwrap_or(default_dir),
+            join: self.join,
+            apiserver_listen: self.apiserver_listen.unwrap_or(ListenAddr::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 7443)))),
+            router_listen: self.router_listen,
+            trust_domain: self.trust_domain,
+            advertise: self.advertise,
+            peers: self.peer,
+            store: self.store.map(|StoreUrl::Sqlite(path)| path),
+            dashboard_listen: self.dashboard_listen,
+            metrics_listen: Wanted::new(self.metrics_listen, SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))),
+            local_namespaces: self.local_namespaces,
+            status_interval,
+            leaf_life,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        flags: NodeFlags,
+    }
+
+    fn flags(args: &[&str]) -> NodeFlags {
+        Command::try_parse_from(std::iter::once("keel").chain(args.iter().copied())).unwrap().flags
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keel.yaml");
+        std::fs::write(&file, "nodeName: from-file\ncluster: site-1\nadvertise: ['f.example.net:1']\n").unwrap();
+        let given = flags(&["--node-name", "from-flag", "--config", file.to_str().unwrap()]);
+        let settings = given.with_file().unwrap().resolve("/d".into(), "host".into()).unwrap();
+        assert_eq!(settings.node.unwrap().as_ref(), "from-flag");
+        assert_eq!(settings.cluster.as_ref(), "site-1");
+        assert_eq!(settings.advertise.len(), 1);
+        assert_eq!(settings.data_dir, PathBuf::from("/d"));
+        assert_eq!(settings.metrics_listen.addr.port(), 9090);
+        assert!(!settings.metrics_listen.given);
+    }
+
+    #[test]
+    fn every_flag_of_the_contract_parses() {
+        let all = [
+            "--node-name", "n", "--cluster", "c", "--data-dir", "/d", "--join", "@token", "--apiserver-listen", "0.0.0.0:7443",
+            "--router-listen", ":7000", "--trust-domain", "t", "--advertise", "a:1", "--advertise", "b:2", "--peer", "x=h:3",
+            "--store", "sqlite:/s.db", "--dashboard-listen", "127.0.0.1:7500", "--metrics-listen", "127.0.0.1:9090",
+        ];
+        let settings = flags(&all).resolve("/x".into(), "h".into()).unwrap();
+        assert_eq!((settings.advertise.len(), settings.peers.len()), (2, 1));
+        assert_eq!(settings.store, Some("/s.db".into()));
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for args in [["--leaf-life", "1s"], ["--status-interval", "0s"]] {
+            let flags = flags(&args);
+            assert!(flags.resolve("/x".into(), "h".into()).unwrap_err().to_string().contains(args[0]));
+        }
+        assert!("postgres://db".parse::<StoreUrl>().is_err());
+    }
+}

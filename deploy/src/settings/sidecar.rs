@@ -1,0 +1,276 @@
+//! Settings of a sidecar. Its environment names are those of the pods' manifests.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use keel_certs::{ClusterName, Namespace, PodName};
+use keel_sidecar::config::{ListenOn, SidecarConfig, Upstreams, parse_apiserver};
+use keel_sidecar::spec::{parse_mapped, parse_published};
+use keel_sidecar::vip::IpRange;
+use serde::Deserialize;
+
+use super::values::{self, Span, TokenSource};
+use super::{FileError, or_list, read_file};
+use crate::errors::{Usage, chain};
+
+/// Flags, environment and file of a sidecar, as they were given.
+///
+/// Services, the range and addresses stay text here: the sidecar's own parsers know their grammar.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SidecarFlags {
+    /// Services to map here: name[.namespace[.cluster]][:port][/tcp|/udp], comma separated, `alias=` in front
+    #[arg(long, env = "SIDECAR_MAPPED_SERVICES", value_name = "SERVICES", value_delimiter = ',')]
+    pub mapped_services: Vec<String>,
+    /// Services to publish from here: name[.namespace][:port]=host:port, comma separated
+    #[arg(long, env = "SIDECAR_PUBLISHED_SERVICES", value_name = "SERVICES", value_delimiter = ',')]
+    pub published_services: Vec<String>,
+    /// Addresses that mapped services get [default: 127.0.66.0/24]
+    #[arg(long, env = "SIDECAR_IP_RANGE", value_name = "CIDR")]
+    pub ip_range: Option<String>,
+    /// Where DNS is answered, UDP and TCP [default: 127.0.0.2:53]
+    #[arg(long, env = "SIDECAR_DNS_ADDR", value_name = "ADDR:PORT")]
+    #[serde(deserialize_with = "values::text")]
+    pub dns_addr: Option<SocketAddr>,
+    /// Where other names are asked, comma separated, or `none` [default: the resolv.conf found at start]
+    #[arg(long, env = "SIDECAR_DNS_UPSTREAM", value_name = "ADDR", value_delimiter = ',')]
+    pub dns_upstream: Vec<String>,
+    /// More zones that are ours alone, besides clusterset.local
+    #[arg(long, env = "SIDECAR_DNS_ZONE", value_name = "ZONE", value_delimiter = ',')]
+    pub dns_zone: Vec<String>,
+    /// The APIServer [default: what the node's socket or the token says]
+    #[arg(long, env = "SIDECAR_APISERVER", value_name = "URL")]
+    pub apiserver: Option<String>,
+    /// Join with this token: the token, @FILE, or - for standard input
+    #[arg(long, env = "SIDECAR_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[serde(deserialize_with = "values::text")]
+    pub join: Option<TokenSource>,
+    /// Directory with tls.crt, tls.key and ca.crt to use as the identity
+    #[arg(long, env = "SIDECAR_IDENTITY_DIR", value_name = "DIR")]
+    pub identity_dir: Option<PathBuf>,
+    /// Where identity and snapshots are kept [default: <data directory>/sidecar/<namespace>.<pod>]
+    #[arg(long, env = "SIDECAR_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Directory with imported-services-config.yaml and exported-services-config.yaml: nothing is read there yet
+    #[arg(long, env = "SIDECAR_CONFIG_DIR", value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// Where /metrics, /healthz and /readyz are served [default: 127.0.0.1:1080]
+    #[arg(long, env = "METRICS_ADDR", value_name = "ADDR:PORT")]
+    #[serde(deserialize_with = "values::text")]
+    pub metrics_addr: Option<SocketAddr>,
+    /// Data directory of the node on this machine
+    #[arg(long, env = "KEEL_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Name of this pod [default: <user>-<host>-<4 hex>]
+    #[arg(long, env = "POD_NAME", value_name = "POD")]
+    pub pod_name: Option<String>,
+    /// Namespace of this pod [default: default]
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NS")]
+    pub pod_namespace: Option<String>,
+    /// Cluster of this pod, preferred when several have a service [default: default]
+    #[arg(long, env = "KEEL_CLUSTER", value_name = "C")]
+    pub cluster: Option<String>,
+    /// How long a connection waits for an endpoint or a backend's answer [default: 10s]
+    #[arg(long, env = "SIDECAR_CONNECT_TIMEOUT", value_name = "TIME")]
+    #[serde(deserialize_with = "values::text")]
+    pub connect_timeout: Option<Span>,
+    /// YAML file with these settings, keys as the flags in camelCase
+    #[arg(long, env = "SIDECAR_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}
+
+/// What the machine says, for the defaults.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// The default data directory.
+    pub data_dir: PathBuf,
+    /// The host's name.
+    pub host: String,
+    /// The user's name.
+    pub user: String,
+}
+
+/// The resolved settings of a sidecar. Made once, by [`SidecarFlags::resolve`].
+#[derive(Debug, Clone)]
+pub struct SidecarSettings {
+    /// What the sidecar takes.
+    pub config: SidecarConfig,
+}
+
+impl SidecarFlags {
+    /// Reads the `--config` file, if one was given, and lays the flags over it.
+    ///
+    /// # Errors
+    /// The file's, with file and line.
+    pub fn with_file(self) -> Result<Self, FileError> {
+        match &self.config {
+            Some(path) => {
+                let under: Self = read_file(path)?;
+                Ok(self.over(under))
+            }
+            None => Ok(self),
+        }
+    }
+
+    /// Lays these settings over `under`: what is set here wins.
+    #[must_use]
+    pub fn over(self, under: Self) -> Self {
+        Self {
+            mapped_services: or_list(self.mapped_services, under.mapped_services),
+            published_services: or_list(self.published_services, under.published_services),
+            ip_range: self.ip_range.or(under.ip_range),
+            dns_addr: self.dns_addr.or(under.dns_addr),
+            dns_upstream: or_list(self.dns_upstream, under.dns_upstream),
+            dns_zone: or_list(self.dns_zone, under.dns_zone),
+            apiserver: self.apiserver.or(under.apiserver),
+            join: self.join.or(under.join),
+            identity_dir: self.identity_dir.or(under.identity_dir),
+            state_dir: self.state_dir.or(under.state_dir),
+            config_dir: self.config_dir.or(under.config_dir),
+            metrics_addr: self.metrics_addr.or(under.metrics_addr),
+            data_dir: self.data_dir.or(under.data_dir),
+            pod_name: self.pod_name.or(under.pod_name),
+            pod_namespace: self.pod_namespace.or(under.pod_namespace),
+            cluster: self.cluster.or(under.cluster),
+            connect_timeout: self.connect_timeout.or(under.connect_timeout),
+            config: self.config.or(under.config),
+        }
+    }
+
+    /// Parses what is text and fills in the defaults.
+    ///
+    /// # Errors
+    /// A value that cannot be understood; the error names its flag and what to write instead.
+    pub fn resolve(self, machine: &Machine) -> Result<SidecarSettings, Usage> {
+        let namespace = match filled(self.pod_namespace) {
+            Some(text) => parse("--pod-namespace", &text)?,
+            None => Namespace::default_namespace(),
+        };
+        if let Some(text) = filled(self.cluster) {
+            // Checked here so that a typing error shows; the sidecar learns its cluster from its node.
+            let _checked: ClusterName = parse("--cluster", &text)?;
+        }
+        let data_dir = self.data_dir.clone().unwrap_or_else(|| machine.data_dir.clone());
+        let mut config = SidecarConfig::new(namespace.clone(), data_dir.join("sidecar"));
+        let mapped = self.mapped_services.join(",");
+        config.mapped = parse_mapped(&mapped, &namespace).map_err(wrong("--mapped-services"))?;
+        let published = self.published_services.join(",");
+        config.published = parse_published(&published, &namespace).map_err(wrong("--published-services"))?;
+        if let Some(text) = filled(self.ip_range) {
+            config.ip_range = parse::<IpRange>("--ip-range", &text)?;
+        }
+        if let Some(address) = self.dns_addr {
+            config.dns = ListenOn::given(address);
+        }
+        config.dns_upstreams = parse::<Upstreams>("--dns-upstream", &self.dns_upstream.join(","))?;
+        config.dns_zones =
+            self.dns_zone.iter().map(|zone| zone.trim().trim_end_matches('.').to_ascii_lowercase()).filter(|zone| !zone.is_empty()).collect();
+        if let Some(url) = filled(self.apiserver) {
+            config.apiserver = Some(parse_apiserver(&url).map_err(wrong("--apiserver"))?);
+        }
+        if let Some(source) = &self.join {
+            config.join = Some(source.read().map_err(wrong("--join"))?);
+        }
+        config.identity_dir = self.identity_dir;
+        config.workload_sockets = sockets(self.data_dir.as_deref(), &machine.data_dir);
+        config.state_dir = self.state_dir;
+        if let Some(text) = filled(self.pod_name) {
+            config.pod = Some(parse::<PodName>("--pod-name", &text)?);
+        }
+        config.pod_base = format!("{}-{}", machine.user, machine.host);
+        if let Some(address) = self.metrics_addr {
+            config.metrics = ListenOn::given(address);
+        }
+        if let Some(span) = self.connect_timeout {
+            config.connect_timeout = span.0;
+        }
+        if let Some(dir) = self.config_dir {
+            tracing::info!(dir = %dir.display(), "--config-dir: nothing is read there yet");
+        }
+        Ok(SidecarSettings { config })
+    }
+}
+
+/// Where a node's workload socket may be, in the order in which they are tried.
+fn sockets(given: Option<&Path>, default: &Path) -> Vec<PathBuf> {
+    let mut dirs: Vec<&Path> = given.into_iter().collect();
+    dirs.extend([Path::new("/run/keel"), default, Path::new("/var/lib/keel")]);
+    let mut all: Vec<PathBuf> = Vec::new();
+    for dir in dirs {
+        let socket = dir.join("workload.sock");
+        if !all.contains(&socket) {
+            all.push(socket);
+        }
+    }
+    all
+}
+
+/// An empty variable of a manifest says nothing.
+fn filled(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.trim().is_empty())
+}
+
+fn parse<T: FromStr<Err: std::error::Error>>(flag: &str, text: &str) -> Result<T, Usage> {
+    text.trim().parse().map_err(wrong(flag))
+}
+
+fn wrong<E: std::error::Error>(flag: &str) -> impl Fn(E) -> Usage {
+    move |error| Usage(format!("{flag}: {}", chain(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine { data_dir: "/home/u/keel".into(), host: "laptop".into(), user: "u".into() }
+    }
+
+    #[test]
+    fn nothing_given_means_every_default() {
+        let config = SidecarFlags::default().resolve(&machine()).unwrap().config;
+        assert!(config.mapped.is_empty() && config.published.is_empty() && !config.dns.given);
+        assert_eq!(config.state_root, Path::new("/home/u/keel/sidecar"));
+        let sockets: Vec<_> = config.workload_sockets.iter().map(|path| path.to_str().unwrap()).collect();
+        assert_eq!(sockets, ["/run/keel/workload.sock", "/home/u/keel/workload.sock", "/var/lib/keel/workload.sock"]);
+    }
+
+    #[test]
+    fn a_given_data_directory_comes_first() {
+        let flags = SidecarFlags { data_dir: Some("/d".into()), ..SidecarFlags::default() };
+        let config = flags.resolve(&machine()).unwrap().config;
+        assert_eq!(config.workload_sockets[0], Path::new("/d/workload.sock"));
+        assert_eq!(config.state_root, Path::new("/d/sidecar"));
+    }
+
+    #[test]
+    fn wrong_values_name_their_flag() {
+        let text = |text: &str| Some(text.to_owned());
+        let all = [
+            ("--mapped-services", SidecarFlags { mapped_services: vec!["my sql".into()], ..SidecarFlags::default() }),
+            ("--published-services", SidecarFlags { published_services: vec!["web".into()], ..SidecarFlags::default() }),
+            ("--ip-range", SidecarFlags { ip_range: text("127.0.66.0/99"), ..SidecarFlags::default() }),
+            ("--dns-upstream", SidecarFlags { dns_upstream: vec!["dns.example".into()], ..SidecarFlags::default() }),
+            ("--apiserver", SidecarFlags { apiserver: text("http://a"), ..SidecarFlags::default() }),
+            ("--pod-namespace", SidecarFlags { pod_namespace: text("A B"), ..SidecarFlags::default() }),
+            ("--join", SidecarFlags { join: Some("nonsense".parse().unwrap()), ..SidecarFlags::default() }),
+        ];
+        for (flag, flags) in all {
+            let error = flags.resolve(&machine()).unwrap_err().to_string();
+            assert!(error.starts_with(flag), "{error}");
+        }
+    }
+
+    #[test]
+    fn empty_variables_say_nothing() {
+        let flags = SidecarFlags {
+            mapped_services: vec![String::new()],
+            ip_range: Some(String::new()),
+            pod_name: Some(String::new()),
+            ..SidecarFlags::default()
+        };
+        assert!(flags.resolve(&machine()).unwrap().config.mapped.is_empty());
+    }
+}

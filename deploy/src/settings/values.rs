@@ -1,0 +1,266 @@
+//! Values that flags, environment and file share: each parses from one text, and says what was wrong with it.
+
+use std::fmt;
+use std::io::Read;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use keel_certs::NodeName;
+use keel_certs::JoinToken;
+use keel_fabric::quic::HostPort;
+use serde::de::{Deserialize, Deserializer, Error as _};
+
+/// A length of time written with units: `10s`, `1h30m`, `250ms`, `7d`.
+///
+/// A bare number is refused: nobody should have to guess its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let bad = || ValueError::Span(text.to_owned());
+        let mut total = Duration::ZERO;
+        let mut rest = text.trim();
+        if rest.is_empty() {
+            return Err(bad());
+        }
+        while !rest.is_empty() {
+            let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+            let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
+            rest = &rest[digits..];
+            let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+            let unit = match &rest[..letters] {
+                "ms" => Duration::from_millis(1),
+                "s" => Duration::from_secs(1),
+                "m" => Duration::from_secs(60),
+                "h" => Duration::from_secs(3600),
+                "d" => Duration::from_secs(24 * 3600),
+                _ => return Err(bad()),
+            };
+            rest = &rest[letters..];
+            let number = u32::try_from(number).map_err(|_| bad())?;
+            let part = unit.checked_mul(number).ok_or_else(bad)?;
+            total = total.checked_add(part).ok_or_else(bad)?;
+        }
+        Ok(Self(total))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_zero() {
+            return f.write_str("0s");
+        }
+        let mut seconds = self.0.as_secs();
+        for (size, unit) in [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")] {
+            if seconds >= size {
+                write!(f, "{}{unit}", seconds / size)?;
+                seconds %= size;
+            }
+        }
+        match self.0.subsec_millis() {
+            0 => Ok(()),
+            millis => write!(f, "{millis}ms"),
+        }
+    }
+}
+
+/// Where a join token comes from: the text itself, `@FILE`, or `-` for standard input.
+#[derive(Clone)]
+pub enum TokenSource {
+    /// The token itself. Visible in the process list, so the documentation uses files.
+    Value(String),
+    /// A file that holds the token.
+    File(PathBuf),
+    /// Standard input.
+    Stdin,
+}
+
+/// Longest token text that is read: far above any real token, far below what could hurt.
+const TOKEN_MAX: u64 = 16 * 1024;
+
+impl TokenSource {
+    /// Reads and parses the token.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the text is no token.
+    pub fn read(&self) -> Result<JoinToken, ValueError> {
+        let (text, place) = match self {
+            Self::Value(text) => (text.clone(), "the token given".to_owned()),
+            Self::File(path) => {
+                let open = std::fs::File::open(path);
+                let text = open.and_then(read_all).map_err(|source| ValueError::TokenFile {
+                    path: path.clone(),
+                    source,
+                })?;
+                (text, path.display().to_string())
+            }
+            Self::Stdin => {
+                let text = read_all(std::io::stdin()).map_err(|source| ValueError::TokenFile {
+                    path: "standard input".into(),
+                    source,
+                })?;
+                (text, "standard input".to_owned())
+            }
+        };
+        JoinToken::from_str(text.trim()).map_err(|error| ValueError::Token {
+            place,
+            reason: crate::errors::chain(&error),
+        })
+    }
+}
+
+fn read_all(from: impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    from.take(TOKEN_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+impl FromStr for TokenSource {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        Ok(match text.trim() {
+            "" => return Err(ValueError::EmptyToken),
+            "-" => Self::Stdin,
+            other => match other.strip_prefix('@') {
+                Some(path) => Self::File(path.into()),
+                None => Self::Value(other.to_owned()),
+            },
+        })
+    }
+}
+
+impl fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(_) => f.write_str("(a token)"),
+            Self::File(path) => write!(f, "@{}", path.display()),
+            Self::Stdin => f.write_str("-"),
+        }
+    }
+}
+
+/// Another node's APIServer: `NAME=HOST:PORT`. The name is the identity that is expected there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerArg {
+    /// The node that must answer.
+    pub node: NodeName,
+    /// Where its APIServer listens.
+    pub server: HostPort,
+}
+
+impl FromStr for PeerArg {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (node, server) = text.split_once('=').ok_or_else(|| ValueError::Peer(text.to_owned()))?;
+        let part = |reason: String| ValueError::PeerPart { text: text.to_owned(), reason };
+        Ok(Self {
+            node: node.trim().parse().map_err(|error| part(crate::errors::chain(&error)))?,
+            server: server.trim().parse().map_err(|error| part(crate::errors::chain(&error)))?,
+        })
+    }
+}
+
+impl fmt::Display for PeerArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.node, self.server)
+    }
+}
+
+/// Why a value could not be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum ValueError {
+    /// Not a length of time.
+    #[error("`{0}` is no length of time: write a number with a unit (ms, s, m, h, d), as in `10s` or `1h30m`")]
+    Span(String),
+    /// A peer without `=`.
+    #[error("`{0}` is no peer: write NAME=HOST:PORT, as in `edge-a=a.example.net:7443`")]
+    Peer(String),
+    /// A part of a peer is wrong.
+    #[error("peer `{text}`: {reason}")]
+    PeerPart {
+        /// The whole text.
+        text: String,
+        /// What the part's parser said.
+        reason: String,
+    },
+    /// An empty token.
+    #[error("the token is empty: give the token, @FILE, or - for standard input")]
+    EmptyToken,
+    /// The token's file cannot be read.
+    #[error("cannot read the join token from {path}")]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The text is no token. The text itself is never shown.
+    #[error("{place} is no join token: {reason}; make one with `keel token create` on the node to join")]
+    Token {
+        /// Where it was read.
+        place: String,
+        /// What the parser said.
+        reason: String,
+    },
+}
+
+/// Deserializes anything that parses from one text, so that a file speaks exactly the language of the flags.
+pub(crate) fn text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
+/// The same for lists: a sequence of texts.
+pub(crate) fn texts<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_take_units_and_nothing_else() {
+        let parse = |text: &str| text.parse::<Span>().map(|span| span.0);
+        assert_eq!(parse("10s").unwrap(), Duration::from_secs(10));
+        assert_eq!(parse("1h30m").unwrap(), Duration::from_secs(5400));
+        assert_eq!(parse("250ms").unwrap(), Duration::from_millis(250));
+        assert_eq!(parse("7d").unwrap(), Duration::from_secs(604_800));
+        for bad in ["", "10", "s", "10 s", "-1s", "1.5h", "10x", "99999999999999999999s", "4294967295d4294967295d9s9"] {
+            let error = parse(bad).unwrap_err().to_string();
+            assert!(error.contains("unit"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_span_prints_what_it_parses() {
+        for text in ["10s", "1h30m", "250ms", "7d", "1d2h3m4s5ms", "0s"] {
+            assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_token_never_shows_in_debug() {
+        let source: TokenSource = "keel1.secret".parse().unwrap();
+        assert_eq!(format!("{source:?}"), "(a token)");
+        assert_eq!(format!("{:?}", "@file".parse::<TokenSource>().unwrap()), "@file");
+        let error = source.read().unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

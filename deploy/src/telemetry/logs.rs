@@ -1,0 +1,82 @@
+//! Logs go to stderr, as text for people or as JSON for machines; standard output belongs to the commands' answers.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::errors::Usage;
+
+/// How a line of log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line of text, coloured on a terminal.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What is logged and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// The filter, in the language of `tracing-subscriber`: `info`, `info,keel_fabric=debug`.
+    pub filter: String,
+    /// The format.
+    pub format: LogFormat,
+    /// Whether text is coloured.
+    pub colour: bool,
+}
+
+impl LogSettings {
+    /// Reads `KEEL_LOG`, `KEEL_LOG_FORMAT` and `NO_COLOR` through `var`; `default` is the filter when none is set.
+    ///
+    /// # Errors
+    /// `KEEL_LOG_FORMAT` is neither `text` nor `json`.
+    pub fn from_env(var: impl Fn(&str) -> Option<String>, default: &str) -> Result<Self, Usage> {
+        let set = |name| var(name).filter(|value| !value.is_empty());
+        let format = match set("KEEL_LOG_FORMAT").as_deref() {
+            None | Some("text") => LogFormat::Text,
+            Some("json") => LogFormat::Json,
+            Some(other) => return Err(Usage(format!("KEEL_LOG_FORMAT={other}: write text or json"))),
+        };
+        Ok(Self {
+            filter: set("KEEL_LOG").unwrap_or_else(|| default.to_owned()),
+            format,
+            colour: std::io::stderr().is_terminal() && set("NO_COLOR").is_none(),
+        })
+    }
+}
+
+/// Starts logging for the whole process.
+///
+/// # Errors
+/// The filter cannot be understood.
+pub fn init(settings: &LogSettings) -> Result<(), Usage> {
+    let filter = EnvFilter::try_new(&settings.filter)
+        .map_err(|error| Usage(format!("KEEL_LOG={}: {error}; write for example info or info,keel_fabric=debug", settings.filter)))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(settings.colour);
+    // A second start in one process (several nodes in a test) keeps the first one's log.
+    let _already_started = match settings.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_format_or_filter_is_wrong_usage() {
+        let env = |name: &str| (name == "KEEL_LOG_FORMAT").then(|| "yaml".to_owned());
+        assert!(LogSettings::from_env(env, "info").unwrap_err().0.contains("yaml"));
+        let settings = LogSettings { filter: "=,=".into(), format: LogFormat::Text, colour: false };
+        assert!(init(&settings).unwrap_err().0.contains("KEEL_LOG"));
+    }
+
+    #[test]
+    fn the_default_is_text_at_the_given_filter() {
+        let settings = LogSettings::from_env(|_| None, "warn").unwrap();
+        assert_eq!((settings.filter.as_str(), settings.format), ("warn", LogFormat::Text));
+    }
+}
