@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use crate::quic::{ReadError, RecvStream, SendStream};
-use crate::wire::{Decoder, Frame, Generation, Open, ResetCode, Resume, WireError, data_header};
+use crate::wire::{
+    Decoder, Frame, Generation, Open, RefuseCode, ResetCode, Resume, WireError, data_header,
+};
 
 /// Payloads of at most this size travel in one chunk with their header; larger ones are not copied.
 const COALESCE: usize = 512;
@@ -78,7 +80,11 @@ impl IncomingLeg {
                 recv,
             }),
             Err(error) => {
-                send.reset(error.code().to_wire());
+                if let HeaderError::Wire(version @ WireError::Version { .. }) = &error {
+                    refuse_version(&mut send, version).await;
+                } else {
+                    send.reset(error.code().to_wire());
+                }
                 recv.stop(error.code().to_wire());
                 Err(error)
             }
@@ -100,6 +106,20 @@ impl IncomingLeg {
     pub(crate) fn cut(mut self, code: ResetCode) {
         self.send.reset(code.to_wire());
         self.recv.stop(code.to_wire());
+    }
+}
+
+/// A newer peer must hear that it is too new, and may go elsewhere.
+async fn refuse_version(send: &mut SendStream, error: &WireError) {
+    let mut out = BytesMut::new();
+    Frame::Refuse {
+        code: RefuseCode::UnsupportedVersion,
+        text: error.to_string(),
+    }
+    .encode(&mut out);
+    // If the stream is gone there is nobody to tell.
+    if send.write_chunk(out.freeze()).await.is_ok() {
+        send.finish();
     }
 }
 
@@ -145,6 +165,7 @@ pub(crate) struct Leg {
     /// Chunks at the front of `out` that are written.
     written: usize,
     finished: bool,
+    mute: bool,
 }
 
 impl Leg {
@@ -162,6 +183,7 @@ impl Leg {
             out: Vec::new(),
             written: 0,
             finished: false,
+            mute: false,
         }
     }
 
@@ -214,20 +236,29 @@ impl Leg {
         }
     }
 
-    /// Writes what is queued; ready when all of it is written.
-    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LegEnd>> {
+    /// Whether nothing can be sent any more. What the other side still says decides what becomes of the leg: it may have
+    /// stopped reading because it has just said how the flow ends.
+    pub(crate) const fn is_mute(&self) -> bool {
+        self.mute
+    }
+
+    /// Writes what is queued; ready when all of it is written or the leg is mute.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.written < self.out.len() {
             match ready!(
                 self.send
                     .poll_write_chunks(cx, &mut self.out[self.written..])
             ) {
                 Ok((chunks, _)) => self.written += chunks,
-                Err(_) => return Poll::Ready(Err(LegEnd::Lost)),
+                Err(_) => {
+                    self.mute = true;
+                    break;
+                }
             }
         }
         self.out.clear();
         self.written = 0;
-        Poll::Ready(Ok(()))
+        Poll::Ready(())
     }
 
     /// Ends the sending side after what was written.

@@ -204,7 +204,7 @@ impl Pump {
             return false;
         };
         let mut moved = false;
-        loop {
+        while !leg.is_mute() {
             HEADERS.with_borrow_mut(|headers| {
                 while leg.has_room() {
                     let Some(frame) = self.flow.transmit(leg.generation, now) else {
@@ -216,14 +216,10 @@ impl Pump {
             if leg.is_flushed() {
                 break;
             }
-            match leg.poll_flush(cx) {
-                Poll::Pending => return moved,
-                Poll::Ready(Ok(())) => moved = true,
-                Poll::Ready(Err(_)) => {
-                    self.drop_leg(ResetCode::Unspecified, now);
-                    return true;
-                }
+            if leg.poll_flush(cx).is_pending() {
+                return moved;
             }
+            moved = true;
         }
         if self.flow.state().is_final()
             && let Some(mut leg) = self.leg.take()

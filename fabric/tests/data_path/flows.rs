@@ -1,0 +1,201 @@
+//! Bytes get through, whole and in order, and ends end.
+
+use keel_fabric::EndReason;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+
+use crate::backend::{Backend, exchange, noise, sha256};
+use crate::world::{World, end, publication, soon, target};
+
+#[tokio::test]
+async fn a_flow_carries_bytes_both_ways_and_ends_clean() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    assert_eq!(
+        soon(exchange(&mut client, b"hello")).await.unwrap(),
+        b"hello"
+    );
+    let end = end(&mut tasks).await.unwrap();
+    assert_eq!(
+        (end.reason, end.bytes_up, end.bytes_down),
+        (EndReason::Done, 5, 5)
+    );
+}
+
+#[tokio::test]
+async fn sixty_four_flows_at_once_do_not_mix() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let mut ends = JoinSet::new();
+    let mut clients = JoinSet::new();
+    for seed in 0..64 {
+        let mut client = consumer.connect(&mut ends, &target).await;
+        clients.spawn(async move {
+            let bytes = noise(seed, 100_000 + seed as usize);
+            assert!(
+                exchange(&mut client, &bytes).await.unwrap() == bytes,
+                "flow {seed}"
+            );
+        });
+    }
+    while let Some(done) = soon(clients.join_next()).await {
+        done.unwrap();
+    }
+    while let Some(done) = soon(ends.join_next()).await {
+        assert_eq!(done.unwrap().unwrap().reason, EndReason::Done);
+    }
+}
+
+#[tokio::test]
+async fn sixty_four_mebibytes_come_back_unchanged() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    let bytes = noise(1, 64 << 20);
+    let answer = tokio::time::timeout(4 * crate::world::PATIENCE, exchange(&mut client, &bytes))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (answer.len(), sha256(&answer)),
+        (bytes.len(), sha256(&bytes))
+    );
+    assert_eq!(end(&mut tasks).await.unwrap().bytes_up, 64 << 20);
+}
+
+#[tokio::test]
+async fn a_server_may_speak_first() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::new(|mut socket| async move {
+        socket.write_all(b"220 ready\r\n").await.unwrap();
+        let mut rest = Vec::new();
+        socket.read_to_end(&mut rest).await.ok();
+    })
+    .await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    let mut banner = [0; 11];
+    soon(client.read_exact(&mut banner)).await.unwrap();
+    assert_eq!(&banner, b"220 ready\r\n");
+}
+
+#[tokio::test]
+async fn a_half_closed_client_still_gets_a_long_answer() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::new(|mut socket| async move {
+        let mut request = Vec::new();
+        socket.read_to_end(&mut request).await.unwrap();
+        socket.write_all(&noise(7, 3 << 20)).await.unwrap();
+    })
+    .await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    let answer = soon(exchange(&mut client, b"request")).await.unwrap();
+    assert!(answer == noise(7, 3 << 20));
+    assert_eq!(end(&mut tasks).await.unwrap().reason, EndReason::Done);
+}
+
+#[tokio::test]
+async fn a_server_may_close_its_side_first() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::new(|mut socket| async move {
+        socket.write_all(b"bye").await.unwrap();
+        socket.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        socket.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"late");
+    })
+    .await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    let mut answer = Vec::new();
+    soon(client.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, b"bye");
+    client.write_all(b"late").await.unwrap();
+    client.shutdown().await.unwrap();
+    let end = end(&mut tasks).await.unwrap();
+    assert_eq!(
+        (end.reason, end.bytes_up, end.bytes_down),
+        (EndReason::Done, 4, 3)
+    );
+}
+
+#[tokio::test]
+async fn a_router_dials_its_own_backend() {
+    let mut world = World::new();
+    let mut router = world.router("r").await;
+    let backend = Backend::echo().await;
+    router
+        .backends
+        .send_replace(vec![publication("echo.default", 80, backend.addr)].into());
+    let view = router.shows(|view| !view.services.is_empty()).await;
+    assert_eq!(view.services[0].providers[0].identity.path(), "/node/r");
+    let target = target("echo.default", 80, "/node/r".parse().unwrap(), &router);
+    let mut tasks = JoinSet::new();
+    let consumer = world.consumer();
+    let mut client = consumer.connect(&mut tasks, &target).await;
+    assert_eq!(
+        soon(exchange(&mut client, b"hello")).await.unwrap(),
+        b"hello"
+    );
+    assert_eq!(end(&mut tasks).await.unwrap().reason, EndReason::Done);
+    let view = router
+        .shows(|view| view.totals.bytes_out == 5 && view.totals.connections == 0)
+        .await;
+    assert_eq!(view.services[0].clients[0].bytes_in, 5);
+}
+
+#[tokio::test]
+async fn the_view_names_providers_and_clients_and_forgets_them() {
+    let mut world = World::new();
+    let mut router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    client.write_all(b"x").await.unwrap();
+    soon(client.read_u8()).await.unwrap();
+    let view = router
+        .shows(|view| view.totals.connections == 1 && view.totals.bytes_out > 0)
+        .await;
+    let service = &view.services[0];
+    assert_eq!(
+        (service.service.to_string().as_str(), service.port),
+        ("echo.default", 80)
+    );
+    assert_eq!(
+        service.providers[0].identity.path(),
+        "/node/b/ns/default/pod/p"
+    );
+    assert!(service.providers[0].since <= crate::world::now());
+    let roles: Vec<_> = service
+        .clients
+        .iter()
+        .map(|c| (c.identity.path(), c.connections))
+        .collect();
+    assert_eq!(
+        roles,
+        [
+            ("/node/a/ns/default/pod/c".to_owned(), 1),
+            ("/node/b/ns/default/pod/p".to_owned(), 1)
+        ]
+    );
+    provider.stop.cancel();
+    router.shows(|view| view.services.is_empty()).await;
+}

@@ -1,0 +1,221 @@
+//! A cut never looks like an end, and refusals are quick.
+
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use keel_fabric::EndReason;
+use keel_fabric::consumer::OpenError;
+use keel_fabric::wire::{AbortCode, RefuseCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::backend::{Backend, nobody, noise};
+use crate::world::{World, end, soon, target};
+
+fn reset(socket: TcpStream) {
+    socket2::SockRef::from(&socket)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_of_the_client_reaches_the_backend() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let (seen, mut kinds) = mpsc::channel(1);
+    let backend = Backend::new(move |mut socket| {
+        let seen = seen.clone();
+        async move {
+            let mut all = Vec::new();
+            let error = socket
+                .read_to_end(&mut all)
+                .await
+                .map_err(|error| error.kind());
+            seen.send((all, error)).await.unwrap();
+        }
+    })
+    .await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    client.write_all(b"some bytes").await.unwrap();
+    reset(client);
+    let (all, error) = soon(kinds.recv()).await.unwrap();
+    assert_eq!(error, Err(ErrorKind::ConnectionReset));
+    assert_eq!(all, b"some bytes");
+    assert!(match end(&mut tasks).await {
+        Ok(end) => end.reason == EndReason::Aborted(AbortCode::Reset),
+        Err(error) => matches!(error, OpenError::ClientGone),
+    });
+}
+
+#[tokio::test]
+async fn a_reset_of_the_backend_reaches_the_client_behind_its_bytes() {
+    for len in [0, 1, 100_000] {
+        let mut world = World::new();
+        let router = world.router("r").await;
+        let backend = Backend::new(move |mut socket| async move {
+            let mut byte = [0];
+            socket.read_exact(&mut byte).await.unwrap();
+            socket.write_all(&noise(3, len)).await.unwrap();
+            reset(socket);
+        })
+        .await;
+        let (_provider, target) = world.echo(&router, backend.addr).await;
+        let mut tasks = JoinSet::new();
+        let mut client = world.consumer().connect(&mut tasks, &target).await;
+        client.write_all(b"x").await.unwrap();
+        let mut all = Vec::new();
+        let error = soon(client.read_to_end(&mut all)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        // The reset drops what the backend's kernel had not sent yet, as it does without us; what came is in order.
+        assert!(noise(3, len).starts_with(&all));
+        assert_eq!(
+            end(&mut tasks).await.unwrap().reason,
+            EndReason::Aborted(AbortCode::BackendReset)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_is_a_quick_reset() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let (_provider, target) = world.echo(&router, nobody().await).await;
+    let consumer = world.consumer();
+    let mut tasks = JoinSet::new();
+    let mut client = consumer.connect(&mut tasks, &target).await;
+    client.write_all(b"early").await.unwrap();
+    let asked = Instant::now();
+    let error = soon(client.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert!(
+        asked.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        asked.elapsed()
+    );
+    let error = end(&mut tasks).await.unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            OpenError::Refused {
+                code: RefuseCode::BackendRefused,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(error.elsewhere());
+}
+
+#[tokio::test]
+async fn an_unknown_service_and_an_absent_provider_are_refused() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, good) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let unknown = target("nothing.default", 80, good.provider.clone(), &router);
+    let absent = target(
+        "echo.default",
+        80,
+        "/node/b/ns/default/pod/other".parse().unwrap(),
+        &router,
+    );
+    for (target, expected) in [
+        (unknown, RefuseCode::UnknownService),
+        (absent, RefuseCode::NoProvider),
+    ] {
+        let mut tasks = JoinSet::new();
+        let mut client = consumer.connect(&mut tasks, &target).await;
+        assert_eq!(
+            soon(client.read_u8()).await.unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        let error = end(&mut tasks).await.unwrap_err();
+        assert!(
+            matches!(&error, OpenError::Refused { code, .. } if *code == expected),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_refused_flow_opens_elsewhere_with_the_same_bytes() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, good) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let (mut client, mut flow) = consumer.flow().await;
+    client.write_all(b"early").await.unwrap();
+    let bad = target("nothing.default", 80, good.provider.clone(), &router);
+    assert!(
+        soon(flow.open(&consumer.links, &bad))
+            .await
+            .unwrap_err()
+            .elsewhere()
+    );
+    soon(flow.open(&consumer.links, &good)).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { Ok(flow.carry().await) });
+    let mut echoed = [0; 5];
+    soon(client.read_exact(&mut echoed)).await.unwrap();
+    assert_eq!(&echoed, b"early");
+    drop(client);
+    assert_eq!(end(&mut tasks).await.unwrap().reason, EndReason::Done);
+}
+
+#[tokio::test]
+async fn a_router_that_is_not_there_is_an_error_that_names_its_address() {
+    let mut world = World::new();
+    let mut router = world.router("r").await;
+    router.stopped().await;
+    let consumer = world.consumer();
+    let target = target("echo.default", 80, "/node/b".parse().unwrap(), &router);
+    let (mut client, mut flow) = consumer.flow().await;
+    let error = soon(flow.open(&consumer.links, &target)).await.unwrap_err();
+    assert!(error.elsewhere());
+    assert!(error.to_string().contains("router r"), "{error}");
+    flow.reset();
+    assert_eq!(
+        soon(client.read_u8()).await.unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_closes_while_the_server_still_talks_resets_it() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let (seen, mut kinds) = mpsc::channel(1);
+    let backend = Backend::new(move |mut socket| {
+        let seen = seen.clone();
+        async move {
+            let bytes = noise(5, 64 << 10);
+            let error = loop {
+                if let Err(error) = socket.write_all(&bytes).await {
+                    break error;
+                }
+            };
+            seen.send(error.kind()).await.unwrap();
+        }
+    })
+    .await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    soon(client.read_u8()).await.unwrap();
+    drop(client);
+    let kind = soon(kinds.recv()).await.unwrap();
+    assert!(
+        matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+        "{kind:?}"
+    );
+    assert_eq!(
+        end(&mut tasks).await.unwrap().reason,
+        EndReason::Aborted(AbortCode::Reset)
+    );
+}

@@ -1,0 +1,291 @@
+//! Routers, providers and consumers on free ports of loopback.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use keel_certs::fixture::Fabric;
+use keel_certs::{LiveIdentity, Subject};
+use keel_fabric::FlowEnd;
+use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, OpenError, Target};
+use keel_fabric::flow::FlowLimits;
+use keel_fabric::limits::LinkLimits;
+use keel_fabric::link::{Links, RouterPeer};
+use keel_fabric::metrics::FabricMetrics;
+use keel_fabric::provider::{Provider, ProviderConfig, Publication, PublishOutcome, PublishedAt};
+use keel_fabric::quic::{Endpoint, ListenAddr, Profile};
+use keel_fabric::router::{Router, RouterConfig, RouterView};
+use keel_fabric::wire::Protocol;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Longer than anything here takes on a busy machine; a test that waits so long has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for `what`, but not for ever.
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what)
+        .await
+        .expect("it did not happen in time")
+}
+
+pub(crate) struct World {
+    pub(crate) fabric: Fabric,
+    dir: tempfile::TempDir,
+    tasks: JoinSet<()>,
+    pub(crate) metrics: Arc<FabricMetrics>,
+    pub(crate) limits: FlowLimits,
+    /// Links outlive the flows over them, as in a process.
+    kept: std::sync::Mutex<Vec<Links>>,
+}
+
+pub(crate) struct RunningRouter {
+    pub(crate) peer: RouterPeer,
+    pub(crate) addr: SocketAddr,
+    pub(crate) view: watch::Receiver<Arc<RouterView>>,
+    pub(crate) backends: watch::Sender<Arc<Vec<Publication>>>,
+    pub(crate) stop: CancellationToken,
+    done: watch::Receiver<bool>,
+}
+
+pub(crate) struct RunningProvider {
+    pub(crate) state: watch::Receiver<Arc<Vec<PublishedAt>>>,
+    pub(crate) publications: watch::Sender<Arc<Vec<Publication>>>,
+    pub(crate) stop: CancellationToken,
+    _routers: watch::Sender<Arc<Vec<RouterPeer>>>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self {
+            fabric: Fabric::new(),
+            dir: tempfile::tempdir().unwrap(),
+            tasks: JoinSet::new(),
+            metrics: Arc::default(),
+            limits: FlowLimits::default(),
+            kept: std::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) async fn router(&mut self, node: &str) -> RunningRouter {
+        self.router_at(node, "127.0.0.1:0".parse().unwrap())
+    }
+
+    /// A router whose QUIC keys are those of the node's router before.
+    pub(crate) fn router_at(&mut self, node: &str, listen: ListenAddr) -> RunningRouter {
+        let config = RouterConfig {
+            listen,
+            node: node.parse().unwrap(),
+            quic_dir: self.dir.path().join(node),
+            limits: Default::default(),
+            provider: Default::default(),
+            flow: self.limits,
+        };
+        let router =
+            Router::bind(config, self.fabric.node(node), Arc::clone(&self.metrics)).unwrap();
+        let addr = router.local_addrs()[0];
+        let view = router.view();
+        let (backends, own) = watch::channel(Arc::default());
+        let stop = CancellationToken::new();
+        let (ended, done) = watch::channel(false);
+        let token = stop.clone();
+        self.tasks.spawn(async move {
+            router.run(own, token).await;
+            ended.send_replace(true);
+        });
+        let peer = RouterPeer {
+            node: node.parse().unwrap(),
+            addresses: vec![addr.into()],
+        };
+        RunningRouter {
+            peer,
+            addr,
+            view,
+            backends,
+            stop,
+            done,
+        }
+    }
+
+    pub(crate) fn links(&self, live: &LiveIdentity) -> Links {
+        let endpoint = Endpoint::client(Profile::Sidecar).unwrap();
+        let links = Links::new(
+            endpoint,
+            live.clone(),
+            LinkLimits::default(),
+            Arc::clone(&self.metrics),
+        );
+        self.kept.lock().unwrap().push(links.clone());
+        links
+    }
+
+    pub(crate) fn provider(
+        &mut self,
+        live: &LiveIdentity,
+        routers: &[&RunningRouter],
+        list: Vec<Publication>,
+    ) -> RunningProvider {
+        let config = ProviderConfig {
+            flow: self.limits,
+            ..ProviderConfig::default()
+        };
+        let provider = Provider::new(
+            self.links(live),
+            live.clone(),
+            config,
+            Arc::clone(&self.metrics),
+        );
+        let state = provider.state();
+        let (publications, list) = watch::channel(Arc::new(list));
+        let peers = routers.iter().map(|router| router.peer.clone()).collect();
+        let (keep, routers) = watch::channel(Arc::new(peers));
+        let stop = CancellationToken::new();
+        let token = stop.clone();
+        self.tasks
+            .spawn(async move { provider.serve(list, routers, token).await });
+        RunningProvider {
+            state,
+            publications,
+            stop,
+            _routers: keep,
+        }
+    }
+
+    /// A provider `/node/<node>/ns/default/pod/p` of `echo.default:80` at `router`, published.
+    pub(crate) async fn echo(
+        &mut self,
+        router: &RunningRouter,
+        backend: SocketAddr,
+    ) -> (RunningProvider, Target) {
+        let live = self.fabric.pod("b", "default", "p");
+        let mut provider = self.provider(
+            &live,
+            &[router],
+            vec![publication("echo.default", 80, backend)],
+        );
+        provider.published().await;
+        let target = target("echo.default", 80, live.identity().subject, router);
+        (provider, target)
+    }
+
+    pub(crate) fn consumer(&self) -> Consumer {
+        let live = self.fabric.pod("a", "default", "c");
+        self.consumer_as(&live)
+    }
+
+    pub(crate) fn consumer_as(&self, live: &LiveIdentity) -> Consumer {
+        let config = ConsumerConfig {
+            limits: self.limits,
+            metrics: Arc::clone(&self.metrics),
+        };
+        Consumer {
+            links: self.links(live),
+            config,
+        }
+    }
+}
+
+impl RunningRouter {
+    pub(crate) async fn stopped(&mut self) {
+        self.stop.cancel();
+        soon(self.done.wait_for(|done| *done)).await.unwrap();
+    }
+
+    pub(crate) async fn shows(
+        &mut self,
+        what: impl FnMut(&Arc<RouterView>) -> bool,
+    ) -> Arc<RouterView> {
+        soon(self.view.wait_for(what)).await.unwrap().clone()
+    }
+}
+
+impl RunningProvider {
+    pub(crate) async fn published(&mut self) {
+        let all = |list: &Arc<Vec<PublishedAt>>| {
+            !list.is_empty()
+                && list
+                    .iter()
+                    .all(|at| at.outcome == PublishOutcome::Published)
+        };
+        soon(self.state.wait_for(all)).await.unwrap();
+    }
+}
+
+/// The mapped side of an application's connection.
+pub(crate) struct Consumer {
+    pub(crate) links: Links,
+    config: ConsumerConfig,
+}
+
+impl Consumer {
+    /// Connects an application to `target`; on an error its connection is reset.
+    pub(crate) async fn connect(
+        &self,
+        tasks: &mut JoinSet<Result<FlowEnd, OpenError>>,
+        target: &Target,
+    ) -> TcpStream {
+        let (client, accepted) = socket_pair().await;
+        let mut flow = ConsumerFlow::new(accepted, self.config.clone());
+        let (links, target) = (self.links.clone(), target.clone());
+        tasks.spawn(async move {
+            match flow.open(&links, &target).await {
+                Ok(()) => Ok(flow.carry().await),
+                Err(error) => {
+                    flow.reset();
+                    Err(error)
+                }
+            }
+        });
+        client
+    }
+
+    pub(crate) async fn flow(&self) -> (TcpStream, ConsumerFlow) {
+        let (client, accepted) = socket_pair().await;
+        (client, ConsumerFlow::new(accepted, self.config.clone()))
+    }
+}
+
+pub(crate) async fn socket_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (client, accepted) = tokio::join!(
+        TcpStream::connect(listener.local_addr().unwrap()),
+        listener.accept()
+    );
+    (client.unwrap(), accepted.unwrap().0)
+}
+
+pub(crate) fn publication(service: &str, port: u16, backend: SocketAddr) -> Publication {
+    Publication {
+        service: service.parse().unwrap(),
+        port,
+        protocol: Protocol::Tcp,
+        backend: backend.into(),
+    }
+}
+
+pub(crate) fn target(
+    service: &str,
+    port: u16,
+    provider: Subject,
+    router: &RunningRouter,
+) -> Target {
+    Target {
+        service: service.parse().unwrap(),
+        port,
+        provider,
+        router: router.peer.clone(),
+    }
+}
+
+/// The only end of the tasks in the set.
+pub(crate) async fn end(
+    tasks: &mut JoinSet<Result<FlowEnd, OpenError>>,
+) -> Result<FlowEnd, OpenError> {
+    soon(tasks.join_next()).await.expect("a flow runs").unwrap()
+}
+
+pub(crate) fn now() -> SystemTime {
+    SystemTime::now()
+}
