@@ -7,6 +7,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+/// Addresses of interfaces that [`Hosts::local`] takes at most.
+const MAX_LOCAL: usize = 48;
+
 /// DNS names and IP addresses of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hosts {
@@ -28,8 +31,8 @@ impl Hosts {
         }
     }
 
-    /// Loopback, this machine's host name and the addresses of its interfaces (link-local ones left out: they mean
-    /// nothing without an interface).
+    /// Loopback, this machine's host name and the addresses of its interfaces. Link-local ones are left out (they mean
+    /// nothing without an interface), and all after the first 48: a certificate has to stay small.
     #[must_use]
     pub fn local() -> Self {
         let mut hosts = Self::loopback();
@@ -38,7 +41,10 @@ impl Hosts {
             .and_then(|name| name.into_string().ok())
         {
             hosts.add(&name);
+            // A host may be called `dev`, but no certificate may speak for all names below that.
+            hosts.dns.retain(|name| !is_shared_suffix(name));
         }
+        let mut addresses = BTreeSet::new();
         for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
             let Some(address) = interface.address else {
                 continue;
@@ -49,8 +55,9 @@ impl Hosts {
             let v6 = address
                 .as_sockaddr_in6()
                 .map(|address| IpAddr::V6(address.ip()));
-            hosts.ips.extend(v4.or(v6).filter(|ip| !is_link_local(*ip)));
+            addresses.extend(v4.or(v6).filter(|ip| !is_link_local(*ip)));
         }
+        hosts.ips.extend(addresses.into_iter().take(MAX_LOCAL));
         hosts
     }
 
@@ -72,6 +79,15 @@ impl Hosts {
         self.dns.extend(other.dns.iter().cloned());
         self.ips.extend(other.ips.iter().copied());
     }
+}
+
+/// Whether a name is one that many hosts end in, so that permitting it would permit them all.
+pub(crate) fn is_shared_suffix(name: &str) -> bool {
+    const SHARED: &[&str] = &[
+        "arpa", "cluster", "com", "dev", "home", "internal", "io", "lan", "local", "net", "org",
+        "svc", "test",
+    ];
+    SHARED.contains(&name)
 }
 
 /// Whether `host` is a DNS name that a certificate may carry (no wildcard, no underscore at the ends of a label).

@@ -77,9 +77,9 @@ pub enum LiveError {
     #[error("the new certificate is for {found}, this is {expected}")]
     Other {
         /// Who this process is.
-        expected: Identity,
+        expected: Box<Identity>,
         /// Whom the new certificate names.
-        found: Identity,
+        found: Box<Identity>,
     },
     /// rustls does not take the key.
     #[error("the private key cannot be used: {0}")]
@@ -258,8 +258,8 @@ impl LiveIdentity {
         let next = Arc::new(next(&current)?);
         if next.identity != current.identity {
             return Err(LiveError::Other {
-                expected: current.identity.clone(),
-                found: next.identity.clone(),
+                expected: Box::new(current.identity.clone()),
+                found: Box::new(next.identity.clone()),
             });
         }
         self.0.current.store(next.clone());

@@ -15,7 +15,7 @@ use super::{AuthorityError, RootPin, check_life};
 use crate::{
     der::{self, Facts, NODE_CN},
     disk::{self, DataDir},
-    hosts::{Hosts, is_dns_name},
+    hosts::{Hosts, is_dns_name, is_shared_suffix},
     identity::{Identity, Subject},
     issue::{self, Chain, Csr, KeyPair, ROOT_LIFE, certs_from_pem, certs_to_pem},
     name::{NodeName, TrustDomain, UserName},
@@ -255,7 +255,8 @@ fn constraints(hosts: &Hosts) -> Result<NameConstraints, AuthorityError> {
         )),
     ];
     for name in &hosts.dns {
-        if !is_dns_name(name) || TOP_LEVEL.contains(&name.as_str()) {
+        // A permitted DNS name permits all names below it.
+        if !is_dns_name(name) || is_shared_suffix(name) {
             return Err(AuthorityError::Host(name.clone()));
         }
         if name != "localhost" {
@@ -273,9 +274,3 @@ fn constraints(hosts: &Hosts) -> Result<NameConstraints, AuthorityError> {
         excluded_subtrees: Vec::new(),
     })
 }
-
-/// A permitted DNS name permits all names below it, so a node may not ask for these. Other single labels are host names.
-const TOP_LEVEL: &[&str] = &[
-    "com", "net", "org", "io", "dev", "local", "internal", "lan", "home", "arpa", "svc", "cluster",
-    "test",
-];

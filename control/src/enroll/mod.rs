@@ -79,7 +79,7 @@ struct Inner {
 }
 
 /// What an answer is made of: a JSON value, or a failure in Kubernetes' form.
-type Answer<T> = Result<T, Status>;
+type Answer<T> = Result<T, Box<Status>>;
 
 impl Enrolment {
     /// The enrolment of the node whose authority this is. `root` only where the root key is.
@@ -145,7 +145,7 @@ impl Handler for Enrolment {
                 (Method::POST, "/v1/renew") => {
                     answer(server::renew(&inner, request, &caller).await)
                 }
-                (_, path @ ("/v1/enroll" | "/v1/renew")) => answer::<()>(Err(Status::failure(
+                (_, path @ ("/v1/enroll" | "/v1/renew")) => answer::<()>(Err(failure(
                     Reason::MethodNotAllowed,
                     format!("{path} takes POST only"),
                 ))),
@@ -155,9 +155,9 @@ impl Handler for Enrolment {
     }
 }
 
-fn no_path(path: &str) -> Status {
+fn no_path(path: &str) -> Box<Status> {
     let path: String = path.chars().take(100).collect();
-    Status::failure(
+    failure(
         Reason::NotFound,
         format!("there is no {path:?} here with that method"),
     )
@@ -168,10 +168,8 @@ async fn body<T: DeserializeOwned>(request: http::Request<Body>) -> Answer<T> {
     let bytes = read(request.into_body(), MAX_BODY)
         .await
         .map_err(|error| match error {
-            ReadError::TooLarge { .. } => {
-                Status::failure(Reason::RequestEntityTooLarge, error.to_string())
-            }
-            ReadError::Broken(_) => Status::failure(Reason::BadRequest, error.to_string()),
+            ReadError::TooLarge { .. } => failure(Reason::RequestEntityTooLarge, error.to_string()),
+            ReadError::Broken(_) => failure(Reason::BadRequest, error.to_string()),
         })?;
     serde_json::from_slice(&bytes)
         .map_err(|error| bad_request(format!("the request's body: {error}")))
@@ -201,18 +199,22 @@ fn answer<T: Serialize>(answer: Answer<T>) -> Response<Body> {
     response
 }
 
-fn bad_request(message: impl Into<String>) -> Status {
-    Status::failure(Reason::BadRequest, message)
+fn failure(reason: Reason, message: impl Into<String>) -> Box<Status> {
+    Box::new(Status::failure(reason, message))
 }
 
-fn forbidden(message: impl Into<String>) -> Status {
-    Status::failure(Reason::Forbidden, message)
+fn bad_request(message: impl Into<String>) -> Box<Status> {
+    failure(Reason::BadRequest, message)
+}
+
+fn forbidden(message: impl Into<String>) -> Box<Status> {
+    failure(Reason::Forbidden, message)
 }
 
 /// An error that is not the caller's: logged whole, told in short.
-fn internal(error: &dyn std::error::Error) -> Status {
+fn internal(error: &dyn std::error::Error) -> Box<Status> {
     tracing::error!(%error, cause = error.source(), "enrolment failed");
-    Status::failure(
+    failure(
         Reason::InternalError,
         format!("this node could not do it: {error}"),
     )

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use keel_certs::{Chain, Csr, Hosts, NodeName, Subject};
 
 use super::wire::{EnrollRequest, Issued, RenewRequest, Wants};
-use super::{Answer, Inner, bad_request, body, forbidden, internal};
+use super::{Answer, Inner, bad_request, body, failure, forbidden, internal};
 use crate::api::{GROUP, PLURAL, Reason, Status};
 use crate::http::{Body, Caller};
 use crate::store::{ConsumeError, Key, TokenScope};
@@ -28,8 +28,7 @@ pub(super) async fn enroll(
     } = body(request).await?;
     let csr = csr.0;
     let key = data_encoding::HEXLOWER.encode(&csr.key_hash()[..8]);
-    let _one_at_a_time = inner.joining.lock().await;
-    let refuse = |status: Status| {
+    let refuse = |status: Box<Status>| {
         tracing::warn!(target: AUDIT, token = %id, key, remote = %caller.remote, why = status.message, "join refused");
         status
     };
@@ -43,12 +42,14 @@ pub(super) async fn enroll(
         .find(|record| record.id == id && secret.0.matches(&record.secret_hash))
         .map(|record| record.scope);
     let Some(scope) = scope else {
-        return Err(refuse(Status::failure(
+        return Err(refuse(failure(
             Reason::Forbidden,
             ConsumeError::Unknown.to_string(),
         )));
     };
     let subject = subject(inner, &scope, &wants).map_err(refuse)?;
+    // Only holders of a secret wait for each other here, so a flood without one delays no join.
+    let _one_at_a_time = inner.joining.lock().await;
     let consumed = inner
         .store
         .consume_token(&id, secret.0.hash(), csr.key_hash(), SystemTime::now())
@@ -70,7 +71,7 @@ pub(super) async fn enroll(
             "token {id} and this key were used to become {}",
             before.subject
         );
-        return Err(refuse(Status::failure(Reason::Conflict, taken)));
+        return Err(refuse(failure(Reason::Conflict, taken)));
     }
     let issued = sign(inner, &csr, &subject, &wants)?;
     if let Subject::Node { node } = &subject {
@@ -111,7 +112,7 @@ fn subject(inner: &Inner, scope: &TokenScope, wants: &Wants) -> Answer<Subject> 
                 let taken = format!(
                     "{name} is the name of the node you join at: choose another with --node-name"
                 );
-                return Err(Status::failure(Reason::Conflict, taken));
+                return Err(failure(Reason::Conflict, taken));
             }
             Ok(Subject::Node { node: name.clone() })
         }
@@ -159,7 +160,7 @@ pub(super) async fn renew(
 ) -> Answer<Issued> {
     let Some(identity) = &caller.identity else {
         let who = "renewing needs the certificate that is to be renewed; if it has expired, join again with a token";
-        return Err(Status::failure(Reason::Unauthorized, who));
+        return Err(failure(Reason::Unauthorized, who));
     };
     let RenewRequest { csr, hosts } = body(request).await?;
     match &identity.subject {
@@ -225,13 +226,13 @@ pub(super) fn issued(inner: &Inner, subject: Subject, chain: &Chain) -> Issued {
 }
 
 /// Why this node cannot sign for other nodes.
-pub(super) fn no_root(inner: &Inner) -> Status {
+pub(super) fn no_root(inner: &Inner) -> Box<Status> {
     let here = inner.authority.node();
     let where_ = match &inner.config.root_node {
         Some(node) => format!("ask node {node}, where it is"),
         None => "ask the first node of the trust domain".to_owned(),
     };
-    Status::failure(
+    failure(
         Reason::Conflict,
         format!("node {here} does not hold the root key: {where_}"),
     )

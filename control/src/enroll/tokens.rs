@@ -7,8 +7,8 @@ use keel_fabric::quic::HostPort;
 
 use super::server::{AUDIT, no_root};
 use super::wire::{TokenAnswer, TokenInfo, TokenList, TokenRequest};
-use super::{Answer, Inner, bad_request, internal};
-use crate::api::{Reason, Status};
+use super::{Answer, Inner, bad_request, failure, internal};
+use crate::api::Reason;
 use crate::store::{TokenRecord, TokenScope};
 
 /// The longest life of a token.
@@ -71,7 +71,7 @@ fn endpoint(inner: &Inner, given: Option<String>) -> Answer<String> {
             .unreachable
             .as_deref()
             .unwrap_or("this node does not know how others reach its APIServer");
-        Status::failure(
+        failure(
             Reason::Conflict,
             format!("{why}; or name it with --endpoint HOST:PORT"),
         )
@@ -91,7 +91,7 @@ pub(super) async fn list(inner: &Inner) -> Answer<TokenList> {
 
 pub(super) async fn revoke(inner: &Inner, id: &str) -> Answer<TokenList> {
     let missing = || {
-        Status::failure(
+        failure(
             Reason::NotFound,
             "there is no such token: see `keel token list`",
         )

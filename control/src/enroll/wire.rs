@@ -1,6 +1,8 @@
 //! The JSON of the enrolment paths. Certificates and signing requests are PEM in strings; unknown fields are ignored, so
 //! that nodes of different versions understand each other.
 
+use std::fmt;
+
 use keel_certs::{
     ClusterName, Csr, Hosts, Namespace, NodeName, PodName, Subject, TokenId, TokenSecret,
     TrustDomain,
@@ -186,6 +188,12 @@ pub struct TokenInfo {
 pub struct TokenList {
     /// Oldest first.
     pub tokens: Vec<TokenInfo>,
+}
+
+impl fmt::Debug for TokenAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenAnswer(..)")
+    }
 }
 
 impl From<TokenRecord> for TokenInfo {
