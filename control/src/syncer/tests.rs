@@ -361,3 +361,44 @@ async fn a_peer_that_was_away_is_caught_up_with() {
     a.stop().await;
     b.stop().await;
 }
+
+#[tokio::test]
+async fn a_watch_sees_every_write_once_over_restarts_of_its_server() {
+    let fabric = Fabric::new();
+    let mut node = Node::start(&fabric, "a").await;
+    let watching = node.served.client(&fabric.pod("a", "default", "p"), "a");
+    node.report("0").await;
+    let mut events = watching.watch_router(name("a"), WatchFrom::Snapshot);
+    assert!(
+        matches!(soon(events.next()).await, Some(WatchEvent::Snapshot { routers, .. }) if routers.len() == 1)
+    );
+    let address = node.served.address.to_string();
+    let mut written = 0;
+    for round in 0..3 {
+        for _ in 0..40 {
+            written += 1;
+            node.report(&written.to_string()).await;
+        }
+        if round < 2 {
+            node.served.stop().await;
+            let api = Api::new(
+                ApiConfig { node: name("a") },
+                node.store.clone(),
+                Arc::new(NoEnrolment),
+            );
+            node.served = Served::start_at(&address, &node.live, Arc::new(api), Limits::default());
+        }
+    }
+    let mut seen = Vec::new();
+    while seen.len() < written {
+        match soon(events.next()).await.unwrap() {
+            WatchEvent::Applied(router) => seen.push(router.status.unwrap().cluster.unwrap()),
+            WatchEvent::Interrupted(_) | WatchEvent::Synced(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let expected: Vec<String> = (1..=written).map(|at| at.to_string()).collect();
+    assert_eq!(seen, expected);
+    drop(events);
+    node.stop().await;
+}
