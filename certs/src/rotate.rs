@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use rustls_pki_types::CertificateDer;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{
     issue::{BACKDATE, Chain, Csr, KeyPair},
@@ -40,6 +40,8 @@ pub enum RenewError {
 /// The clock is looked at again this often, because a sleeping machine or a corrected clock moves the end of a certificate
 /// without moving timers.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// How long one attempt may take, whoever is asked.
+const ATTEMPT: Duration = Duration::from_secs(60);
 /// Pause after the first failed attempt; doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between two attempts.
@@ -110,10 +112,10 @@ async fn rotate_by(
 async fn attempt(live: &LiveIdentity, issuer: &dyn Issuer) -> Result<(), String> {
     let key = KeyPair::generate().map_err(|error| error.to_string())?;
     let csr = key.csr().map_err(|error| error.to_string())?;
-    let (chain, roots) = issuer
-        .renew(&csr)
+    let renewed = timeout(ATTEMPT, issuer.renew(&csr))
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|_| format!("no answer within {} s", ATTEMPT.as_secs()))?;
+    let (chain, roots) = renewed.map_err(|error| error.to_string())?;
     live.replace_all(key, chain, roots)
         .map_err(|error| error.to_string())
 }

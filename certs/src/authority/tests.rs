@@ -170,3 +170,30 @@ fn pins_round_trip() {
         assert_eq!(bad.parse::<RootPin>(), Err(RootPinError));
     }
 }
+
+#[test]
+fn what_a_request_asks_for_is_not_what_it_gets() {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose, SanType};
+
+    let mut wish = CertificateParams::default();
+    wish.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    wish.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let uri = "spiffe://test.keel/node/edge-b".try_into().unwrap();
+    wish.subject_alt_names = vec![
+        SanType::URI(uri),
+        SanType::DnsName("evil.example".try_into().unwrap()),
+    ];
+    let key = KeyPair::generate().unwrap();
+    let csr = Csr::from_der(wish.serialize_request(&key).unwrap().der().to_vec()).unwrap();
+
+    let fabric = Fabric::new();
+    let authority = fabric.node_authority("edge-a");
+    let chain = authority
+        .sign_admin(&csr, &UserName::new("ann").unwrap(), LEAF_LIFE)
+        .unwrap();
+    let facts = crate::der::Facts::of(&chain.certs[0]).unwrap();
+    assert!(!facts.is_ca);
+    assert_eq!(facts.uris, ["spiffe://test.keel/node/edge-a/admin/ann"]);
+    let leaf = webpki::EndEntityCert::try_from(&chain.certs[0]).unwrap();
+    assert_eq!(leaf.valid_dns_names().count(), 0);
+}
