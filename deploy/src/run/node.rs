@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use keel_certs::{ClusterName, LiveIdentity, NodeName, TrustDomain};
@@ -46,21 +47,50 @@ impl Node {
         let starting = ready.wait_for("router");
         let metrics = MetricsPort::start(settings.metrics_listen, registry, ready.clone()).await?;
 
-        let mut control = ControlPlane::start(&settings, transport).await?;
-        let client = control.client()?;
-        let syncer = SyncerPart::start(control.node.clone(), &control.peers, control.live.clone(), client.clone(), sync);
-        let router = RouterSettings {
-            node: control.node.clone(),
-            cluster: settings.cluster.clone(),
-            flags: RouterFlags { listen: settings.router_listen, advertise: settings.advertise.clone() },
-            quic_dir: control.quic_dir(),
-            status_interval: settings.status_interval,
-        };
-        let router = RouterPart::start(router, control.live.clone(), client, fabric).await?;
-        control.publish_router(router.context());
-        drop(starting);
-        Ok(RunningNode { data_dir: settings.data_dir, cluster: settings.cluster, router, syncer, control, metrics, ready })
+        let control = ControlPlane::start(&settings, transport).await?;
+        match parts(&settings, &control, sync, fabric).await {
+            Ok((syncer, router)) => {
+                let mut node = RunningNode {
+                    data_dir: settings.data_dir,
+                    cluster: settings.cluster,
+                    router,
+                    syncer,
+                    control,
+                    metrics,
+                    ready,
+                };
+                node.control.publish_router(node.router.context());
+                drop(starting);
+                Ok(node)
+            }
+            Err(error) => {
+                // In order, so that the store is closed and the next start has nothing to repair.
+                control.stop().await;
+                metrics.stop().await;
+                Err(error)
+            }
+        }
     }
+}
+
+/// What a node runs besides its control plane.
+async fn parts(
+    settings: &NodeSettings,
+    control: &ControlPlane,
+    sync: Arc<SyncMetrics>,
+    fabric: Arc<FabricMetrics>,
+) -> anyhow::Result<(SyncerPart, RouterPart)> {
+    let client = control.client()?;
+    let router = RouterSettings {
+        node: control.node.clone(),
+        cluster: settings.cluster.clone(),
+        flags: RouterFlags { listen: settings.router_listen, advertise: settings.advertise.clone() },
+        quic_dir: control.quic_dir(),
+        status_interval: settings.status_interval,
+    };
+    let router = RouterPart::start(router, control.live.clone(), client.clone(), fabric).await?;
+    let syncer = SyncerPart::start(control.node.clone(), &control.peers, control.live.clone(), client, sync);
+    Ok((syncer, router))
 }
 
 /// A node that runs. [`RunningNode::stop`] ends it in order; dropping it ends it at once.

@@ -88,7 +88,8 @@ impl RouterPart {
                 control.shutdown().await;
                 return Err(ended.err().unwrap_or_else(|| anyhow!("the router ended at once")));
             }
-            _ = bound.wait_for(Option::is_some) => {}
+            // A sender that went away without a word says nothing here: what the data path ended with does.
+            Ok(_) = bound.wait_for(Option::is_some) => {}
         }
         let context = flatten(bound, &mut control);
         let reporter =
