@@ -172,7 +172,11 @@ impl Connection {
     /// As if the peer's certificate ended at that time.
     #[cfg(test)]
     pub(super) fn expire_at(&self, not_after: SystemTime) {
-        let mut expiry = self.shared.expiry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut expiry = self
+            .shared
+            .expiry
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         expiry.spawn(expire(self.inner.clone(), not_after));
     }
 

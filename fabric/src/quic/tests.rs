@@ -9,7 +9,9 @@ use super::*;
 const ALPN: &[u8] = b"test/1";
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what).await.expect("it did not happen in time")
+    tokio::time::timeout(Duration::from_secs(20), what)
+        .await
+        .expect("it did not happen in time")
 }
 
 fn loopback() -> ListenAddr {
@@ -23,7 +25,9 @@ fn server(fabric: &Fabric, listen: &ListenAddr, keys: &QuicKeys) -> Endpoint {
 
 async fn dial(fabric: &Fabric, client: &Endpoint, addr: SocketAddr) -> Connection {
     let expect: NodeName = "s".parse().unwrap();
-    let tls = fabric.pod("c", "default", "p").client_config(&[ALPN], &expect);
+    let tls = fabric
+        .pod("c", "default", "p")
+        .client_config(&[ALPN], &expect);
     soon(client.connect(addr, "127.0.0.1", tls)).await.unwrap()
 }
 
@@ -33,7 +37,10 @@ async fn pair() -> (Connection, Connection, [Endpoint; 2]) {
     let server = server(&fabric, &loopback(), &QuicKeys::ephemeral());
     let client = Endpoint::client(Profile::Sidecar).unwrap();
     let accept = async { server.accept().await.unwrap().handshake().await.unwrap() };
-    let (near, far) = tokio::join!(dial(&fabric, &client, server.local_addrs()[0]), soon(accept));
+    let (near, far) = tokio::join!(
+        dial(&fabric, &client, server.local_addrs()[0]),
+        soon(accept)
+    );
     (near, far, [client, server])
 }
 
@@ -53,7 +60,18 @@ fn host_ports_are_read_and_written() {
     for text in ["a.example.net:7000", "10.0.0.1:1", "[2001:db8::1]:7000"] {
         assert_eq!(text.parse::<HostPort>().unwrap().to_string(), text);
     }
-    for text in ["", "host", "host:", ":1", "host:0", "host:70000", "::1:7000", "[::1:7000", "[x]:1", "a b:1"] {
+    for text in [
+        "",
+        "host",
+        "host:",
+        ":1",
+        "host:0",
+        "host:70000",
+        "::1:7000",
+        "[::1:7000",
+        "[x]:1",
+        "a b:1",
+    ] {
         assert!(text.parse::<HostPort>().is_err(), "{text}");
     }
 }
@@ -63,7 +81,8 @@ async fn a_taken_port_is_an_error_that_names_it() {
     let fabric = Fabric::new();
     let first = server(&fabric, &loopback(), &QuicKeys::ephemeral());
     let addr = first.local_addrs()[0];
-    let error = Endpoint::bind(&addr.into(), None, &QuicKeys::ephemeral(), Profile::Router).unwrap_err();
+    let error =
+        Endpoint::bind(&addr.into(), None, &QuicKeys::ephemeral(), Profile::Router).unwrap_err();
     assert!(matches!(error, BindError::Taken { .. }));
     assert!(error.to_string().contains(&addr.to_string()), "{error}");
 }
@@ -74,14 +93,24 @@ async fn both_families_get_the_same_free_port() {
     let endpoint = Endpoint::bind(&any, None, &QuicKeys::ephemeral(), Profile::Router).unwrap();
     let addrs = endpoint.local_addrs();
     assert!(addrs[0].is_ipv4());
-    assert!(addrs.iter().all(|addr| addr.port() == addrs[0].port() && addr.port() != 0));
+    assert!(
+        addrs
+            .iter()
+            .all(|addr| addr.port() == addrs[0].port() && addr.port() != 0)
+    );
 }
 
 #[tokio::test]
 async fn both_ends_know_each_other() {
     let (near, far, _endpoints) = pair().await;
-    assert_eq!(near.peer().unwrap().unwrap().identity.subject.path(), "/node/s");
-    assert_eq!(far.peer().unwrap().unwrap().identity.subject.path(), "/node/c/ns/default/pod/p");
+    assert_eq!(
+        near.peer().unwrap().unwrap().identity.subject.path(),
+        "/node/s"
+    );
+    assert_eq!(
+        far.peer().unwrap().unwrap().identity.subject.path(),
+        "/node/c/ns/default/pod/p"
+    );
     assert_eq!(far.alpn().as_deref(), Some(ALPN));
 }
 
@@ -127,7 +156,10 @@ async fn a_connection_ends_at_the_end_of_its_peers_certificate() {
     let (near, far, _endpoints) = pair().await;
     far.expire_at(SystemTime::now() + Duration::from_millis(20));
     let lost = soon(near.closed()).await;
-    assert!(lost.to_string().contains("certificate has expired"), "{lost}");
+    assert!(
+        lost.to_string().contains("certificate has expired"),
+        "{lost}"
+    );
 }
 
 #[tokio::test]
@@ -136,14 +168,19 @@ async fn a_killed_server_is_noticed_by_the_next_packet_to_its_successor() {
     let keys = QuicKeys::ephemeral();
     let client = Endpoint::client(Profile::Sidecar).unwrap();
     // A runtime of its own, dropped without a word to the peers.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
     let first = {
         let _inside = runtime.enter();
         server(&fabric, &loopback(), &keys)
     };
     let addr = first.local_addrs()[0];
     let accepting = first.clone();
-    let accepted = runtime.spawn(async move { accepting.accept().await.unwrap().handshake().await.unwrap() });
+    let accepted =
+        runtime.spawn(async move { accepting.accept().await.unwrap().handshake().await.unwrap() });
     let near = dial(&fabric, &client, addr).await;
     let far = accepted.await.unwrap();
     runtime.shutdown_background();
