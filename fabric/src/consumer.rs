@@ -15,7 +15,7 @@ use crate::flow::{Flow, FlowLimits, FlowStats, State};
 use crate::leg::Leg;
 use crate::link::{LinkError, Links, RouterPeer};
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
-use crate::pump::{Buffers, Event, Pump, tcp};
+use crate::pump::{Event, Pump, tcp};
 use crate::quic::{RecvStream, SendStream};
 use crate::wire::{
     AbortCode, Decoder, FlowId, Generation, Open, Protocol, RefuseCode, Secret, VERSION,
@@ -183,9 +183,8 @@ impl ConsumerFlow {
             }
             None => {
                 let flow = Flow::initiate(open, self.config.limits);
-                let buffers = Buffers::new(Arc::clone(&self.config.metrics), self.config.limits);
                 self.pump
-                    .insert(Pump::new(flow, self.tcp.take(), AbortCode::Reset, buffers))
+                    .insert(Pump::new(flow, self.tcp.take(), AbortCode::Reset))
             }
         };
         pump.attach(Leg::new(Generation::FIRST, send, recv, Decoder::new()));

@@ -152,18 +152,18 @@ impl Lookup {
 
     async fn once(&self) -> Result<Found, Attempt> {
         if let Some(dir) = &self.identity_dir {
-            return self.from_directory(dir);
+            return self.in_directory(dir);
         }
-        if let Some(found) = self.from_kept().await {
+        if let Some(found) = self.kept_one().await {
             return Ok(found);
         }
         if let Some(token) = &self.join {
-            return self.from_token(token).await;
+            return self.with_token(token).await;
         }
-        self.from_sockets().await
+        self.over_sockets().await
     }
 
-    fn from_directory(&self, dir: &Path) -> Result<Found, Attempt> {
+    fn in_directory(&self, dir: &Path) -> Result<Found, Attempt> {
         let live = LiveIdentity::load(dir).map_err(|error| Attempt::Again(error.to_string()))?;
         let node = node_of(&live).ok_or_else(|| {
             Attempt::Again(format!("{} is no identity of a sidecar", live.identity()))
@@ -178,7 +178,7 @@ impl Lookup {
     }
 
     /// The identity of an earlier run, if it is ours and still good.
-    async fn from_kept(&self) -> Option<Found> {
+    async fn kept_one(&self) -> Option<Found> {
         let dir = self
             .kept
             .as_ref()
@@ -248,7 +248,7 @@ impl Lookup {
         None
     }
 
-    async fn from_token(&self, token: &JoinToken) -> Result<Found, Attempt> {
+    async fn with_token(&self, token: &JoinToken) -> Result<Found, Attempt> {
         let (key, csr) = self.key()?;
         let joined = enroll::join::sidecar(token, &csr).await.map_err(|error| {
             if error.is_retryable() {
@@ -263,7 +263,7 @@ impl Lookup {
         self.found(key, joined.chain, joined.roots, token.endpoint.parse().ok())
     }
 
-    async fn from_sockets(&self) -> Result<Found, Attempt> {
+    async fn over_sockets(&self) -> Result<Found, Attempt> {
         let mut errors = Vec::new();
         for socket in self.sockets.iter().filter(|socket| socket.exists()) {
             let (key, csr) = self.key()?;
@@ -440,3 +440,6 @@ fn node_of(live: &LiveIdentity) -> Option<NodeName> {
 fn pending(dir: &Path) -> PathBuf {
     dir.with_extension("pending.key")
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,11 +9,13 @@
 //! writes to a store, and nothing reads the environment.
 
 pub mod admin;
+mod carrying;
 pub mod config;
 pub mod directory;
 pub mod discovery;
 pub mod dns;
 mod error;
+mod following;
 pub mod identity;
 pub mod listener;
 mod mapper;

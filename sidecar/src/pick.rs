@@ -18,12 +18,14 @@ pub struct Here<'a> {
 
 /// The next candidate to try, or `None` if all were tried.
 ///
-/// Healthy ones come first, then those on the own node, then those in the own cluster. Among equals two are drawn and the
-/// one with the lower `latency` wins; one that was not measured yet wins, so that it gets measured.
+/// Healthy ones come first, then those on the own node, then those in the own cluster; one whose router was just found
+/// to be `away` counts as unhealthy. Among equals two are drawn and the one with the lower `latency` wins; one that was
+/// not measured yet wins, so that it gets measured.
 pub fn pick<'a>(
     candidates: impl IntoIterator<Item = &'a Candidate>,
     tried: &[Candidate],
     here: Here<'_>,
+    away: impl Fn(&Candidate) -> bool,
     latency: impl Fn(&Candidate) -> Option<Duration>,
     rng: &mut impl Rng,
 ) -> Option<&'a Candidate> {
@@ -33,7 +35,7 @@ pub fn pick<'a>(
         .into_iter()
         .filter(|candidate| !tried.contains(candidate))
     {
-        let rank = rank(candidate, here);
+        let rank = rank(candidate, away(candidate), here);
         if best_rank.is_none_or(|best| rank < best) {
             best_rank = Some(rank);
             best.clear();
@@ -60,11 +62,16 @@ pub fn pick<'a>(
 }
 
 /// Lower is better.
-fn rank(candidate: &Candidate, here: Here<'_>) -> (bool, bool, bool, bool) {
+fn rank(candidate: &Candidate, away: bool, here: Here<'_>) -> (bool, bool, bool, bool) {
     let on_node = here.node.is_some() && candidate.provider.node() == here.node;
     let through_node = here.node == Some(&candidate.router.node);
     let in_cluster = here.cluster == Some(&candidate.cluster);
-    (!candidate.healthy, !on_node, !in_cluster, !through_node)
+    (
+        !candidate.healthy || away,
+        !on_node,
+        !in_cluster,
+        !through_node,
+    )
 }
 
 #[cfg(test)]
@@ -96,7 +103,8 @@ mod tests {
             node: Some(&node),
             cluster: Some(&cluster),
         };
-        pick(all, tried, here, |_| None, &mut SmallRng::seed_from_u64(7))
+        let mut rng = SmallRng::seed_from_u64(7);
+        pick(all, tried, here, |_| false, |_| None, &mut rng)
     }
 
     #[test]
@@ -138,10 +146,33 @@ mod tests {
                 node: None,
                 cluster: None,
             };
-            let chosen =
-                pick(&all, &[], here, latency, &mut SmallRng::seed_from_u64(seed)).unwrap();
+            let chosen = pick(
+                &all,
+                &[],
+                here,
+                |_| false,
+                latency,
+                &mut SmallRng::seed_from_u64(seed),
+            )
+            .unwrap();
             assert_eq!(chosen.router.node.as_ref(), "c");
         }
+    }
+
+    #[test]
+    fn a_router_that_is_away_comes_last() {
+        let near = candidate("a", "/node/a/ns/default/pod/p", "home", true);
+        let far = candidate("c", "/node/c", "cloud", true);
+        let all = [near, far.clone()];
+        let node = "a".parse().unwrap();
+        let here = Here {
+            node: Some(&node),
+            cluster: None,
+        };
+        let away = |c: &Candidate| c.router.node == node;
+        let mut rng = SmallRng::seed_from_u64(7);
+        assert_eq!(pick(&all, &[], here, away, |_| None, &mut rng), Some(&far));
+        assert!(pick(&all, &[far], here, away, |_| None, &mut rng).is_some());
     }
 
     #[test]
@@ -159,6 +190,7 @@ mod tests {
                     node: None,
                     cluster: None,
                 },
+                |_| false,
                 |_| None,
                 &mut rng,
             )
@@ -175,7 +207,7 @@ mod tests {
                 .map(|(i, healthy)| candidate(&format!("n{i}"), &format!("/node/n{i}"), "cloud", *healthy)).collect();
             let mut rng = SmallRng::seed_from_u64(seed);
             let mut tried: Vec<Candidate> = Vec::new();
-            while let Some(next) = pick(&all, &tried, Here { node: None, cluster: None }, |_| None, &mut rng) {
+            while let Some(next) = pick(&all, &tried, Here { node: None, cluster: None }, |_| false, |_| None, &mut rng) {
                 tried.push(next.clone());
             }
             prop_assert_eq!(tried.len(), all.len());

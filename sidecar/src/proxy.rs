@@ -1,15 +1,17 @@
 //! One connection from accept to its end: the consumer's path, top to bottom.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use keel_certs::NodeName;
 use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, OpenError, Target};
-use keel_fabric::link::Links;
+use keel_fabric::link::{LinkError, Links};
 use keel_fabric::wire::Protocol;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::directory::{Candidate, Directory};
 use crate::metrics::SidecarMetrics;
@@ -18,6 +20,13 @@ use crate::spec::ServiceRef;
 
 /// The pause before providers that could not be reached are tried once more; those that refused are not.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a router may take to be reached while another way is left. A handshake takes two round trips and half a second
+/// over the worst of links; a router that does not answer costs its deadline only where there is nothing better.
+const REACH_TIME: Duration = Duration::from_millis(1500);
+
+/// For how long a router that was not reached is tried last.
+const AWAY_TIME: Duration = Duration::from_secs(5);
 
 /// What all connections share.
 #[derive(Debug)]
@@ -32,6 +41,32 @@ pub(crate) struct Proxy {
     pub(crate) connect_timeout: Duration,
     /// Counters.
     pub(crate) metrics: Arc<SidecarMetrics>,
+    /// Routers that could not be reached lately.
+    pub(crate) away: Away,
+}
+
+/// When each router was last found to be away; no more entries than there are routers. A short map touch, never held
+/// across an await.
+#[derive(Debug, Default)]
+pub(crate) struct Away(Mutex<BTreeMap<NodeName, Instant>>);
+
+impl Away {
+    fn note(&self, node: &NodeName) {
+        self.lock().insert(node.clone(), Instant::now());
+    }
+
+    fn is_away(&self, node: &NodeName) -> bool {
+        let mut all = self.lock();
+        let away = all.get(node).map(|at| at.elapsed() < AWAY_TIME);
+        if away == Some(false) {
+            all.remove(node);
+        }
+        away == Some(true)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeName, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why no provider took a connection.
@@ -86,7 +121,8 @@ async fn open(
     let mut unreachable = None;
     loop {
         let now = directory.borrow_and_update().clone();
-        let Some(candidate) = next(&now, &links, target, port, &tried) else {
+        let ways: Vec<&Candidate> = now.candidates(target, port, Protocol::Tcp).collect();
+        let Some(candidate) = next(proxy, &now, &ways, &links, &tried) else {
             // Somebody answered: the client hears of it at once. Nobody did: one may still come.
             if let Some(error) = refused {
                 return Err(Unserved::Open(error));
@@ -103,6 +139,30 @@ async fn open(
             tried.clear();
             continue;
         };
+        let router = &candidate.router.node;
+        let another = |now: &Directory| {
+            now.candidates(target, port, Protocol::Tcp)
+                .any(|way| way.router.node != *router && !tried.contains(way))
+        };
+        let patience = deadline.min(Instant::now() + REACH_TIME);
+        let reached = tokio::select! {
+            reached = links.link(&candidate.router) => reached,
+            () = better(&mut directory, another, patience, deadline) => {
+                Err(LinkError::TimedOut { node: router.clone() })
+            }
+        };
+        if let Err(error) = reached {
+            tracing::debug!(service = %target, port, %router, %error, "router not reached, trying another way");
+            proxy.away.note(router);
+            // Whoever is behind that router is not reached through it either.
+            tried.extend(
+                ways.iter()
+                    .filter(|way| way.router.node == *router)
+                    .map(|way| (*way).clone()),
+            );
+            unreachable = Some(OpenError::NoRouter(error));
+            continue;
+        }
         let one = Target {
             service: target.service.clone(),
             port,
@@ -112,16 +172,31 @@ async fn open(
         match timeout_at(deadline, flow.open(&links, &one)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) if error.elsewhere() => {
-                tracing::debug!(service = %target, port, provider = %one.provider, router = %one.router.node, %error, "trying the next provider");
+                tracing::debug!(service = %target, port, provider = %one.provider, %router, %error, "trying the next provider");
                 match error {
                     OpenError::Refused { .. } => refused = Some(error),
                     _ => unreachable = Some(error),
                 }
-                tried.push(candidate);
+                tried.push(candidate.clone());
             }
             Ok(Err(error)) => return Err(Unserved::Open(error)),
             Err(_) => return Err(unreachable.map_or(Unserved::NoAnswer, Unserved::Open)),
         }
+    }
+}
+
+/// Returns when it is no use to wait any longer for a router: from `patience` on as soon as there is `another` one to try,
+/// at the `deadline` in any case.
+async fn better(
+    directory: &mut watch::Receiver<Arc<Directory>>,
+    another: impl Fn(&Directory) -> bool,
+    patience: Instant,
+    deadline: Instant,
+) {
+    sleep_until(patience).await;
+    let found = async { directory.wait_for(|now| another(now)).await.is_ok() };
+    if timeout_at(deadline, found).await != Ok(true) {
+        sleep_until(deadline).await;
     }
 }
 
@@ -134,24 +209,25 @@ async fn identified(proxy: &Proxy, deadline: Instant) -> Result<Links, Unserved>
     }
 }
 
-fn next(
+fn next<'a>(
+    proxy: &Proxy,
     directory: &Directory,
+    ways: &[&'a Candidate],
     links: &Links,
-    target: &ServiceRef,
-    port: u16,
     tried: &[Candidate],
-) -> Option<Candidate> {
+) -> Option<&'a Candidate> {
     let here = Here {
         node: directory.own_node(),
         cluster: directory.own_cluster(),
     };
-    let latency = |candidate: &Candidate| links.rtt(&candidate.router.node);
+    let away = |way: &Candidate| proxy.away.is_away(&way.router.node);
+    let latency = |way: &Candidate| links.rtt(&way.router.node);
     pick(
-        directory.candidates(target, port, Protocol::Tcp),
+        ways.iter().copied(),
         tried,
         here,
+        away,
         latency,
         &mut rand::rng(),
     )
-    .cloned()
 }

@@ -5,14 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keel_certs::PodName;
-use keel_control::client::{Client, ClientConfig, WatchFrom};
 use keel_fabric::consumer::ConsumerConfig;
 use keel_fabric::flow::FlowLimits;
-use keel_fabric::limits::LinkLimits;
 use keel_fabric::link::Links;
 use keel_fabric::metrics::FabricMetrics;
-use keel_fabric::provider::{Provider, ProviderConfig};
-use keel_fabric::quic::{Endpoint, Profile};
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -20,21 +16,22 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, NotReady, Ready};
+use crate::carrying::Carrying;
 use crate::config::SidecarConfig;
 use crate::directory::Directory;
-use crate::discovery::{Discovery, Known};
+use crate::discovery::Known;
 use crate::dns::DnsSockets;
 use crate::dns::handler::{DnsView, Handler};
 use crate::dns::view::NameSources;
 use crate::error::{RunError, StartError};
-use crate::identity::{Found, Lookup, keep_fresh};
+use crate::following::Following;
+use crate::identity::{Found, Lookup};
 use crate::listener::{Listeners, MappingState};
 use crate::mapper::Mapper;
 use crate::metrics::SidecarMetrics;
-use crate::proxy::Proxy;
-use crate::publish;
+use crate::proxy::{Away, Proxy};
 use crate::remember::{self, Sources};
-use crate::snapshot::{Origin, Snapshot, SnapshotFiles};
+use crate::snapshot::{Snapshot, SnapshotFiles};
 use crate::spec::{PublishedService, ServiceRef};
 use crate::start;
 use crate::state::{self, StateDir};
@@ -156,6 +153,7 @@ impl Sidecar {
             },
             connect_timeout: config.connect_timeout,
             metrics: metrics.clone(),
+            away: Away::default(),
         };
         let mut listeners = Listeners::new(Arc::new(proxy), vips, stop.clone(), config.stop_grace);
         let mut mapper = Mapper::new(&config.mapped);
@@ -375,112 +373,4 @@ async fn say_table(
         .map(|state| (state.target.clone(), state.address))
         .collect();
     tracing::info!("{}", table(&names.table(&addresses).0, &now, dns));
-}
-
-/// The control side: finds the identity, then follows the APIServer and keeps the identity fresh.
-struct Following {
-    lookup: Lookup,
-    identity: watch::Sender<Option<Found>>,
-    origin: watch::Sender<Option<Origin>>,
-    snapshot: Option<Snapshot>,
-    directory: watch::Sender<Arc<Directory>>,
-    known: watch::Sender<Known>,
-    metrics: Arc<SidecarMetrics>,
-    waiting: (NotReady, NotReady),
-}
-
-impl Following {
-    async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
-        let found = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            found = self.lookup.run() => found?,
-        };
-        let (identified, synced) = self.waiting;
-        drop(identified);
-        self.identity.send_replace(Some(found.clone()));
-        self.origin.send_replace(Some(Origin {
-            node: found.node.clone(),
-            apiserver: found.apiserver.to_string(),
-        }));
-        let config = ClientConfig {
-            server: found.apiserver.clone(),
-            expect: found.node.clone(),
-            live: found.live.clone(),
-        };
-        let client = Client::new(config)?;
-        let mut known = self.known.subscribe();
-        let routers = self.snapshot.map(|snapshot| snapshot.routers);
-        let discovery = Discovery::new(
-            found.node.clone(),
-            routers,
-            self.directory,
-            self.known,
-            self.metrics,
-        );
-        let ready = async {
-            // An error means that discovery has ended, which the stop did.
-            let _ = known.wait_for(|known| known.synced).await;
-            drop(synced);
-        };
-        tokio::join!(
-            discovery.run(client.watch_routers(WatchFrom::Snapshot), stop.clone()),
-            keep_fresh(found, client, stop.clone()),
-            ready
-        );
-        Ok(())
-    }
-}
-
-/// The data side: connections to routers once there is an identity, and the publications.
-struct Carrying {
-    published: Vec<PublishedService>,
-    fabric: Arc<FabricMetrics>,
-    links: watch::Sender<Option<Links>>,
-    directory: watch::Receiver<Arc<Directory>>,
-    found: watch::Receiver<Option<Found>>,
-}
-
-impl Carrying {
-    async fn run(mut self, stop: CancellationToken) -> Result<(), RunError> {
-        let found = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            found = self.found.wait_for(Option::is_some) => found.ok().and_then(|found| found.clone()),
-        };
-        let Some(found) = found else { return Ok(()) };
-        let endpoint = Endpoint::client(Profile::Sidecar)?;
-        let links = Links::new(
-            endpoint,
-            found.live.clone(),
-            LinkLimits::default(),
-            self.fabric.clone(),
-        );
-        self.links.send_replace(Some(links.clone()));
-        if self.published.is_empty() {
-            stop.cancelled().await;
-        } else {
-            let provider = Provider::new(
-                links.clone(),
-                found.live,
-                ProviderConfig::default(),
-                self.fabric,
-            );
-            let (publications, routers) = (watch::Sender::default(), watch::Sender::default());
-            let serving =
-                provider.serve(publications.subscribe(), routers.subscribe(), stop.clone());
-            tokio::join!(
-                serving,
-                publish::follow(
-                    self.published,
-                    self.directory,
-                    publications,
-                    routers,
-                    stop.clone()
-                )
-            );
-        }
-        // Live connections of the listeners still use the links; they are closed when the last one is gone.
-        Ok(())
-    }
 }

@@ -130,12 +130,9 @@ impl Published<'_> {
             connection_id: self.client.id,
             since: SystemTime::now(),
         };
-        let mut table = self.shared.table();
-        if let Some(other) = table.on_another_node(&key, identity) {
-            tracing::warn!(service = %key.service, port = key.port, new = %identity, %other, "providers on several nodes");
-        }
-        table.publish(key.clone(), identity.clone(), provider);
-        drop(table);
+        self.shared
+            .table()
+            .publish(key.clone(), identity.clone(), provider);
         self.client.provides(&key);
         self.ids.insert(id, key);
         self.shared.changed.notify_one();

@@ -60,6 +60,11 @@ impl Handler for NoEnrolment {
 
 impl Node {
     pub(crate) async fn start(name: &'static str) -> Self {
+        Self::start_as(name, "healthy").await
+    }
+
+    /// The same with providers that are said to be in this `health`.
+    pub(crate) async fn start_as(name: &'static str, health: &'static str) -> Self {
         let fabric = Arc::new(Fabric::new());
         let dir = tempfile::tempdir().unwrap();
         let live = fabric.node(name);
@@ -110,7 +115,8 @@ impl Node {
             router.run(receiver, CancellationToken::new()).await;
             drop(backends);
         });
-        tasks.spawn(report(client(name, &apiserver, live), name, address, view));
+        let reporter = client(name, &apiserver, live);
+        tasks.spawn(report(reporter, name, health, address, view));
         Self {
             name,
             fabric,
@@ -141,6 +147,30 @@ impl Node {
         config
     }
 
+    /// Says, as the node `name` would, that its public router at `address` has a provider.
+    pub(crate) async fn claim(
+        &self,
+        name: &str,
+        address: SocketAddr,
+        service: &str,
+        port: u16,
+        provider: &str,
+    ) {
+        let status = json!({"cluster": "home", "addresses": [address.to_string()], "source": {"revision": 1},
+            "activeServices": [{"name": service, "port": port, "providers": [{"identity": provider}]}]});
+        let status: RouterStatus = serde_json::from_value(status).unwrap();
+        let server = Client::new(ClientConfig {
+            server: self.apiserver.clone(),
+            expect: self.name.parse().unwrap(),
+            live: self.fabric.node(name),
+        });
+        server
+            .unwrap()
+            .apply_status(&name.parse().unwrap(), &status)
+            .await
+            .unwrap();
+    }
+
     /// Ends the APIServer as a crash would: nothing answers there any more.
     pub(crate) async fn lose_apiserver(&mut self) {
         self.api_stop.cancel();
@@ -162,6 +192,7 @@ fn client(name: &str, server: &HostPort, live: LiveIdentity) -> Client {
 async fn report(
     client: Client,
     name: &'static str,
+    health: &'static str,
     address: SocketAddr,
     mut view: watch::Receiver<Arc<RouterView>>,
 ) {
@@ -172,7 +203,7 @@ async fn report(
             .iter()
             .map(|service| {
                 let providers: Vec<_> =
-                    service.providers.iter().map(|p| json!({"identity": p.identity.path(), "health": "healthy"})).collect();
+                    service.providers.iter().map(|p| json!({"identity": p.identity.path(), "health": health})).collect();
                 json!({"name": service.service.name, "namespace": service.service.namespace, "protocol": "TCP",
                     "port": service.port, "providers": providers})
             })
@@ -191,7 +222,6 @@ async fn report(
 /// A sidecar that runs until it is stopped.
 pub(crate) struct Pod {
     pub(crate) dns: Option<SocketAddr>,
-    pub(crate) metrics: SocketAddr,
     pub(crate) ready: keel_sidecar::admin::Ready,
     mappings: watch::Receiver<Arc<Vec<MappingState>>>,
     stop: CancellationToken,
@@ -206,17 +236,11 @@ impl Pod {
         let sidecar = Sidecar::start(config, Registry::default(), stop.clone(), Handle::current())
             .await
             .unwrap();
-        let (dns, metrics, mappings, ready) = (
-            sidecar.dns_addr(),
-            sidecar.metrics_addr(),
-            sidecar.mappings(),
-            sidecar.ready(),
-        );
+        let (dns, mappings, ready) = (sidecar.dns_addr(), sidecar.mappings(), sidecar.ready());
         let mut tasks = JoinSet::new();
         tasks.spawn(sidecar.run());
         Self {
             dns,
-            metrics,
             ready,
             mappings,
             stop,

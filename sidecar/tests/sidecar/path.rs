@@ -1,14 +1,12 @@
-//! Sidecars with a real APIServer and a real router, in one process.
-
-mod support;
+//! The path of a connection through a node, and what happens where a part of it is missing.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::support::{LONG, Node, Pod, echo, ending, exchange, range, state_dir};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
-use support::{LONG, Node, Pod, echo, ending, exchange, range, state_dir};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -210,4 +208,35 @@ async fn a_taken_address_gives_way_and_the_new_one_is_kept() {
         "127.66.6.2".parse::<std::net::IpAddr>().unwrap()
     );
     again.stop().await;
+}
+
+#[tokio::test]
+async fn a_router_that_is_away_costs_one_connection_a_moment_and_the_next_none() {
+    let (node, mut tasks) = (Node::start_as("a", "unhealthy").await, JoinSet::new());
+    let backend = echo(&mut tasks).await;
+    let _provider = Pod::start(node.pod("db-0"), "", &format!("mysql:3306={backend}")).await;
+    // Router b claims a healthy provider, which every choice prefers, and does not answer.
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    node.claim(
+        "b",
+        silent.local_addr().unwrap(),
+        "mysql",
+        3306,
+        "/node/a/ns/default/pod/ghost",
+    )
+    .await;
+    let mut config = node.pod("app-0");
+    config.ip_range = range(7);
+    let mut consumer = Pod::start(config, "mysql", "").await;
+    let address = consumer.address().await;
+    for _ in 0..4 {
+        assert_eq!(exchange(address, b"ping").await.unwrap(), b"ping");
+    }
+    let start = Instant::now();
+    assert_eq!(exchange(address, b"ping").await.unwrap(), b"ping");
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
 }

@@ -1,0 +1,71 @@
+//! The data side of a running sidecar: connections to routers once there is an identity, and the publications.
+
+use std::sync::Arc;
+
+use keel_fabric::limits::LinkLimits;
+use keel_fabric::link::Links;
+use keel_fabric::metrics::FabricMetrics;
+use keel_fabric::provider::{Provider, ProviderConfig};
+use keel_fabric::quic::{Endpoint, Profile};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::directory::Directory;
+use crate::error::RunError;
+use crate::identity::Found;
+use crate::publish;
+use crate::spec::PublishedService;
+
+/// The data side: connections to routers once there is an identity, and the publications.
+pub(crate) struct Carrying {
+    pub(crate) published: Vec<PublishedService>,
+    pub(crate) fabric: Arc<FabricMetrics>,
+    pub(crate) links: watch::Sender<Option<Links>>,
+    pub(crate) directory: watch::Receiver<Arc<Directory>>,
+    pub(crate) found: watch::Receiver<Option<Found>>,
+}
+
+impl Carrying {
+    /// Runs until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), RunError> {
+        let found = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            found = self.found.wait_for(Option::is_some) => found.ok().and_then(|found| found.clone()),
+        };
+        let Some(found) = found else { return Ok(()) };
+        let endpoint = Endpoint::client(Profile::Sidecar)?;
+        let links = Links::new(
+            endpoint,
+            found.live.clone(),
+            LinkLimits::default(),
+            self.fabric.clone(),
+        );
+        self.links.send_replace(Some(links.clone()));
+        if self.published.is_empty() {
+            stop.cancelled().await;
+        } else {
+            let provider = Provider::new(
+                links.clone(),
+                found.live,
+                ProviderConfig::default(),
+                self.fabric,
+            );
+            let (publications, routers) = (watch::Sender::default(), watch::Sender::default());
+            let serving =
+                provider.serve(publications.subscribe(), routers.subscribe(), stop.clone());
+            tokio::join!(
+                serving,
+                publish::follow(
+                    self.published,
+                    self.directory,
+                    publications,
+                    routers,
+                    stop.clone()
+                )
+            );
+        }
+        // Live connections of the listeners still use the links; they are closed when the last one is gone.
+        Ok(())
+    }
+}

@@ -1,0 +1,171 @@
+use keel_certs::fixture::Fabric;
+use keel_certs::{ClusterName, DataDir, Hosts, INTERMEDIATE_LIFE, LEAF_LIFE};
+use keel_control::enroll::{Enrolment, EnrolmentConfig, LocalSockets, NodeInfo};
+use keel_control::store::{Store, StoreConfig};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::*;
+
+fn lookup(state: Option<&Path>) -> Lookup {
+    let mut config = SidecarConfig::new("default".parse().unwrap(), PathBuf::from("/nonexistent"));
+    config.identity_timeout = Some(Duration::ZERO);
+    config.workload_sockets = vec![PathBuf::from("/nonexistent/workload.sock")];
+    Lookup::new(&config, "app-0".parse().unwrap(), state, None)
+}
+
+/// A node's workload socket in `dir`, whose APIServer is said to be at port 7999.
+async fn node(fabric: &Fabric, dir: &Path, tasks: &mut JoinSet<()>) -> PathBuf {
+    let data = DataDir::open(dir).unwrap();
+    let info = NodeInfo {
+        node: "a".parse().unwrap(),
+        cluster: ClusterName::default_cluster(),
+        trust_domain: fabric.root().trust_domain().clone(),
+        apiserver: "https://127.0.0.1:7999".to_owned(),
+        routers: Vec::new(),
+        token_endpoint: None,
+        unreachable: None,
+    };
+    let config = EnrolmentConfig {
+        info: watch::channel(Arc::new(info)).1,
+        hosts: Hosts::local(),
+        leaf_life: LEAF_LIFE,
+        intermediate_life: INTERMEDIATE_LIFE,
+        local_namespaces: Default::default(),
+        owner: nix::unistd::getuid().as_raw(),
+        root_node: None,
+    };
+    let store = Store::open(&data.store(), StoreConfig::default())
+        .await
+        .unwrap();
+    let enrolment = Enrolment::new(config, fabric.node_authority("a"), None, store);
+    let sockets = LocalSockets::bind(&data).unwrap();
+    let path = data.workload_sock();
+    tasks.spawn(async move {
+        sockets.run(enrolment, CancellationToken::new()).await;
+        drop(data);
+    });
+    path
+}
+
+#[tokio::test]
+async fn with_nothing_it_names_both_remedies() {
+    let error = lookup(None).run().await.err().unwrap().to_string();
+    for part in [
+        "keel up",
+        "keel token create --sidecar default/app-0",
+        "--join",
+        "/nonexistent/workload.sock",
+    ] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_nodes_socket_gives_an_identity_that_is_kept_without_the_node() {
+    let (fabric, dir, mut tasks) = (Fabric::new(), tempfile::tempdir().unwrap(), JoinSet::new());
+    let state = tempfile::tempdir().unwrap();
+    let mut lookup = lookup(Some(state.path()));
+    lookup
+        .sockets
+        .push(node(&fabric, dir.path(), &mut tasks).await);
+    let found = lookup.run().await.unwrap();
+    assert_eq!(
+        found.live.identity().subject.path(),
+        "/node/a/ns/default/pod/app-0"
+    );
+    assert_eq!(found.apiserver.to_string(), "127.0.0.1:7999");
+    tasks.shutdown().await;
+    lookup.origin = Some(Origin {
+        node: found.node.clone(),
+        apiserver: "127.0.0.1:7998".to_owned(),
+    });
+    let again = lookup.run().await.unwrap();
+    assert_eq!(again.live.identity(), found.live.identity());
+    assert_eq!(
+        again.live.chain().certs,
+        found.live.chain().certs,
+        "the kept one, not a new one"
+    );
+    assert_eq!(
+        again.apiserver.to_string(),
+        "127.0.0.1:7998",
+        "where it was last"
+    );
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(state.path().join("identity/tls.key"))
+            .unwrap()
+            .permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn a_kept_identity_of_another_namespace_or_without_life_is_passed_over() {
+    let (fabric, state) = (Fabric::new(), tempfile::tempdir().unwrap());
+    let lookup = lookup(Some(state.path()));
+    let kept = state.path().join("identity");
+    fabric.pod("a", "prod", "app-0").save(&kept).unwrap();
+    assert!(lookup.run().await.is_err());
+    fabric.pod("a", "default", "app-9").save(&kept).unwrap();
+    assert!(
+        lookup.run().await.is_ok(),
+        "a token may have given another name"
+    );
+    std::fs::write(kept.join("tls.crt"), "torn").unwrap();
+    assert!(lookup.run().await.is_err());
+}
+
+#[tokio::test]
+async fn a_token_whose_server_is_away_is_tried_again_with_the_same_key() {
+    let (fabric, state) = (Fabric::new(), tempfile::tempdir().unwrap());
+    // Nobody listens on the discard port of this machine; QUIC to it is given up after its timeout.
+    let unused = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let token = JoinToken::generate(fabric.pin(), unused.local_addr().unwrap().to_string());
+    let lookup = Lookup {
+        join: Some(token.clone()),
+        ..lookup(Some(state.path()))
+    };
+    let pending = pending(&state.path().join("identity"));
+    let (_, first) = lookup.key().ok().unwrap();
+    let (_, second) = lookup.key().ok().unwrap();
+    assert_eq!(first.key_hash(), second.key_hash());
+    assert!(pending.exists());
+    drop(unused);
+    let error = lookup.run().await.err().unwrap().to_string();
+    assert!(
+        !error.contains(&token.to_string()),
+        "the secret is never shown: {error}"
+    );
+    assert!(error.contains(&token.id.to_string()), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_somebody_replaces_are_taken_over() {
+    let (fabric, dir) = (Fabric::new(), tempfile::tempdir().unwrap());
+    fabric
+        .pod("a", "default", "app-0")
+        .save(dir.path())
+        .unwrap();
+    let lookup = Lookup {
+        identity_dir: Some(dir.path().to_owned()),
+        ..lookup(None)
+    };
+    let found = lookup.run().await.unwrap();
+    assert_eq!(found.apiserver.to_string(), "127.0.0.1:7443");
+    let (live, stop) = (found.live.clone(), CancellationToken::new());
+    let new = fabric.pod("a", "default", "app-0");
+    new.save(dir.path()).unwrap();
+    let following = follow_files(&live, dir.path(), stop.clone());
+    let watching = async {
+        while live.chain().certs != new.chain().certs {
+            sleep(Duration::from_secs(1)).await;
+        }
+        stop.cancel();
+    };
+    timeout(Duration::from_secs(60), async {
+        tokio::join!(following, watching)
+    })
+    .await
+    .unwrap();
+}
