@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -15,6 +16,9 @@ use crate::telemetry::{self, LogSettings};
 
 /// Ended by a second signal, as a shell would report it.
 const KILLED: u8 = 130;
+
+/// A signal this soon after the first is its echo: `timeout` and shells signal the process and then its whole group.
+const ECHO: Duration = Duration::from_millis(250);
 
 /// Workers for the control plane of a node; the bytes have a thread of their own.
 pub const NODE_THREADS: usize = 2;
@@ -100,12 +104,18 @@ where
                 stop.cancel();
             }
         }
-        tokio::select! {
-            biased;
-            outcome = &mut main => exit_code(outcome),
-            name = signals.next() => {
-                tracing::warn!(signal = name, "second signal: ending at once");
-                ExitCode::from(KILLED)
+        let first = tokio::time::Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut main => return exit_code(outcome),
+                name = signals.next() => {
+                    if first.elapsed() < ECHO {
+                        continue;
+                    }
+                    tracing::warn!(signal = name, "second signal: ending at once");
+                    return ExitCode::from(KILLED);
+                }
             }
         }
     });

@@ -51,7 +51,6 @@ pub fn follow(
                 None => break,
                 Some(WatchEvent::Snapshot { routers, .. }) => {
                     known = routers.into_iter().map(|router| (router.name().to_owned(), router)).collect();
-                    synced_tx.send_replace(true);
                 }
                 Some(WatchEvent::Applied(router)) => {
                     known.insert(router.name().to_owned(), router);
@@ -83,6 +82,8 @@ pub fn follow(
                 }
                 changed
             });
+            // Last: whoever waited for it reads the plan next. Anything applied comes after a snapshot.
+            synced_tx.send_if_modified(|synced| !std::mem::replace(synced, true));
         }
     };
     (Following { plan, others, synced }, work)

@@ -203,3 +203,6 @@ pub(super) fn client(server: HostPort, node: &NodeName, live: &LiveIdentity) -> 
     let config = ClientConfig { server, expect: node.clone(), live: live.clone() };
     Client::new(config).context("no socket for a client of the APIServer")
 }
+
+#[cfg(test)]
+mod tests;
