@@ -56,6 +56,7 @@ impl Carrying {
                 provider.serve(publications.subscribe(), routers.subscribe(), stop.clone());
             tokio::join!(
                 serving,
+                publish::say_unreachable(provider.state(), stop.clone()),
                 publish::follow(
                     self.published,
                     self.directory,

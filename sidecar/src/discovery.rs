@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
 use keel_certs::NodeName;
 use keel_control::api::Router;
 use keel_control::client::WatchEvent;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::{Directory, gained};
@@ -15,6 +17,9 @@ use crate::metrics::SidecarMetrics;
 
 /// Events that are taken together before the directory is built anew.
 const BATCH: usize = 256;
+
+/// Between two lines that say that the APIServer is away.
+const SAY_EVERY: Duration = Duration::from_secs(30);
 
 /// What discovery knows: the Routers as they came, and whether they are complete.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +39,8 @@ pub struct Discovery {
     known: watch::Sender<Known>,
     metrics: Arc<SidecarMetrics>,
     connected: bool,
+    /// When it was last said that the APIServer is away.
+    away: Option<Instant>,
 }
 
 impl Discovery {
@@ -58,6 +65,7 @@ impl Discovery {
             known,
             metrics,
             connected: false,
+            away: None,
         };
         discovery.publish(synced);
         discovery
@@ -108,14 +116,17 @@ impl Discovery {
             }
             WatchEvent::Synced(_) => true,
             WatchEvent::Interrupted(error) => {
-                if self.connected {
-                    tracing::warn!(%error, "the APIServer is away; what is known stays in use");
-                } else {
-                    tracing::debug!(%error, "the APIServer is still away");
+                // Also at the first try: somebody waits for the APIServer then and wants to know why.
+                if self.away.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+                    tracing::warn!(%error, "the APIServer is away; what is known stays in use, and it is tried again");
+                    self.away = Some(Instant::now());
                 }
                 false
             }
         };
+        if connected {
+            self.away = None;
+        }
         if connected && !self.connected {
             tracing::info!(routers = self.routers.len(), "following the APIServer");
         }

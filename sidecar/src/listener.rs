@@ -334,6 +334,9 @@ impl Accepting {
 
     /// The next connection, once there is room. Cancel safe: a permit without a connection is given back.
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+        if self.permits.available_permits() == 0 {
+            self.proxy.metrics.dns.limit_hit("connections");
+        }
         let permit = self
             .permits
             .clone()
@@ -342,5 +345,47 @@ impl Accepting {
             .map_err(io::Error::other)?;
         let (stream, from) = self.listener.accept().await?;
         Ok((stream, from, permit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_says_what_to_do() {
+        let address = "127.0.66.1:80".parse().unwrap();
+        for (kind, part) in [
+            (
+                io::ErrorKind::PermissionDenied,
+                "ip_unprivileged_port_start=80",
+            ),
+            (
+                io::ErrorKind::PermissionDenied,
+                "setcap cap_net_bind_service",
+            ),
+            (
+                io::ErrorKind::AddrNotAvailable,
+                "ip addr add 127.0.66.1/32 dev lo",
+            ),
+            (io::ErrorKind::AddrInUse, "--ip-range"),
+        ] {
+            let text = explain(address, &kind.into());
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_not_ours_fails_alone_and_says_so() {
+        // TEST-NET-1: nobody has it.
+        let outcomes = bind_all("192.0.2.1".parse().unwrap(), &BTreeSet::from([8080]));
+        assert!(!taken(&outcomes));
+        assert!(
+            explain(
+                "192.0.2.1:8080".parse().unwrap(),
+                outcomes[&8080].as_ref().unwrap_err()
+            )
+            .contains("no address of this machine")
+        );
     }
 }

@@ -49,12 +49,9 @@ impl DnsMetrics {
             .inc();
     }
 
-    pub(crate) fn forward_limit_hit(&self) {
-        self.limits
-            .get_or_create(&LimitLabel {
-                name: "dns_forwards",
-            })
-            .inc();
+    /// A limit held something back.
+    pub(crate) fn limit_hit(&self, name: &'static str) {
+        self.limits.get_or_create(&LimitLabel { name }).inc();
     }
 }
 

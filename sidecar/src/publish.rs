@@ -1,10 +1,11 @@
 //! What this sidecar offers, and where: at its own node's router and at some others that the world can reach.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use keel_certs::ClusterName;
+use keel_certs::{ClusterName, NodeName};
 use keel_fabric::link::RouterPeer;
-use keel_fabric::provider::Publication;
+use keel_fabric::provider::{Publication, PublishOutcome, PublishedAt};
 use keel_fabric::wire::Protocol;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -71,6 +72,33 @@ pub(crate) async fn follow(
             biased;
             () = stop.cancelled() => return,
             changed = directory.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Says once which routers cannot be reached, and again if they were reached in between. Ends with `stop`.
+pub(crate) async fn say_unreachable(
+    mut state: watch::Receiver<Arc<Vec<PublishedAt>>>,
+    stop: CancellationToken,
+) {
+    let mut said: BTreeSet<NodeName> = BTreeSet::new();
+    loop {
+        let now = state.borrow_and_update().clone();
+        for one in now.iter() {
+            match &one.outcome {
+                PublishOutcome::Unreachable(why) if said.insert(one.router.clone()) => {
+                    tracing::warn!(router = %one.router, "cannot publish there: {why}; it is tried again");
+                }
+                PublishOutcome::Unreachable(_) => {}
+                PublishOutcome::Published | PublishOutcome::Refused(_) => {
+                    _ = said.remove(&one.router)
+                }
+            }
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = state.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use futures_util::stream;
 use keel_control::api::Revision;
 use keel_control::client::ClientError;

@@ -150,7 +150,7 @@ impl Handler {
         let answer = match self.forwards.try_acquire() {
             Ok(_permit) => forwarder.ask(request, query).await,
             Err(_) => {
-                self.metrics.forward_limit_hit();
+                self.metrics.limit_hit("dns_forwards");
                 None
             }
         };
