@@ -1,5 +1,7 @@
 //! `kill -9` in a write loop: every write that was answered is there afterwards.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -18,7 +20,10 @@ const ROUNDS: u64 = 6;
 
 #[test]
 fn acknowledged_writes_survive_kill_9() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     match std::env::var_os(STORE) {
         Some(path) => runtime.block_on(write_for_ever(Path::new(&path))),
         None => runtime.block_on(kill_and_look()),
@@ -33,12 +38,17 @@ async fn write_for_ever(path: &Path) {
         let store = store.clone();
         writers.spawn(async move {
             for count in 0_u64.. {
-                let key = Key { resource: "things".into(), name: format!("{writer}") };
+                let key = Key {
+                    resource: "things".into(),
+                    name: format!("{writer}"),
+                };
                 let data = Bytes::from(format!("{count}"));
                 let decide = move |_: Option<&_>, revision| (Change::Put(data), revision);
                 let revision: Revision = store.write(key, decide).await.unwrap();
                 // One write call a line, so that a line is whole or not there.
-                std::io::stdout().write_all(format!("ack {writer} {count} {revision}\n").as_bytes()).unwrap();
+                std::io::stdout()
+                    .write_all(format!("ack {writer} {count} {revision}\n").as_bytes())
+                    .unwrap();
             }
         });
     }
@@ -63,12 +73,20 @@ async fn kill_and_look() {
         // Reads on after the kill: what is in the pipe was acknowledged too.
         for line in lines.by_ref() {
             let line = line.unwrap();
-            let Some(rest) = line.split("ack ").nth(1) else { continue };
+            let Some(rest) = line.split("ack ").nth(1) else {
+                continue;
+            };
             let parts: Vec<&str> = rest.split(' ').collect();
-            let &[writer, count, revision] = parts.as_slice() else { continue };
-            let before = seen.insert(revision.parse().unwrap(), (writer.to_owned(), count.to_owned()));
+            let &[writer, count, revision] = parts.as_slice() else {
+                continue;
+            };
+            let before = seen.insert(
+                revision.parse().unwrap(),
+                (writer.to_owned(), count.to_owned()),
+            );
             assert_eq!(before, None, "revision {revision} was given out twice");
-            let until = *until.get_or_insert_with(|| Instant::now() + Duration::from_millis(60 + 37 * round));
+            let until = *until
+                .get_or_insert_with(|| Instant::now() + Duration::from_millis(60 + 37 * round));
             if !killed && Instant::now() >= until {
                 child.kill().unwrap();
                 killed = true;
@@ -77,7 +95,15 @@ async fn kill_and_look() {
         child.wait().unwrap();
         assert!(killed, "the child ended by itself");
 
-        let store = Store::open(&path, StoreConfig { ring: 1, ..StoreConfig::default() }).await.unwrap();
+        let store = Store::open(
+            &path,
+            StoreConfig {
+                ring: 1,
+                ..StoreConfig::default()
+            },
+        )
+        .await
+        .unwrap();
         let mut cursor = *start.get_or_insert_with(|| store.compacted());
         let mut found = BTreeMap::new();
         loop {
@@ -90,10 +116,17 @@ async fn kill_and_look() {
             }
         }
         for (revision, write) in &seen {
-            assert_eq!(found.get(revision), Some(write), "revision {revision} was acknowledged and is gone");
+            assert_eq!(
+                found.get(revision),
+                Some(write),
+                "revision {revision} was acknowledged and is gone"
+            );
         }
         let highest = seen.keys().next_back().copied().unwrap_or_default();
-        assert!(store.current().0 > highest, "numbers that were given out are not given out again");
+        assert!(
+            store.current().0 > highest,
+            "numbers that were given out are not given out again"
+        );
         store.close().await;
     }
     assert!(seen.len() > 100, "only {} writes", seen.len());

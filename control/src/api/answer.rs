@@ -15,7 +15,7 @@ pub struct Status {
     /// Always `v1`.
     pub api_version: String,
     /// Empty, but clients expect it.
-    pub metadata: serde_json::Map<String, serde_json::Value>,
+    pub metadata: Nothing,
     /// `Success` or `Failure`.
     pub status: String,
     /// A sentence for people.
@@ -30,6 +30,10 @@ pub struct Status {
     /// The HTTP status code.
     pub code: u16,
 }
+
+/// An object without fields.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nothing {}
 
 /// What a [`Status`] is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,13 +146,25 @@ impl Status {
 
     /// A failure that is about the router of this name.
     pub fn router(reason: Reason, name: &str, message: impl Into<String>) -> Self {
-        let details = Details { name: name.into(), group: GROUP.into(), kind: PLURAL.into(), ..Details::default() };
-        Self { details: Some(Box::new(details)), ..Self::failure(reason, message) }
+        let details = Details {
+            name: name.into(),
+            group: GROUP.into(),
+            kind: PLURAL.into(),
+            ..Details::default()
+        };
+        Self {
+            details: Some(Box::new(details)),
+            ..Self::failure(reason, message)
+        }
     }
 
     /// There is no router of this name.
     pub fn not_found(name: &str) -> Self {
-        Self::router(Reason::NotFound, name, format!("{PLURAL}.{GROUP} {name:?} not found"))
+        Self::router(
+            Reason::NotFound,
+            name,
+            format!("{PLURAL}.{GROUP} {name:?} not found"),
+        )
     }
 
     /// The router is no longer what the writer thinks it is.
@@ -165,16 +181,31 @@ impl Status {
     /// The revision is ahead of this server.
     pub fn too_large(asked: super::Revision, current: super::Revision) -> Self {
         let message = format!("Too large resource version: {asked}, current: {current}");
-        let cause =
-            Cause { reason: "ResourceVersionTooLarge".into(), message: "Too large resource version".into(), ..Cause::default() };
-        let details = Details { causes: vec![cause], retry_after_seconds: Some(1), ..Details::default() };
-        Self { details: Some(Box::new(details)), ..Self::failure(Reason::Timeout, message) }
+        let cause = Cause {
+            reason: "ResourceVersionTooLarge".into(),
+            message: "Too large resource version".into(),
+            ..Cause::default()
+        };
+        let details = Details {
+            causes: vec![cause],
+            retry_after_seconds: Some(1),
+            ..Details::default()
+        };
+        Self {
+            details: Some(Box::new(details)),
+            ..Self::failure(Reason::Timeout, message)
+        }
     }
 
     /// The router was deleted.
     pub fn deleted(name: &str, uid: &str) -> Self {
-        let details =
-            Details { name: name.into(), group: GROUP.into(), kind: PLURAL.into(), uid: uid.into(), ..Details::default() };
+        let details = Details {
+            name: name.into(),
+            group: GROUP.into(),
+            kind: PLURAL.into(),
+            uid: uid.into(),
+            ..Details::default()
+        };
         Self {
             kind: "Status".into(),
             api_version: "v1".into(),
@@ -188,6 +219,9 @@ impl Status {
     /// Whether one of the causes has this reason.
     #[must_use]
     pub fn has_cause(&self, reason: &str) -> bool {
-        self.details.iter().flat_map(|details| &details.causes).any(|cause| cause.reason == reason)
+        self.details
+            .iter()
+            .flat_map(|details| &details.causes)
+            .any(|cause| cause.reason == reason)
     }
 }

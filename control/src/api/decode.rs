@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use super::answer::{Details, Reason, Status};
@@ -52,8 +52,12 @@ pub struct Parsed {
 /// A `BadRequest` that says where the body is malformed or too deep.
 pub fn parse(bytes: &[u8], format: Format) -> Result<Parsed, Status> {
     let parsed = match format {
-        Format::Json => serde_json::from_slice(bytes).map_err(|error| format!("json parse error: {error}")),
-        Format::Yaml => serde_saphyr::from_slice(bytes).map_err(|error| format!("yaml parse error: {error}")),
+        Format::Json => {
+            serde_json::from_slice(bytes).map_err(|error| format!("json parse error: {error}"))
+        }
+        Format::Yaml => {
+            serde_saphyr::from_slice(bytes).map_err(|error| format!("yaml parse error: {error}"))
+        }
     };
     parsed.map_err(|error| {
         let message = format!("the object provided is unrecognized (must be of type {KIND}): couldn't get version/kind; {error}");
@@ -78,7 +82,10 @@ pub struct Decoded {
 pub fn router(parsed: Parsed, validation: FieldValidation) -> Result<Decoded, Status> {
     let Parsed { value, duplicates } = parsed;
     let Value::Object(mut object) = value else {
-        return Err(Status::failure(Reason::BadRequest, format!("the body must be an object of kind {KIND}")));
+        return Err(Status::failure(
+            Reason::BadRequest,
+            format!("the body must be an object of kind {KIND}"),
+        ));
     };
     check_kind(&object)?;
     // The status is lenient: it is taken aside, so that nothing in it can be unknown or wrong.
@@ -91,8 +98,13 @@ pub fn router(parsed: Parsed, validation: FieldValidation) -> Result<Decoded, St
     let mut findings = Findings::default();
     let mut value = Value::Object(object);
     check(&mut value, schema::router(), "", &mut findings);
-    let duplicates = duplicates.into_iter().map(|path| format!("duplicate field {path:?}"));
-    let unknown = findings.unknown.iter().map(|path| format!("unknown field {path:?}"));
+    let duplicates = duplicates
+        .into_iter()
+        .map(|path| format!("duplicate field {path:?}"));
+    let unknown = findings
+        .unknown
+        .iter()
+        .map(|path| format!("unknown field {path:?}"));
     let complaints: Vec<String> = unknown.chain(duplicates).collect();
     if validation == FieldValidation::Strict && !complaints.is_empty() {
         let message = format!(
@@ -105,15 +117,25 @@ pub fn router(parsed: Parsed, validation: FieldValidation) -> Result<Decoded, St
         // The schema is made from the type, so this can only fail where the schema says less than the type does.
         match RouterSpec::deserialize(&value["spec"]) {
             Ok(spec) => findings.errors.extend(spec.check()),
-            Err(error) => findings.errors.push(FieldError::invalid("spec".into(), "object", &error.to_string())),
+            Err(error) => findings.errors.push(FieldError::invalid(
+                "spec".into(),
+                "object",
+                &error.to_string(),
+            )),
         }
     }
-    let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let name = value["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     if !findings.errors.is_empty() {
         return Err(invalid(&name, &findings.errors));
     }
     let Value::Object(mut object) = value else {
-        return Err(Status::failure(Reason::InternalError, "the checked object is no object"));
+        return Err(Status::failure(
+            Reason::InternalError,
+            "the checked object is no object",
+        ));
     };
     match status {
         None | Some(Value::Null) => {}
@@ -125,7 +147,11 @@ pub fn router(parsed: Parsed, validation: FieldValidation) -> Result<Decoded, St
             return Err(invalid(&name, &[error]));
         }
     }
-    let warnings = if validation == FieldValidation::Warn { complaints } else { Vec::new() };
+    let warnings = if validation == FieldValidation::Warn {
+        complaints
+    } else {
+        Vec::new()
+    };
     Ok(Decoded { object, warnings })
 }
 
@@ -146,10 +172,18 @@ fn invalid(name: &str, errors: &[FieldError]) -> Status {
         many => format!("[{}]", many.join(", ")),
     };
     let causes = errors.iter().map(FieldError::cause).collect();
-    let details =
-        Details { name: name.into(), group: GROUP.into(), kind: KIND.into(), causes, ..Details::default() };
+    let details = Details {
+        name: name.into(),
+        group: GROUP.into(),
+        kind: KIND.into(),
+        causes,
+        ..Details::default()
+    };
     let message = format!("{KIND}.{GROUP} {name:?} is invalid: {text}");
-    Status { details: Some(Box::new(details)), ..Status::failure(Reason::Invalid, message) }
+    Status {
+        details: Some(Box::new(details)),
+        ..Status::failure(Reason::Invalid, message)
+    }
 }
 
 fn check_kind(object: &Map<String, Value>) -> Result<(), Status> {
@@ -159,7 +193,9 @@ fn check_kind(object: &Map<String, Value>) -> Result<(), Status> {
         (API_VERSION, KIND) => return Ok(()),
         ("", _) => "Object 'apiVersion' is missing".to_owned(),
         (_, "") => "Object 'Kind' is missing".to_owned(),
-        (API_VERSION, _) => format!("{kind} in version \"{VERSION}\" cannot be handled as a {KIND}"),
+        (API_VERSION, _) => {
+            format!("{kind} in version \"{VERSION}\" cannot be handled as a {KIND}")
+        }
         _ => format!(
             "the API version in the data ({}) does not match the expected API version ({API_VERSION})",
             version.chars().take(100).collect::<String>()
@@ -174,7 +210,12 @@ impl<'de> Deserialize<'de> for Parsed {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut duplicates = Vec::new();
         let mut path = String::new();
-        let value = Walk { path: &mut path, duplicates: &mut duplicates, depth: 0 }.deserialize(deserializer)?;
+        let value = Walk {
+            path: &mut path,
+            duplicates: &mut duplicates,
+            depth: 0,
+        }
+        .deserialize(deserializer)?;
         Ok(Self { value, duplicates })
     }
 }
@@ -188,12 +229,18 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn inner(&mut self) -> Walk<'_> {
-        Walk { path: self.path, duplicates: self.duplicates, depth: self.depth + 1 }
+        Walk {
+            path: self.path,
+            duplicates: self.duplicates,
+            depth: self.depth + 1,
+        }
     }
 
     fn check_depth<E: de::Error>(&self) -> Result<(), E> {
         if self.depth >= MAX_DEPTH {
-            return Err(E::custom(format_args!("the body nests deeper than {MAX_DEPTH} levels")));
+            return Err(E::custom(format_args!(
+                "the body nests deeper than {MAX_DEPTH} levels"
+            )));
         }
         Ok(())
     }
@@ -227,7 +274,9 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number must be finite"))
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom("a number must be finite"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {

@@ -16,7 +16,9 @@ use super::state::lenient;
 ///
 /// Compared as a number, written in `metadata.resourceVersion` as a decimal string. Numbers grow, are never reused and need not
 /// be consecutive.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
@@ -45,7 +47,9 @@ impl FromStr for Revision {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse() {
             Ok(number) if digits && Self(number) <= Self::MAX => Ok(Self(number)),
-            _ => Err(RevisionError { text: text.chars().take(40).collect() }),
+            _ => Err(RevisionError {
+                text: text.chars().take(40).collect(),
+            }),
         }
     }
 }
@@ -61,7 +65,9 @@ impl<'de> Deserialize<'de> for Revision {
         }
         match Either::deserialize(deserializer)? {
             Either::Number(number) if Self(number) <= Self::MAX => Ok(Self(number)),
-            Either::Number(number) => Err(serde::de::Error::custom(RevisionError { text: number.to_string() })),
+            Either::Number(number) => Err(serde::de::Error::custom(RevisionError {
+                text: number.to_string(),
+            })),
             Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
         }
     }
@@ -76,7 +82,9 @@ pub struct RevisionError {
 }
 
 /// A time as it stands in an object: RFC 3339, but any text is kept as it was written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct Time(String);
 
@@ -96,7 +104,9 @@ impl Time {
     /// The time that the text names; none if it is not RFC 3339 (year 0000 is).
     #[must_use]
     pub fn to_system_time(&self) -> Option<SystemTime> {
-        OffsetDateTime::parse(&self.0, &Rfc3339).ok().map(SystemTime::from)
+        OffsetDateTime::parse(&self.0, &Rfc3339)
+            .ok()
+            .map(SystemTime::from)
     }
 }
 
@@ -152,10 +162,16 @@ pub struct ObjectMeta {
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub deletion_grace_period_seconds: Option<i64>,
     /// Labels, for selectors.
-    #[serde(deserialize_with = "lenient", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "lenient",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub labels: BTreeMap<String, String>,
     /// Annotations, for tools.
-    #[serde(deserialize_with = "lenient", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "lenient",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub annotations: BTreeMap<String, String>,
     /// Who must agree before the object goes.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
@@ -176,11 +192,17 @@ pub struct ObjectMeta {
 impl ObjectMeta {
     /// Metadata with nothing but a name.
     pub fn named(name: impl Into<String>) -> Self {
-        Self { name: name.into(), ..Self::default() }
+        Self {
+            name: name.into(),
+            ..Self::default()
+        }
     }
 }
 
-fn revision_text<S: serde::Serializer>(revision: &Option<Revision>, serializer: S) -> Result<S::Ok, S::Error> {
+fn revision_text<S: serde::Serializer>(
+    revision: &Option<Revision>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     match revision {
         Some(revision) => serializer.collect_str(revision),
         None => serializer.serialize_none(),

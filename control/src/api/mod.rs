@@ -13,7 +13,9 @@ mod validate;
 
 pub use answer::{Cause, Reason, Status};
 pub use meta::{ObjectMeta, Revision, Time};
-pub use router::{AdvertisedService, Frps, PortRange, Router, RouterSpec, Secret, Transport, WebServer};
+pub use router::{
+    AdvertisedService, Frps, PortRange, Router, RouterSpec, Secret, Transport, WebServer,
+};
 pub use state::{
     ActiveService, ClientStatus, Condition, ProviderStatus, RouterStatus, ServiceStatus, Source,
 };

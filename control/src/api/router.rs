@@ -37,11 +37,17 @@ pub struct RouterSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frps: Option<Frps>,
     /// How other nodes reach the router (`host:port`), where the cloud controller knows.
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     #[schemars(extend("items" = {"type": "string", "format": "host-port"}))]
     pub addresses: Vec<String>,
     /// Services that the router announces. With a `target` it dials the backend itself.
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub advertised_services: Vec<AdvertisedService>,
 }
 
@@ -105,7 +111,10 @@ pub struct Frps {
     #[schemars(extend("format" = "ip"))]
     pub proxy_bind_addr: Option<String>,
     /// Ports that public services may take.
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub allow_ports: Vec<PortRange>,
     /// Whether clients are told why they were refused.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,7 +238,10 @@ impl Default for Router {
 impl Router {
     /// A router with nothing but a name.
     pub fn named(name: impl Into<String>) -> Self {
-        Self { metadata: ObjectMeta::named(name), ..Self::default() }
+        Self {
+            metadata: ObjectMeta::named(name),
+            ..Self::default()
+        }
     }
 
     /// Name of the router, which is the name of its node.
@@ -245,28 +257,47 @@ impl RouterSpec {
         let mut errors = Vec::new();
         let mut seen = std::collections::BTreeSet::new();
         for (index, service) in self.advertised_services.iter().enumerate() {
-            let namespace = service.namespace.as_ref().map_or("default", Namespace::as_str);
+            let namespace = service
+                .namespace
+                .as_ref()
+                .map_or("default", Namespace::as_str);
             let protocol = service.protocol.unwrap_or(Transport::Tcp);
             if !seen.insert((service.name.as_str(), namespace, service.port, protocol)) {
                 let value = format!("{}.{namespace}:{}", service.name, service.port);
-                errors.push(FieldError::duplicate(format!("spec.advertisedServices[{index}]"), &value));
+                errors.push(FieldError::duplicate(
+                    format!("spec.advertisedServices[{index}]"),
+                    &value,
+                ));
             }
         }
-        let ranges = self.frps.iter().flat_map(|frps| &frps.allow_ports).enumerate();
+        let ranges = self
+            .frps
+            .iter()
+            .flat_map(|frps| &frps.allow_ports)
+            .enumerate();
         for (index, range) in ranges {
             let path = format!("spec.frps.allowPorts[{index}]");
             match (range.start, range.end, range.single) {
                 (Some(start), Some(end), None) if start > end => {
-                    errors.push(FieldError::invalid(path, &format!("{start}-{end}"), "start must not be above end"));
+                    errors.push(FieldError::invalid(
+                        path,
+                        &format!("{start}-{end}"),
+                        "start must not be above end",
+                    ));
                 }
                 (Some(_), Some(_), None) | (None, None, Some(_)) => {}
-                _ => errors.push(FieldError::required(path, "either start and end, or single")),
+                _ => errors.push(FieldError::required(
+                    path,
+                    "either start and end, or single",
+                )),
             }
         }
         errors
     }
 }
 
-fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }

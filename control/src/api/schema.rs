@@ -12,11 +12,20 @@ pub fn router() -> &'static Value {
     static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
         let mut settings = SchemaSettings::openapi3();
         settings.inline_subschemas = true;
-        let mut schema = settings.into_generator().into_root_schema_for::<Router>().to_value();
+        let mut schema = settings
+            .into_generator()
+            .into_root_schema_for::<Router>()
+            .to_value();
         tidy(&mut schema);
-        if let Some(properties) = schema.pointer_mut("/properties").and_then(Value::as_object_mut) {
+        if let Some(properties) = schema
+            .pointer_mut("/properties")
+            .and_then(Value::as_object_mut)
+        {
             let kind = "Kind of the object: `Router`.";
-            properties.insert("kind".into(), serde_json::json!({"type": "string", "description": kind}));
+            properties.insert(
+                "kind".into(),
+                serde_json::json!({"type": "string", "description": kind}),
+            );
         }
         schema
     });
@@ -25,8 +34,12 @@ pub fn router() -> &'static Value {
 
 /// Takes away what Kubernetes' structural schemas do not have, and names integer formats as it does.
 fn tidy(schema: &mut Value) {
-    let Some(object) = schema.as_object_mut() else { return };
-    for key in ["$schema", "title", "default", "nullable", "examples", "$comment"] {
+    let Some(object) = schema.as_object_mut() else {
+        return;
+    };
+    for key in [
+        "$schema", "title", "default", "nullable", "examples", "$comment",
+    ] {
         object.remove(key);
     }
     if let Some(format) = object.get_mut("format") {
@@ -50,9 +63,14 @@ fn tidy(schema: &mut Value) {
 
 /// The child schema of an object's field; `None` if the schema does not know it.
 pub(super) fn field<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
-    match schema.get("properties").and_then(|properties| properties.get(name)) {
+    match schema
+        .get("properties")
+        .and_then(|properties| properties.get(name))
+    {
         Some(child) => Some(child),
-        None => schema.get("additionalProperties").filter(|child| child.is_object()),
+        None => schema
+            .get("additionalProperties")
+            .filter(|child| child.is_object()),
     }
 }
 

@@ -133,7 +133,9 @@ impl ProviderStatus {
     /// Whether consumers should try it before unhealthy ones.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.health.as_deref().is_none_or(|health| health == "healthy")
+        self.health
+            .as_deref()
+            .is_none_or(|health| health == "healthy")
     }
 }
 
@@ -149,7 +151,11 @@ pub struct ClientStatus {
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
     /// `stcp` (relayed), `xtcp` (direct) or `sudp` (UDP).
-    #[serde(rename = "type", deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "type",
+        deserialize_with = "lenient",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub kind: Option<String>,
     /// Address of the client as the router sees it.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
@@ -243,13 +249,22 @@ impl fmt::Display for Condition {
 }
 
 /// Reads a value that may be null or of another type, which count as absent.
-pub(super) fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(deserializer: D) -> Result<T, D::Error> {
+pub(super) fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     let value = Value::deserialize(deserializer)?;
     Ok(T::deserialize(value).unwrap_or_default())
 }
 
 /// Reads a list, leaving out the items that cannot be read; anything but a list counts as empty.
-fn lenient_list<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    let Value::Array(items) = Value::deserialize(deserializer)? else { return Ok(Vec::new()) };
-    Ok(items.into_iter().filter_map(|item| T::deserialize(item).ok()).collect())
+fn lenient_list<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let Value::Array(items) = Value::deserialize(deserializer)? else {
+        return Ok(Vec::new());
+    };
+    Ok(items
+        .into_iter()
+        .filter_map(|item| T::deserialize(item).ok())
+        .collect())
 }

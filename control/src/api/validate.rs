@@ -20,20 +20,40 @@ pub(super) struct FieldError {
 
 impl FieldError {
     pub(super) fn duplicate(path: String, value: &str) -> Self {
-        Self { path, reason: "FieldValueDuplicate", message: format!("Duplicate value: {value:?}") }
+        Self {
+            path,
+            reason: "FieldValueDuplicate",
+            message: format!("Duplicate value: {value:?}"),
+        }
     }
 
     pub(super) fn invalid(path: String, value: &str, why: &str) -> Self {
-        Self { path, reason: "FieldValueInvalid", message: format!("Invalid value: {value:?}: {why}") }
+        Self {
+            path,
+            reason: "FieldValueInvalid",
+            message: format!("Invalid value: {value:?}: {why}"),
+        }
     }
 
     pub(super) fn required(path: String, why: &str) -> Self {
-        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
-        Self { path, reason: "FieldValueRequired", message: format!("Required value{why}") }
+        let why = if why.is_empty() {
+            String::new()
+        } else {
+            format!(": {why}")
+        };
+        Self {
+            path,
+            reason: "FieldValueRequired",
+            message: format!("Required value{why}"),
+        }
     }
 
     fn in_body(path: &str, reason: &'static str, shown: &str, rule: &str) -> Self {
-        Self { path: path.into(), reason, message: format!("Invalid value: {shown}: {path} in body {rule}") }
+        Self {
+            path: path.into(),
+            reason,
+            message: format!("Invalid value: {shown}: {path} in body {rule}"),
+        }
     }
 
     /// The error as Kubernetes writes it into a message: `spec.x: Invalid value: ...`.
@@ -42,7 +62,11 @@ impl FieldError {
     }
 
     pub(super) fn cause(&self) -> Cause {
-        Cause { reason: self.reason.into(), message: self.message.clone(), field: self.path.clone() }
+        Cause {
+            reason: self.reason.into(),
+            message: self.message.clone(),
+            field: self.path.clone(),
+        }
     }
 }
 
@@ -57,7 +81,9 @@ pub(super) struct Findings {
 
 /// Checks `value`, found at `path`, against `schema`; takes out unknown fields, and nulls, which count as absent.
 pub(super) fn check(value: &mut Value, schema: &Value, path: &str, findings: &mut Findings) {
-    let Some(schema) = schema.as_object() else { return };
+    let Some(schema) = schema.as_object() else {
+        return;
+    };
     if findings.errors.len() >= MAX_FINDINGS {
         return;
     }
@@ -66,13 +92,20 @@ pub(super) fn check(value: &mut Value, schema: &Value, path: &str, findings: &mu
     {
         let found = type_name(value);
         let rule = format!("must be of type {wanted}: \"{found}\"");
-        findings.errors.push(FieldError::in_body(path, "FieldValueTypeInvalid", &format!("\"{found}\""), &rule));
+        findings.errors.push(FieldError::in_body(
+            path,
+            "FieldValueTypeInvalid",
+            &format!("\"{found}\""),
+            &rule,
+        ));
         return;
     }
     match value {
         Value::Object(fields) => check_fields(fields, schema, path, findings),
         Value::Array(items) => {
-            let Some(item) = schema.get("items") else { return };
+            let Some(item) = schema.get("items") else {
+                return;
+            };
             for (index, value) in items.iter_mut().enumerate() {
                 check(value, item, &format!("{path}[{index}]"), findings);
             }
@@ -80,14 +113,26 @@ pub(super) fn check(value: &mut Value, schema: &Value, path: &str, findings: &mu
         Value::Number(number) => {
             let shown = number.to_string();
             let bound = |key: &str| schema.get(key).and_then(Value::as_i64);
-            let found = number.as_i64().map_or(i128::from(number.as_u64().unwrap_or(u64::MAX)), i128::from);
+            let found = number
+                .as_i64()
+                .map_or(i128::from(number.as_u64().unwrap_or(u64::MAX)), i128::from);
             if let Some(least) = bound("minimum").filter(|least| found < i128::from(*least)) {
                 let rule = format!("should be greater than or equal to {least}");
-                findings.errors.push(FieldError::in_body(path, "FieldValueInvalid", &shown, &rule));
+                findings.errors.push(FieldError::in_body(
+                    path,
+                    "FieldValueInvalid",
+                    &shown,
+                    &rule,
+                ));
             }
             if let Some(most) = bound("maximum").filter(|most| found > i128::from(*most)) {
                 let rule = format!("should be less than or equal to {most}");
-                findings.errors.push(FieldError::in_body(path, "FieldValueInvalid", &shown, &rule));
+                findings.errors.push(FieldError::in_body(
+                    path,
+                    "FieldValueInvalid",
+                    &shown,
+                    &rule,
+                ));
             }
         }
         Value::String(text) => check_text(text, schema, path, findings),
@@ -95,10 +140,19 @@ pub(super) fn check(value: &mut Value, schema: &Value, path: &str, findings: &mu
     }
 }
 
-fn check_fields(fields: &mut Map<String, Value>, schema: &Map<String, Value>, path: &str, findings: &mut Findings) {
+fn check_fields(
+    fields: &mut Map<String, Value>,
+    schema: &Map<String, Value>,
+    path: &str,
+    findings: &mut Findings,
+) {
     let keeps_unknown = schema::keeps_unknown(schema);
     fields.retain(|name, value| {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let path = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
         match schema::field(schema, name) {
             Some(_) if value.is_null() => false,
             Some(child) => {
@@ -117,7 +171,9 @@ fn check_fields(fields: &mut Map<String, Value>, schema: &Map<String, Value>, pa
     let required = schema.get("required").and_then(Value::as_array);
     for name in required.into_iter().flatten().filter_map(Value::as_str) {
         if !fields.contains_key(name) {
-            findings.errors.push(FieldError::required(format!("{path}.{name}"), ""));
+            findings
+                .errors
+                .push(FieldError::required(format!("{path}.{name}"), ""));
         }
     }
 }
@@ -128,13 +184,28 @@ fn check_text(text: &str, schema: &Map<String, Value>, path: &str, findings: &mu
         && !allowed.iter().any(|one| one.as_str() == Some(text))
     {
         let allowed: Vec<String> = allowed.iter().map(Value::to_string).collect();
-        let message = format!("Unsupported value: {shown}: supported values: {}", allowed.join(", "));
-        findings.errors.push(FieldError { path: path.into(), reason: "FieldValueNotSupported", message });
+        let message = format!(
+            "Unsupported value: {shown}: supported values: {}",
+            allowed.join(", ")
+        );
+        findings.errors.push(FieldError {
+            path: path.into(),
+            reason: "FieldValueNotSupported",
+            message,
+        });
     }
-    let Some(format) = schema.get("format").and_then(Value::as_str) else { return };
+    let Some(format) = schema.get("format").and_then(Value::as_str) else {
+        return;
+    };
     let (holds, rule) = match format {
-        "ip" => (text.parse::<IpAddr>().is_ok(), "must be an IP address".to_owned()),
-        "host-port" => (is_host_port(text), "must be host:port, e.g. 203.0.113.10:7000 or [2001:db8::1]:7000".to_owned()),
+        "ip" => (
+            text.parse::<IpAddr>().is_ok(),
+            "must be an IP address".to_owned(),
+        ),
+        "host-port" => (
+            is_host_port(text),
+            "must be host:port, e.g. 203.0.113.10:7000 or [2001:db8::1]:7000".to_owned(),
+        ),
         "label" => match text.parse::<keel_certs::Namespace>() {
             Ok(_) => (true, String::new()),
             Err(error) => (false, format!("must be a DNS label: {error}")),
@@ -142,22 +213,36 @@ fn check_text(text: &str, schema: &Map<String, Value>, path: &str, findings: &mu
         _ => return,
     };
     if !holds {
-        findings.errors.push(FieldError::in_body(path, "FieldValueInvalid", &shown, &rule));
+        findings.errors.push(FieldError::in_body(
+            path,
+            "FieldValueInvalid",
+            &shown,
+            &rule,
+        ));
     }
 }
 
 /// Whether the text is `host:port` with a port of at least 1; an IPv6 address stands in brackets.
 fn is_host_port(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else { return false };
-    let host_holds = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return false;
+    };
+    let host_holds = match host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
         Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
         None => {
             !host.is_empty()
                 && host.len() <= 253
-                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+                && host
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
         }
     };
-    host_holds && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    host_holds
+        && port.bytes().all(|byte| byte.is_ascii_digit())
+        && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 fn has_type(value: &Value, wanted: &str) -> bool {

@@ -58,11 +58,13 @@ pub(super) fn grant(subject: &Subject, here: &NodeName, action: Action<'_>) -> G
             if own { Grant::EmptySpec } else { Grant::Denied }
         }
         (Subject::Node { .. }, Action::Write) => Grant::Denied,
-        (Subject::Node { node }, Action::WriteStatus(name)) => match (node == here, name == node.as_str()) {
-            (true, true) => Grant::Stamped,
-            (true, false) | (false, true) => Grant::Newer,
-            (false, false) => Grant::Denied,
-        },
+        (Subject::Node { node }, Action::WriteStatus(name)) => {
+            match (node == here, name == node.as_str()) {
+                (true, true) => Grant::Stamped,
+                (true, false) | (false, true) => Grant::Newer,
+                (false, false) => Grant::Denied,
+            }
+        }
     }
 }
 
@@ -76,13 +78,37 @@ mod tests {
         use Grant::{Denied, EmptySpec, Full, Newer, Stamped};
         let here: NodeName = "here".parse().unwrap();
         let rows = [
-            ("/node/here/ns/default/pod/p", "here", [Full, Denied, Denied, Denied, Denied, Denied]),
-            ("/node/there/ns/default/pod/p", "there", [Full, Denied, Denied, Denied, Denied, Denied]),
-            ("/node/here", "here", [Full, EmptySpec, Denied, Denied, Stamped, Newer]),
-            ("/node/there", "there", [Full, EmptySpec, Denied, Denied, Newer, Denied]),
-            ("/node/here/admin/root", "here", [Full, Full, Full, Full, Full, Full]),
+            (
+                "/node/here/ns/default/pod/p",
+                "here",
+                [Full, Denied, Denied, Denied, Denied, Denied],
+            ),
+            (
+                "/node/there/ns/default/pod/p",
+                "there",
+                [Full, Denied, Denied, Denied, Denied, Denied],
+            ),
+            (
+                "/node/here",
+                "here",
+                [Full, EmptySpec, Denied, Denied, Stamped, Newer],
+            ),
+            (
+                "/node/there",
+                "there",
+                [Full, EmptySpec, Denied, Denied, Newer, Denied],
+            ),
+            (
+                "/node/here/admin/root",
+                "here",
+                [Full, Full, Full, Full, Full, Full],
+            ),
             ("/admin/cloud", "here", [Full, Full, Full, Full, Full, Full]),
-            ("/node/there/admin/root", "there", [Denied, Denied, Denied, Denied, Denied, Denied]),
+            (
+                "/node/there/admin/root",
+                "there",
+                [Denied, Denied, Denied, Denied, Denied, Denied],
+            ),
         ];
         for (subject, own, expected) in rows {
             let parsed: Subject = subject.parse().unwrap();

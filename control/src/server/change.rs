@@ -78,18 +78,38 @@ pub(super) fn create(
     }
     let mut object = newborn(name, birth);
     let sent_meta = sent.get("metadata").and_then(Value::as_object);
-    if sent_meta.and_then(|meta| meta.get("resourceVersion")).is_some_and(|version| version != "") {
+    if sent_meta
+        .and_then(|meta| meta.get("resourceVersion"))
+        .is_some_and(|version| version != "")
+    {
         let why = "resourceVersion should not be set on objects to be created";
         return Err(Status::router(Reason::BadRequest, name, why));
     }
     if let (Some(meta), Some(sent)) = (metadata(&mut object), sent_meta) {
-        copy_fields(sent, meta, &["generateName", "labels", "annotations", "finalizers", "ownerReferences"]);
+        copy_fields(
+            sent,
+            meta,
+            &[
+                "generateName",
+                "labels",
+                "annotations",
+                "finalizers",
+                "ownerReferences",
+            ],
+        );
     }
     if let Some(spec) = sent.get("spec") {
         object.insert("spec".into(), spec.clone());
     }
     let data = encode(name, &mut object, revision)?;
-    Ok((Change::Put(data.clone()), Written { object: data, outcome: Outcome::Created, warnings: Vec::new() }))
+    Ok((
+        Change::Put(data.clone()),
+        Written {
+            object: data,
+            outcome: Outcome::Created,
+            warnings: Vec::new(),
+        },
+    ))
 }
 
 /// Makes the object what `next` makes of it. `birth`, if given, is for a missing object, which is then made first.
@@ -117,14 +137,32 @@ pub(super) fn update(
         },
     };
     if let (true, Some(current)) = (object == held, current) {
-        return Ok((Change::Keep, Written { object: current.data.clone(), outcome, warnings }));
+        return Ok((
+            Change::Keep,
+            Written {
+                object: current.data.clone(),
+                outcome,
+                warnings,
+            },
+        ));
     }
     let data = encode(name, &mut object, revision)?;
     if part == Part::Main && is_released(&object) {
-        let written = Written { object: data.clone(), outcome: Outcome::Updated, warnings };
+        let written = Written {
+            object: data.clone(),
+            outcome: Outcome::Updated,
+            warnings,
+        };
         return Ok((Change::Delete(data), written));
     }
-    Ok((Change::Put(data.clone()), Written { object: data, outcome, warnings }))
+    Ok((
+        Change::Put(data.clone()),
+        Written {
+            object: data,
+            outcome,
+            warnings,
+        },
+    ))
 }
 
 /// Deletes the object, or marks it as to be deleted while it has finalizers.
@@ -135,33 +173,70 @@ pub(super) fn delete(
     preconditions: &Preconditions,
     now: &Time,
 ) -> Result<(Change, Written), Status> {
-    let Some(current) = current else { return Err(Status::not_found(name)) };
+    let Some(current) = current else {
+        return Err(Status::not_found(name));
+    };
     let mut object = decode(name, current)?;
-    let held = |key: &str| object.get("metadata").and_then(|meta| meta.get(key)).and_then(Value::as_str).unwrap_or_default();
+    let held = |key: &str| {
+        object
+            .get("metadata")
+            .and_then(|meta| meta.get(key))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     for (what, wanted, found) in [
         ("UID", &preconditions.uid, held("uid")),
-        ("ResourceVersion", &preconditions.revision, held("resourceVersion")),
+        (
+            "ResourceVersion",
+            &preconditions.revision,
+            held("resourceVersion"),
+        ),
     ] {
         if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != found) {
-            let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
+            let why = format!(
+                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+            );
             return Err(Status::conflict(name, &why));
         }
     }
-    let finalizers = object.get("metadata").and_then(|meta| meta.get("finalizers")).and_then(Value::as_array);
+    let finalizers = object
+        .get("metadata")
+        .and_then(|meta| meta.get("finalizers"))
+        .and_then(Value::as_array);
     if finalizers.is_some_and(|finalizers| !finalizers.is_empty()) {
-        let Some(meta) = metadata(&mut object) else { return Err(broken(name)) };
+        let Some(meta) = metadata(&mut object) else {
+            return Err(broken(name));
+        };
         if meta.contains_key("deletionTimestamp") {
-            let written = Written { object: current.data.clone(), outcome: Outcome::Updated, warnings: Vec::new() };
+            let written = Written {
+                object: current.data.clone(),
+                outcome: Outcome::Updated,
+                warnings: Vec::new(),
+            };
             return Ok((Change::Keep, written));
         }
         meta.insert("deletionTimestamp".into(), now.as_str().into());
         meta.insert("deletionGracePeriodSeconds".into(), 0.into());
         bump_generation(meta);
         let data = encode(name, &mut object, revision)?;
-        return Ok((Change::Put(data.clone()), Written { object: data, outcome: Outcome::Updated, warnings: Vec::new() }));
+        return Ok((
+            Change::Put(data.clone()),
+            Written {
+                object: data,
+                outcome: Outcome::Updated,
+                warnings: Vec::new(),
+            },
+        ));
     }
     let data = encode(name, &mut object, revision)?;
-    Ok((Change::Delete(data.clone()), Written { object: data, outcome: Outcome::Deleted, warnings: Vec::new() }))
+    Ok((
+        Change::Delete(data.clone()),
+        Written {
+            object: data,
+            outcome: Outcome::Deleted,
+            warnings: Vec::new(),
+        },
+    ))
 }
 
 /// Turns a decision into what the store and the caller get; a dry run changes nothing.
@@ -179,8 +254,15 @@ fn merge_main(held: &Map<String, Value>, sent: &Map<String, Value>) -> Map<Strin
     let spec = sent.get("spec").cloned().unwrap_or_else(|| json!({}));
     let changed = held.get("spec") != Some(&spec);
     object.insert("spec".into(), spec);
-    if let (Some(meta), Some(sent)) = (metadata(&mut object), sent.get("metadata").and_then(Value::as_object)) {
-        copy_fields(sent, meta, &["labels", "annotations", "finalizers", "ownerReferences"]);
+    if let (Some(meta), Some(sent)) = (
+        metadata(&mut object),
+        sent.get("metadata").and_then(Value::as_object),
+    ) {
+        copy_fields(
+            sent,
+            meta,
+            &["labels", "annotations", "finalizers", "ownerReferences"],
+        );
         if changed {
             bump_generation(meta);
         }
@@ -253,18 +335,31 @@ fn newborn(name: &str, birth: &Birth) -> Map<String, Value> {
 }
 
 /// Refuses a body that is about another object, or about another state of it.
-fn check_identity(name: &str, held: &Map<String, Value>, sent: &Map<String, Value>) -> Result<(), Status> {
+fn check_identity(
+    name: &str,
+    held: &Map<String, Value>,
+    sent: &Map<String, Value>,
+) -> Result<(), Status> {
     let text = |object: &Map<String, Value>, key: &str| {
-        object.get("metadata").and_then(|meta| meta.get(key)).and_then(Value::as_str).unwrap_or_default().to_owned()
+        object
+            .get("metadata")
+            .and_then(|meta| meta.get(key))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
     };
     let sent_name = text(sent, "name");
     if !sent_name.is_empty() && sent_name != name {
-        let message = format!("the name of the object ({sent_name}) does not match the name on the URL ({name})");
+        let message = format!(
+            "the name of the object ({sent_name}) does not match the name on the URL ({name})"
+        );
         return Err(Status::failure(Reason::BadRequest, message));
     }
     let (uid, held_uid) = (text(sent, "uid"), text(held, "uid"));
     if !uid.is_empty() && uid != held_uid {
-        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {held_uid}");
+        let why = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {held_uid}"
+        );
         return Err(Status::conflict(name, &why));
     }
     let version = text(sent, "resourceVersion");
@@ -278,8 +373,12 @@ fn check_identity(name: &str, held: &Map<String, Value>, sent: &Map<String, Valu
 /// Whether the object was only waiting for its finalizers to go, and they have.
 fn is_released(object: &Map<String, Value>) -> bool {
     let meta = object.get("metadata");
-    let waits = meta.and_then(|meta| meta.get("deletionTimestamp")).is_some();
-    let finalizers = meta.and_then(|meta| meta.get("finalizers")).and_then(Value::as_array);
+    let waits = meta
+        .and_then(|meta| meta.get("deletionTimestamp"))
+        .is_some();
+    let finalizers = meta
+        .and_then(|meta| meta.get("finalizers"))
+        .and_then(Value::as_array);
     waits && finalizers.is_none_or(Vec::is_empty)
 }
 
@@ -306,12 +405,21 @@ fn metadata(object: &mut Map<String, Value>) -> Option<&mut Map<String, Value>> 
     object.get_mut("metadata").and_then(Value::as_object_mut)
 }
 
-fn encode(name: &str, object: &mut Map<String, Value>, revision: Revision) -> Result<Bytes, Status> {
-    let Some(meta) = metadata(object) else { return Err(broken(name)) };
+fn encode(
+    name: &str,
+    object: &mut Map<String, Value>,
+    revision: Revision,
+) -> Result<Bytes, Status> {
+    let Some(meta) = metadata(object) else {
+        return Err(broken(name));
+    };
     meta.insert("resourceVersion".into(), revision.to_string().into());
     let data = serde_json::to_vec(object).map_err(|_| broken(name))?;
     if data.len() > MAX_OBJECT {
-        let message = format!("Request entity too large: the object would have {} bytes, the limit is {MAX_OBJECT}", data.len());
+        let message = format!(
+            "Request entity too large: the object would have {} bytes, the limit is {MAX_OBJECT}",
+            data.len()
+        );
         return Err(Status::router(Reason::RequestEntityTooLarge, name, message));
     }
     Ok(data.into())
@@ -323,5 +431,9 @@ pub(super) fn decode(name: &str, object: &Object) -> Result<Map<String, Value>, 
 }
 
 fn broken(name: &str) -> Status {
-    Status::router(Reason::InternalError, name, format!("the stored object {name:?} cannot be read or written"))
+    Status::router(
+        Reason::InternalError,
+        name,
+        format!("the stored object {name:?} cannot be read or written"),
+    )
 }

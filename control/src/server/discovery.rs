@@ -16,11 +16,16 @@ const KUBERNETES_MINOR: &str = "32";
 /// Whether the client takes aggregated discovery in version `v2`. Clients that know only `v2beta1` would choke on a `v2` answer and
 /// get plain discovery.
 pub(super) fn wants_aggregated(headers: &HeaderMap) -> bool {
-    let accepts = headers.get_all(ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
+    let accepts = headers
+        .get_all(ACCEPT)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
     accepts.flat_map(|value| value.split(',')).any(|media| {
         let mut parts = media.split(';').map(str::trim);
         let parameters: Vec<&str> = parts.by_ref().skip(1).collect();
-        ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"].iter().all(|wanted| parameters.contains(wanted))
+        ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"]
+            .iter()
+            .all(|wanted| parameters.contains(wanted))
     })
 }
 
@@ -34,13 +39,9 @@ pub(super) fn version() -> Response<Body> {
     }))
 }
 
-/// The legacy group has a version, because clients expect one, but no resources.
+/// The legacy group has no versions: one without resources would be an error to kubectl 1.27.
 pub(super) fn api() -> Response<Body> {
-    ok(&json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}))
-}
-
-pub(super) fn api_v1() -> Response<Body> {
-    ok(&json!({"kind": "APIResourceList", "groupVersion": "v1", "resources": []}))
+    ok(&json!({"kind": "APIVersions", "versions": [], "serverAddressByClientCIDRs": []}))
 }
 
 pub(super) fn apis() -> Response<Body> {
@@ -89,7 +90,9 @@ pub(super) fn aggregated(groups: bool) -> Response<Body> {
         "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items,
     });
     let mut response = ok(&list);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
     response
 }
 
@@ -99,7 +102,9 @@ fn our_group() -> Value {
 }
 
 fn verbs() -> Value {
-    json!(["create", "delete", "get", "list", "patch", "update", "watch"])
+    json!([
+        "create", "delete", "get", "list", "patch", "update", "watch"
+    ])
 }
 
 fn status_verbs() -> Value {

@@ -56,14 +56,22 @@ struct Inner {
 
 impl fmt::Debug for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Api").field("config", &self.inner.config).finish_non_exhaustive()
+        f.debug_struct("Api")
+            .field("config", &self.inner.config)
+            .finish_non_exhaustive()
     }
 }
 
 impl Api {
     /// An API over the store; `enroll` answers what is below `/v1/`.
     pub fn new(config: ApiConfig, store: Store, enroll: Arc<dyn Handler>) -> Self {
-        Self { inner: Arc::new(Inner { config, store, enroll }) }
+        Self {
+            inner: Arc::new(Inner {
+                config,
+                store,
+                enroll,
+            }),
+        }
     }
 }
 
@@ -77,7 +85,10 @@ impl Handler for Api {
 impl Inner {
     async fn answer(&self, request: Request<Body>, caller: Caller) -> Response<Body> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let who = caller.identity.as_ref().map_or_else(|| "-".to_owned(), Identity::to_string);
+        let who = caller
+            .identity
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), Identity::to_string);
         let remote = caller.remote;
         let response = match self.dispatch(request, caller).await {
             Ok(response) => response,
@@ -93,25 +104,43 @@ impl Inner {
         response
     }
 
-    async fn dispatch(&self, request: Request<Body>, caller: Caller) -> Result<Response<Body>, Status> {
+    async fn dispatch(
+        &self,
+        request: Request<Body>,
+        caller: Caller,
+    ) -> Result<Response<Body>, Status> {
         let route = path::route(request.uri().path());
         let Some(identity) = caller.identity.clone() else {
             // A joiner has no certificate yet. What it may do is the enrolment's business; everything else needs a name.
-            if route == Some(Route::Enroll) && request.uri().path() == "/v1/enroll" && request.method() == Method::POST {
+            if route == Some(Route::Enroll)
+                && request.uri().path() == "/v1/enroll"
+                && request.method() == Method::POST
+            {
                 return Ok(self.enroll.handle(request, caller).await);
             }
-            return Err(Status::failure(Reason::Unauthorized, "a client certificate of this fabric is required"));
+            return Err(Status::failure(
+                Reason::Unauthorized,
+                "a client certificate of this fabric is required",
+            ));
         };
-        let Some(route) = route else { return Err(reply::no_such_path()) };
+        let Some(route) = route else {
+            return Err(reply::no_such_path());
+        };
         if route == Route::Enroll {
             return Ok(self.enroll.handle(request, caller).await);
         }
         let options = Options::parse(request.uri().query().unwrap_or_default())?;
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match route {
-            Route::Router(name) if !is_read => self.write_router(&identity, &name, request, &options).await,
-            Route::RouterStatus(name) if !is_read => self.write_status(&identity, &name, request, &options).await,
-            Route::Routers if *request.method() == Method::POST => self.create_router(&identity, request, &options).await,
+            Route::Router(name) if !is_read => {
+                self.write_router(&identity, &name, request, &options).await
+            }
+            Route::RouterStatus(name) if !is_read => {
+                self.write_status(&identity, &name, request, &options).await
+            }
+            Route::Routers if *request.method() == Method::POST => {
+                self.create_router(&identity, request, &options).await
+            }
             _ if !is_read => Err(reply::method_not_allowed(request.method())),
             route => {
                 self.check(&identity, Action::Read, "get", PLURAL, None)?;
@@ -120,22 +149,29 @@ impl Inner {
         }
     }
 
-    async fn read(&self, route: Route, headers: &HeaderMap, options: Options) -> Result<Response<Body>, Status> {
+    async fn read(
+        &self,
+        route: Route,
+        headers: &HeaderMap,
+        options: Options,
+    ) -> Result<Response<Body>, Status> {
         Ok(match route {
             Route::Api | Route::Apis if discovery::wants_aggregated(headers) => {
                 discovery::aggregated(route == Route::Apis)
             }
             Route::Api => discovery::api(),
-            Route::ApiV1 => discovery::api_v1(),
             Route::Apis => discovery::apis(),
             Route::Group => discovery::group(),
             Route::GroupVersion => discovery::resources(),
             Route::Health => {
                 let mut response = Response::new(full("ok"));
-                response.headers_mut().insert("content-type", http::HeaderValue::from_static("text/plain"));
+                response
+                    .headers_mut()
+                    .insert("content-type", http::HeaderValue::from_static("text/plain"));
                 response
             }
             Route::OpenApi => openapi::index(),
+            Route::OpenApiV2 => openapi::v2(),
             Route::OpenApiGroup => openapi::document(headers),
             Route::Version => discovery::version(),
             Route::Router(name) | Route::RouterStatus(name) => {
@@ -163,7 +199,11 @@ impl Inner {
                     "{PLURAL}.{GROUP}{object} is forbidden: User \"{identity}\" cannot {verb} resource \"{resource}\" in API group \
                      \"{GROUP}\" at the cluster scope"
                 );
-                Err(Status::router(Reason::Forbidden, name.unwrap_or_default(), message))
+                Err(Status::router(
+                    Reason::Forbidden,
+                    name.unwrap_or_default(),
+                    message,
+                ))
             }
             grant => Ok(grant),
         }
@@ -171,13 +211,18 @@ impl Inner {
 }
 
 fn key(name: &str) -> Key {
-    Key { resource: RESOURCE.into(), name: name.into() }
+    Key {
+        resource: RESOURCE.into(),
+        name: name.into(),
+    }
 }
 
 /// What a client is told if the store fails.
 fn store_status(failure: &StoreError) -> Status {
     match failure {
-        StoreError::Closed => Status::failure(Reason::ServiceUnavailable, "the APIServer is shutting down"),
+        StoreError::Closed => {
+            Status::failure(Reason::ServiceUnavailable, "the APIServer is shutting down")
+        }
         StoreError::Database { doing, source } => {
             error!(doing, error = %source, "the store failed");
             Status::failure(Reason::InternalError, failure.to_string())

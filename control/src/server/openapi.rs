@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use http::header::{ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
+use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
@@ -20,13 +20,28 @@ const ROUTER_LIST: &str = "com.example.edge.v1.RouterList";
 pub(super) fn index() -> Response<Body> {
     let path = group_path();
     let address = format!("/openapi/v3/{path}?hash={}", DOCUMENT.hash);
-    reply::json(StatusCode::OK, &json!({"paths": {path: {"serverRelativeURL": address}}}))
+    reply::json(
+        StatusCode::OK,
+        &json!({"paths": {path: {"serverRelativeURL": address}}}),
+    )
+}
+
+/// The OpenAPI v2 document: an empty one. kubectl up to 1.28 gives up without it, but then works by v3. In protobuf, the only
+/// form it is asked for in, an empty message has no bytes.
+pub(super) fn v2() -> Response<Body> {
+    let mut response = Response::new(empty());
+    let media =
+        HeaderValue::from_static("application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
+    response.headers_mut().insert(CONTENT_TYPE, media);
+    response
 }
 
 /// The document of our group.
 pub(super) fn document(headers: &HeaderMap) -> Response<Body> {
     let tag = format!("\"{}\"", DOCUMENT.hash);
-    let known = headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let known = headers
+        .get(IF_NONE_MATCH)
+        .and_then(|value| value.to_str().ok());
     let mut response = if known.is_some_and(|known| known.split(',').any(|one| one.trim() == tag)) {
         let mut response = Response::new(empty());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -48,7 +63,10 @@ struct Document {
 static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
     let bytes = Bytes::from(build().to_string());
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
-    Document { hash: data_encoding::HEXUPPER.encode(&digest.as_ref()[..16]), bytes }
+    Document {
+        hash: data_encoding::HEXUPPER.encode(&digest.as_ref()[..16]),
+        bytes,
+    }
 });
 
 fn build() -> Value {
@@ -113,12 +131,28 @@ const READ: &[(&str, &str)] = &[
     ("watch", "boolean"),
 ];
 /// kubectl looks for `fieldValidation` here: without it, it validates by another, older document.
-const WRITE: &[(&str, &str)] = &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
-const DELETE: &[(&str, &str)] =
-    &[("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("propagationPolicy", "string")];
+const WRITE: &[(&str, &str)] = &[
+    ("dryRun", "string"),
+    ("fieldManager", "string"),
+    ("fieldValidation", "string"),
+];
+const DELETE: &[(&str, &str)] = &[
+    ("dryRun", "string"),
+    ("gracePeriodSeconds", "integer"),
+    ("propagationPolicy", "string"),
+];
 
-fn operation(action: &str, id: &str, answer: &str, parameters: &[(&str, &str)], body: Option<&[&str]>) -> Value {
-    let parameters: Vec<Value> = parameters.iter().map(|(name, kind)| parameter(name, "query", kind)).collect();
+fn operation(
+    action: &str,
+    id: &str,
+    answer: &str,
+    parameters: &[(&str, &str)],
+    body: Option<&[&str]>,
+) -> Value {
+    let parameters: Vec<Value> = parameters
+        .iter()
+        .map(|(name, kind)| parameter(name, "query", kind))
+        .collect();
     let schema = json!({"schema": {"$ref": reference(answer)}});
     let mut operation = json!({
         "operationId": id,
@@ -128,7 +162,10 @@ fn operation(action: &str, id: &str, answer: &str, parameters: &[(&str, &str)], 
         "x-kubernetes-group-version-kind": {"group": GROUP, "version": VERSION, "kind": KIND},
     });
     if let Some(media) = body {
-        let content: Map<String, Value> = media.iter().map(|media| ((*media).to_owned(), schema.clone())).collect();
+        let content: Map<String, Value> = media
+            .iter()
+            .map(|media| ((*media).to_owned(), schema.clone()))
+            .collect();
         operation["requestBody"] = json!({"required": true, "content": content});
     }
     operation

@@ -8,8 +8,6 @@ use crate::api::{API_VERSION, GROUP, PLURAL, VERSION};
 pub(super) enum Route {
     /// Versions of the legacy group.
     Api,
-    /// Resources of the legacy group: none.
-    ApiV1,
     /// The groups.
     Apis,
     /// Identities: another handler's.
@@ -22,6 +20,8 @@ pub(super) enum Route {
     Health,
     /// The list of OpenAPI documents.
     OpenApi,
+    /// The OpenAPI v2 document, which old clients insist on.
+    OpenApiV2,
     /// The OpenAPI document of our group.
     OpenApiGroup,
     /// One router.
@@ -36,12 +36,14 @@ pub(super) enum Route {
 
 /// What the path is about; `None` if there is no such path.
 pub(super) fn route(path: &str) -> Option<Route> {
-    let decoded: Vec<String> =
-        path.trim_matches('/').split('/').map(|segment| query::decode(segment, false)).collect::<Option<_>>()?;
+    let decoded: Vec<String> = path
+        .trim_matches('/')
+        .split('/')
+        .map(|segment| query::decode(segment, false))
+        .collect::<Option<_>>()?;
     let segments: Vec<&str> = decoded.iter().map(String::as_str).collect();
     Some(match segments.as_slice() {
         ["api"] => Route::Api,
-        ["api", "v1"] => Route::ApiV1,
         ["apis"] => Route::Apis,
         ["apis", GROUP] => Route::Group,
         ["apis", GROUP, VERSION] => Route::GroupVersion,
@@ -49,6 +51,7 @@ pub(super) fn route(path: &str) -> Option<Route> {
         ["apis", GROUP, VERSION, PLURAL, name] => Route::Router((*name).to_owned()),
         ["apis", GROUP, VERSION, PLURAL, name, "status"] => Route::RouterStatus((*name).to_owned()),
         ["healthz" | "livez" | "readyz"] => Route::Health,
+        ["openapi", "v2"] => Route::OpenApiV2,
         ["openapi", "v3"] => Route::OpenApi,
         ["openapi", "v3", "apis", GROUP, VERSION] => Route::OpenApiGroup,
         ["v1", ..] => Route::Enroll,

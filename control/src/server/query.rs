@@ -57,13 +57,24 @@ impl Options {
                 return Err(invalid("sendInitialEvents", "it is forbidden for a list"));
             }
             if options.revision_match != Some(Match::NotOlderThan) {
-                return Err(invalid("resourceVersionMatch", "it must be NotOlderThan if sendInitialEvents is set"));
+                return Err(invalid(
+                    "resourceVersionMatch",
+                    "it must be NotOlderThan if sendInitialEvents is set",
+                ));
             }
         } else if options.watch && options.revision_match.is_some() {
-            return Err(invalid("resourceVersionMatch", "it is forbidden for a watch without sendInitialEvents"));
+            return Err(invalid(
+                "resourceVersionMatch",
+                "it is forbidden for a watch without sendInitialEvents",
+            ));
         }
-        if options.revision_match == Some(Match::Exact) && options.revision.is_none_or(|revision| revision.0 == 0) {
-            return Err(invalid("resourceVersionMatch", "Exact needs a resourceVersion other than 0"));
+        if options.revision_match == Some(Match::Exact)
+            && options.revision.is_none_or(|revision| revision.0 == 0)
+        {
+            return Err(invalid(
+                "resourceVersionMatch",
+                "Exact needs a resourceVersion other than 0",
+            ));
         }
         Ok(options)
     }
@@ -75,7 +86,9 @@ impl Options {
             "sendInitialEvents" => self.initial_events = Some(flag(name, value)?),
             "resourceVersion" if value.is_empty() => self.revision = None,
             "resourceVersion" => {
-                let revision = value.parse().map_err(|_| invalid(name, "it must be a resourceVersion: a decimal number"))?;
+                let revision = value
+                    .parse()
+                    .map_err(|_| invalid(name, "it must be a resourceVersion: a decimal number"))?;
                 self.revision = Some(revision);
             }
             "resourceVersionMatch" => {
@@ -83,21 +96,34 @@ impl Options {
                     "" => None,
                     "Exact" => Some(Match::Exact),
                     "NotOlderThan" => Some(Match::NotOlderThan),
-                    _ => return Err(invalid(name, "supported values: \"Exact\", \"NotOlderThan\"")),
+                    _ => {
+                        return Err(invalid(
+                            name,
+                            "supported values: \"Exact\", \"NotOlderThan\"",
+                        ));
+                    }
                 };
             }
             "labelSelector" => self.selector.labels(value)?,
             "fieldSelector" => self.selector.fields(value)?,
             "timeoutSeconds" => {
-                let seconds: u32 = value.parse().map_err(|_| bad(name, value, "it must be a number of seconds"))?;
+                let seconds: u32 = value
+                    .parse()
+                    .map_err(|_| bad(name, value, "it must be a number of seconds"))?;
                 self.timeout = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
             }
             "limit" => {
                 // The whole list is the first page: nobody is promised that a list stops at its limit.
-                let _: u64 = value.parse().map_err(|_| bad(name, value, "it must be a number"))?;
+                let _: u64 = value
+                    .parse()
+                    .map_err(|_| bad(name, value, "it must be a number"))?;
             }
             "continue" if !value.is_empty() => {
-                return Err(bad(name, value, "this server sends lists whole and gave no such token"));
+                return Err(bad(
+                    name,
+                    value,
+                    "this server sends lists whole and gave no such token",
+                ));
             }
             "dryRun" => match value {
                 "All" => self.dry_run = true,
@@ -108,7 +134,12 @@ impl Options {
                     "" | "Warn" => FieldValidation::Warn,
                     "Ignore" => FieldValidation::Ignore,
                     "Strict" => FieldValidation::Strict,
-                    _ => return Err(invalid(name, "supported values: \"Ignore\", \"Strict\", \"Warn\"")),
+                    _ => {
+                        return Err(invalid(
+                            name,
+                            "supported values: \"Ignore\", \"Strict\", \"Warn\"",
+                        ));
+                    }
                 };
             }
             "includeObject" => {
@@ -135,7 +166,10 @@ fn flag(name: &str, value: &str) -> Result<bool, Status> {
 
 fn bad(name: &str, value: &str, why: &str) -> Status {
     let value: String = value.chars().take(100).collect();
-    Status::failure(Reason::BadRequest, format!("the parameter {name}={value:?} cannot be used: {why}"))
+    Status::failure(
+        Reason::BadRequest,
+        format!("the parameter {name}={value:?} cannot be used: {why}"),
+    )
 }
 
 fn invalid(name: &str, why: &str) -> Status {

@@ -26,23 +26,39 @@ impl Inner {
             return self.watch_routers(headers, options).await;
         }
         self.reach(&options).await?;
-        let found = self.store.get(&key(name)).await.map_err(|error| store_status(&error))?;
-        let Some(object) = found else { return Err(Status::not_found(name)) };
+        let found = self
+            .store
+            .get(&key(name))
+            .await
+            .map_err(|error| store_status(&error))?;
+        let Some(object) = found else {
+            return Err(Status::not_found(name));
+        };
         match wants_table(headers) {
             false => Ok(ok(object.data)),
             true => Ok(rows(&[parse(&object)], object.revision, options.include)),
         }
     }
 
-    pub(super) async fn list_routers(&self, headers: &HeaderMap, options: Options) -> Result<Response<Body>, Status> {
+    pub(super) async fn list_routers(
+        &self,
+        headers: &HeaderMap,
+        options: Options,
+    ) -> Result<Response<Body>, Status> {
         if options.watch {
             return self.watch_routers(headers, options).await;
         }
         self.reach(&options).await?;
-        let (mut objects, revision) = self.store.list(RESOURCE).await.map_err(|error| store_status(&error))?;
+        let (mut objects, revision) = self
+            .store
+            .list(RESOURCE)
+            .await
+            .map_err(|error| store_status(&error))?;
         if options.revision_match == Some(Match::Exact) && options.revision != Some(revision) {
             let asked = options.revision.unwrap_or_default();
-            return Err(Status::expired(format!("The provided resource version {asked} is no longer kept; list without it")));
+            return Err(Status::expired(format!(
+                "The provided resource version {asked} is no longer kept; list without it"
+            )));
         }
         if !options.selector.is_everything() {
             objects.retain(|object| options.selector.matches(&parse(object)));
@@ -52,7 +68,13 @@ impl Inner {
             return Ok(rows(&values, revision, options.include));
         }
         // Objects are stored as they are sent, so a list is put together without reading them.
-        let mut list = BytesMut::with_capacity(objects.iter().map(|object| object.data.len() + 1).sum::<usize>() + 128);
+        let mut list = BytesMut::with_capacity(
+            objects
+                .iter()
+                .map(|object| object.data.len() + 1)
+                .sum::<usize>()
+                + 128,
+        );
         let head = format!(
             "{{\"kind\":\"{KIND}List\",\"apiVersion\":\"{API_VERSION}\",\"metadata\":{{\"resourceVersion\":\"{revision}\"}},\"items\":["
         );
@@ -67,7 +89,11 @@ impl Inner {
         Ok(ok(list.freeze()))
     }
 
-    async fn watch_routers(&self, headers: &HeaderMap, options: Options) -> Result<Response<Body>, Status> {
+    async fn watch_routers(
+        &self,
+        headers: &HeaderMap,
+        options: Options,
+    ) -> Result<Response<Body>, Status> {
         let request = watch::Request {
             selector: options.selector,
             // 0 is "any state", which is the current one here.
@@ -81,7 +107,9 @@ impl Inner {
         let body = watch::start(self.store.clone(), request).await?;
         let mut response = Response::new(body);
         *response.status_mut() = StatusCode::OK;
-        response.headers_mut().insert("content-type", http::HeaderValue::from_static(reply::JSON));
+        response
+            .headers_mut()
+            .insert("content-type", http::HeaderValue::from_static(reply::JSON));
         Ok(response)
     }
 
@@ -96,7 +124,10 @@ impl Inner {
 
 fn rows(objects: &[Value], revision: Revision, include: Include) -> Response<Body> {
     let revision = revision.to_string();
-    reply::json(StatusCode::OK, &table(objects, Some(&revision), include, true, SystemTime::now()))
+    reply::json(
+        StatusCode::OK,
+        &table(objects, Some(&revision), include, true, SystemTime::now()),
+    )
 }
 
 /// Reads a stored object. What is stored was encoded here; if it cannot be read, it is shown as nothing.
@@ -106,11 +137,19 @@ fn parse(object: &Object) -> Value {
 
 /// Whether the client asks for a Table before plain JSON.
 fn wants_table(headers: &HeaderMap) -> bool {
-    let accepts = headers.get_all(ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
-    let media = accepts.flat_map(|value| value.split(',')).map(|media| media.replace(' ', ""));
+    let accepts = headers
+        .get_all(ACCEPT)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    let media = accepts
+        .flat_map(|value| value.split(','))
+        .map(|media| media.replace(' ', ""));
     for media in media {
         let mut parts = media.split(';');
-        if !matches!(parts.next(), Some("application/json" | "*/*" | "application/*")) {
+        if !matches!(
+            parts.next(),
+            Some("application/json" | "*/*" | "application/*")
+        ) {
             continue;
         }
         let parameters: Vec<&str> = parts.collect();
@@ -119,7 +158,10 @@ fn wants_table(headers: &HeaderMap) -> bool {
             (true, true) => return true,
             // Another version of Table, or another transformation: the client lists what else it takes.
             (true, false) => {}
-            (false, _) if parameters.iter().any(|parameter| parameter.starts_with("as=")) => {}
+            (false, _)
+                if parameters
+                    .iter()
+                    .any(|parameter| parameter.starts_with("as=")) => {}
             (false, _) => return false,
         }
     }

@@ -14,7 +14,9 @@ pub(super) const JSON: &str = "application/json";
 pub(super) fn bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(full(bytes));
     *response.status_mut() = code;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
     response
 }
 
@@ -54,10 +56,16 @@ pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
 
 /// The path does not take the method.
 pub(super) fn method_not_allowed(method: &http::Method) -> Status {
-    Status::failure(Reason::MethodNotAllowed, format!("the server does not allow the method {method} on the requested resource"))
+    Status::failure(
+        Reason::MethodNotAllowed,
+        format!("the server does not allow the method {method} on the requested resource"),
+    )
 }
 
 /// There is no such path.
 pub(super) fn no_such_path() -> Status {
-    Status::failure(Reason::NotFound, "the server could not find the requested resource")
+    Status::failure(
+        Reason::NotFound,
+        "the server could not find the requested resource",
+    )
 }

@@ -30,7 +30,11 @@ struct Field {
 impl Selector {
     /// Only the object of this name.
     pub(super) fn name(&mut self, name: &str) {
-        self.fields.push(Field { pointer: "/metadata/name", equal: true, value: name.into() });
+        self.fields.push(Field {
+            pointer: "/metadata/name",
+            equal: true,
+            value: name.into(),
+        });
     }
 
     /// Whether every object is meant.
@@ -41,7 +45,9 @@ impl Selector {
     /// Whether the object is meant.
     pub(super) fn matches(&self, object: &Value) -> bool {
         let label = |key: &str| object.get("metadata")?.get("labels")?.get(key)?.as_str();
-        let has = |key: &str, values: &[String]| label(key).is_some_and(|found| values.iter().any(|value| value == found));
+        let has = |key: &str, values: &[String]| {
+            label(key).is_some_and(|found| values.iter().any(|value| value == found))
+        };
         let labels_hold = self.labels.iter().all(|requirement| match requirement {
             Requirement::Exists(key) => label(key).is_some(),
             Requirement::In(key, values) => has(key, values),
@@ -50,7 +56,10 @@ impl Selector {
         });
         labels_hold
             && self.fields.iter().all(|field| {
-                let found = object.pointer(field.pointer).and_then(Value::as_str).unwrap_or_default();
+                let found = object
+                    .pointer(field.pointer)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default();
                 (found == field.value) == field.equal
             })
     }
@@ -72,7 +81,11 @@ impl Selector {
 
     /// Adds a field selector: `metadata.name=a`.
     pub(super) fn fields(&mut self, text: &str) -> Result<(), Status> {
-        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        for part in text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
             let parsed = split_operator(part);
             let Some((key, equal, value)) = parsed else {
                 let message = format!("invalid field selector {part:?}: use metadata.name=NAME");
@@ -88,7 +101,11 @@ impl Selector {
                     return Err(Status::failure(Reason::BadRequest, message));
                 }
             };
-            self.fields.push(Field { pointer, equal, value: value.into() });
+            self.fields.push(Field {
+                pointer,
+                equal,
+                value: value.into(),
+            });
         }
         Ok(())
     }
@@ -129,7 +146,10 @@ fn requirement(part: &str) -> Option<Requirement> {
     if let Some(rest) = part.strip_suffix(')') {
         let (head, values) = rest.split_once('(')?;
         let (key, operator) = head.trim().rsplit_once(char::is_whitespace)?;
-        let values = values.split(',').map(|value| value_of(value)).collect::<Option<Vec<_>>>()?;
+        let values = values
+            .split(',')
+            .map(value_of)
+            .collect::<Option<Vec<_>>>()?;
         let key = key_of(key)?;
         return match operator {
             "in" => Some(Requirement::In(key, values)),
@@ -148,13 +168,17 @@ fn key_of(text: &str) -> Option<String> {
     let text = text.trim();
     let holds = !text.is_empty()
         && text.len() <= 317
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/'));
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/'));
     holds.then(|| text.to_owned())
 }
 
 fn value_of(text: &str) -> Option<String> {
     let text = text.trim();
-    let holds =
-        text.len() <= 63 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+    let holds = text.len() <= 63
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
     holds.then(|| text.to_owned())
 }

@@ -13,19 +13,79 @@ struct Column(&'static str, &'static str, u8, &'static str, &'static str);
 /// The printer columns of Router. Paths are Kubernetes' JSONPath, as far as [`cell`] goes.
 const COLUMNS: [Column; 10] = [
     Column("Name", "string", 0, ".metadata.name", "Name of the node."),
-    Column("Ready", "string", 0, ".status.conditions[?(@.type==\"Ready\")].status", "Whether the router runs."),
-    Column("Cluster", "string", 0, ".status.cluster", "Cluster of the node."),
-    Column("Addresses", "string", 0, ".status.addresses[*]", "How other nodes reach the router; none behind NAT."),
-    Column("Services", "string", 0, ".status.activeServices[*].name", "What can be reached through it."),
-    Column("Age", "date", 0, ".metadata.creationTimestamp", "Since when the object exists."),
-    Column("Clients", "integer", 1, ".status.serviceStatus.totalClients", "Attached sidecars."),
-    Column("Connections", "integer", 1, ".status.serviceStatus.totalConnections", "Open connections."),
-    Column("Uptime", "string", 1, ".status.serviceStatus.uptime", "How long the router has been up."),
-    Column("Heartbeat", "date", 1, ".status.heartbeatTime", "When the node last said that it is alive."),
+    Column(
+        "Ready",
+        "string",
+        0,
+        ".status.conditions[?(@.type==\"Ready\")].status",
+        "Whether the router runs.",
+    ),
+    Column(
+        "Cluster",
+        "string",
+        0,
+        ".status.cluster",
+        "Cluster of the node.",
+    ),
+    Column(
+        "Addresses",
+        "string",
+        0,
+        ".status.addresses[*]",
+        "How other nodes reach the router; none behind NAT.",
+    ),
+    Column(
+        "Services",
+        "string",
+        0,
+        ".status.activeServices[*].name",
+        "What can be reached through it.",
+    ),
+    Column(
+        "Age",
+        "date",
+        0,
+        ".metadata.creationTimestamp",
+        "Since when the object exists.",
+    ),
+    Column(
+        "Clients",
+        "integer",
+        1,
+        ".status.serviceStatus.totalClients",
+        "Attached sidecars.",
+    ),
+    Column(
+        "Connections",
+        "integer",
+        1,
+        ".status.serviceStatus.totalConnections",
+        "Open connections.",
+    ),
+    Column(
+        "Uptime",
+        "string",
+        1,
+        ".status.serviceStatus.uptime",
+        "How long the router has been up.",
+    ),
+    Column(
+        "Heartbeat",
+        "date",
+        1,
+        ".status.heartbeatTime",
+        "When the node last said that it is alive.",
+    ),
 ];
 
 /// A Table of these objects.
-pub(super) fn table(objects: &[Value], revision: Option<&str>, include: Include, with_columns: bool, now: SystemTime) -> Value {
+pub(super) fn table(
+    objects: &[Value],
+    revision: Option<&str>,
+    include: Include,
+    with_columns: bool,
+    now: SystemTime,
+) -> Value {
     let columns: Vec<Value> = COLUMNS
         .iter()
         .map(|Column(name, kind, priority, _, description)| {
@@ -33,7 +93,10 @@ pub(super) fn table(objects: &[Value], revision: Option<&str>, include: Include,
             json!({"name": name, "type": kind, "format": format, "description": description, "priority": priority})
         })
         .collect();
-    let rows: Vec<Value> = objects.iter().map(|object| row(object, include, now)).collect();
+    let rows: Vec<Value> = objects
+        .iter()
+        .map(|object| row(object, include, now))
+        .collect();
     let mut table = json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
@@ -48,7 +111,10 @@ pub(super) fn table(objects: &[Value], revision: Option<&str>, include: Include,
 }
 
 fn row(object: &Value, include: Include, now: SystemTime) -> Value {
-    let cells: Vec<Value> = COLUMNS.iter().map(|Column(_, kind, _, path, _)| cell(object, kind, path, now)).collect();
+    let cells: Vec<Value> = COLUMNS
+        .iter()
+        .map(|Column(_, kind, _, path, _)| cell(object, kind, path, now))
+        .collect();
     let carried = match include {
         Include::None => return json!({"cells": cells}),
         Include::Object => object.clone(),
@@ -65,9 +131,16 @@ fn cell(object: &Value, kind: &str, path: &str, now: SystemTime) -> Value {
     let found = select(object, path);
     match kind {
         "date" => {
-            let Some(text) = found.first().and_then(|value| value.as_str()) else { return "<unknown>".into() };
-            let at = serde_json::from_value::<Time>(text.into()).ok().and_then(|time| time.to_system_time());
-            at.map_or_else(|| "<unknown>".into(), |at| age(now.duration_since(at).unwrap_or_default()).into())
+            let Some(text) = found.first().and_then(|value| value.as_str()) else {
+                return "<unknown>".into();
+            };
+            let at = serde_json::from_value::<Time>(text.into())
+                .ok()
+                .and_then(|time| time.to_system_time());
+            at.map_or_else(
+                || "<unknown>".into(),
+                |at| age(now.duration_since(at).unwrap_or_default()).into(),
+            )
         }
         "integer" => found.first().map_or(Value::Null, |value| (*value).clone()),
         _ => {
@@ -85,9 +158,15 @@ fn select<'a>(object: &'a Value, path: &str) -> Vec<&'a Value> {
     let mut rest = path;
     while !rest.is_empty() {
         if let Some(after) = rest.strip_prefix("[*]") {
-            selected = selected.into_iter().flat_map(|value| value.as_array().into_iter().flatten()).collect();
+            selected = selected
+                .into_iter()
+                .flat_map(|value| value.as_array().into_iter().flatten())
+                .collect();
             rest = after;
-        } else if let Some((filter, after)) = rest.strip_prefix("[?(@.").and_then(|inner| inner.split_once(")]")) {
+        } else if let Some((filter, after)) = rest
+            .strip_prefix("[?(@.")
+            .and_then(|inner| inner.split_once(")]"))
+        {
             let (name, text) = filter.split_once("==").unwrap_or((filter, ""));
             let text = text.trim_matches('"');
             selected = selected
@@ -100,7 +179,10 @@ fn select<'a>(object: &'a Value, path: &str) -> Vec<&'a Value> {
             let step = rest.trim_start_matches('.');
             let end = step.find(['.', '[']).unwrap_or(step.len());
             let (name, after) = step.split_at(end);
-            selected = selected.into_iter().filter_map(|value| value.get(name)).collect();
+            selected = selected
+                .into_iter()
+                .filter_map(|value| value.get(name))
+                .collect();
             rest = after;
         }
     }
@@ -133,9 +215,13 @@ mod tests {
 
     #[test]
     fn paths_select() {
-        let object = json!({"a": [{"type": "x.y", "v": "1"}, {"type": "Ready", "v": "2"}], "b": {"c": "3"}});
+        let object =
+            json!({"a": [{"type": "x.y", "v": "1"}, {"type": "Ready", "v": "2"}], "b": {"c": "3"}});
         let texts = |path: &str| -> Vec<String> {
-            select(&object, path).iter().filter_map(|value| value.as_str().map(str::to_owned)).collect()
+            select(&object, path)
+                .iter()
+                .filter_map(|value| value.as_str().map(str::to_owned))
+                .collect()
         };
         assert_eq!(texts(".b.c"), ["3"]);
         assert_eq!(texts(".a[*].v"), ["1", "2"]);
@@ -148,7 +234,15 @@ mod tests {
     fn ages_read_as_kubectl_writes_them() {
         let text = |seconds| age(Duration::from_secs(seconds));
         assert_eq!(
-            [text(119), text(125), text(600), text(3 * 3600), text(26 * 3600), text(3 * 86400 + 7200), text(800 * 86400)],
+            [
+                text(119),
+                text(125),
+                text(600),
+                text(3 * 3600),
+                text(26 * 3600),
+                text(3 * 86400 + 7200),
+                text(800 * 86400)
+            ],
             ["119s", "2m5s", "10m", "3h", "26h", "3d2h", "2y70d"]
         );
     }

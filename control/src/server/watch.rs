@@ -80,13 +80,23 @@ pub(super) async fn start(store: Store, request: Request) -> Result<Body, Status
     let (initial, cursor, initial_end) = match request.after {
         Some(after) if !request.initial_events => {
             // Only to be told now, as an HTTP status, whether it can be resumed there.
-            store.events_since(after, 1).await.map_err(|error| events_status(&error))?;
+            store
+                .events_since(after, 1)
+                .await
+                .map_err(|error| events_status(&error))?;
             (Vec::new(), after, false)
         }
         None if request.only_new => (Vec::new(), store.current(), false),
         _ => {
-            let (objects, revision) = store.list(RESOURCE).await.map_err(|error| store_status(&error))?;
-            (objects, revision, request.initial_events && request.bookmarks)
+            let (objects, revision) = store
+                .list(RESOURCE)
+                .await
+                .map_err(|error| store_status(&error))?;
+            (
+                objects,
+                revision,
+                request.initial_events && request.bookmarks,
+            )
         }
     };
     let now = Instant::now();
@@ -112,9 +122,16 @@ pub(super) async fn start(store: Store, request: Request) -> Result<Body, Status
 }
 
 /// Waits until the store is at the revision. A list may be a moment ahead of the hub.
-pub(super) async fn reach(hub: &mut watch::Receiver<Revision>, revision: Revision) -> Result<(), Status> {
+pub(super) async fn reach(
+    hub: &mut watch::Receiver<Revision>,
+    revision: Revision,
+) -> Result<(), Status> {
     let reached = matches!(
-        timeout_at(Instant::now() + CATCH_UP, hub.wait_for(|current| *current >= revision)).await,
+        timeout_at(
+            Instant::now() + CATCH_UP,
+            hub.wait_for(|current| *current >= revision)
+        )
+        .await,
         Ok(Ok(_))
     );
     if reached {
@@ -226,7 +243,10 @@ impl Watch {
 
     /// What the event is to this watch: an object that begins or ceases to be selected is new or gone.
     fn meant(&self, event: &Event) -> Option<&'static str> {
-        let before = event.previous.as_ref().is_some_and(|previous| self.selects(previous));
+        let before = event
+            .previous
+            .as_ref()
+            .is_some_and(|previous| self.selects(previous));
         let after = event.kind != EventKind::Deleted && self.selects(&event.object);
         match (before, after) {
             (false, false) => None,
@@ -238,7 +258,8 @@ impl Watch {
 
     fn selects(&self, object: &[u8]) -> bool {
         self.selector.is_everything()
-            || serde_json::from_slice::<Value>(object).is_ok_and(|object| self.selector.matches(&object))
+            || serde_json::from_slice::<Value>(object)
+                .is_ok_and(|object| self.selector.matches(&object))
     }
 
     fn line(&mut self, chunk: &mut BytesMut, kind: &str, object: &[u8]) {
@@ -257,7 +278,9 @@ impl Watch {
 
     fn rows(&mut self, objects: &[Value], revision: Option<&str>, include: Include) -> Vec<u8> {
         let with_columns = !std::mem::replace(&mut self.columns_sent, true);
-        table(objects, revision, include, with_columns, SystemTime::now()).to_string().into_bytes()
+        table(objects, revision, include, with_columns, SystemTime::now())
+            .to_string()
+            .into_bytes()
     }
 
     fn bookmark(&mut self, initial_end: bool) -> Bytes {
@@ -271,12 +294,21 @@ impl Watch {
             None => json!({"kind": KIND, "apiVersion": API_VERSION, "metadata": metadata}),
             Some(include) => {
                 let with_columns = !std::mem::replace(&mut self.columns_sent, true);
-                let mut rows = table(&[], Some(&revision), include, with_columns, SystemTime::now());
+                let mut rows = table(
+                    &[],
+                    Some(&revision),
+                    include,
+                    with_columns,
+                    SystemTime::now(),
+                );
                 rows["metadata"] = metadata;
                 rows
             }
         };
-        Bytes::from(format!("{}\n", json!({"type": "BOOKMARK", "object": object})))
+        Bytes::from(format!(
+            "{}\n",
+            json!({"type": "BOOKMARK", "object": object})
+        ))
     }
 
     fn fail(&mut self, status: &Status) -> Bytes {

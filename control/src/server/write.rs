@@ -37,18 +37,32 @@ impl Inner {
     ) -> Result<Response<Body>, Status> {
         self.check(identity, Action::Create(None), "create", PLURAL, None)?;
         let format = format(&request)?;
-        let decoded = decode::router(decode::parse(&body(request).await?, format)?, options.validation)?;
+        let decoded = decode::router(
+            decode::parse(&body(request).await?, format)?,
+            options.validation,
+        )?;
         let name = new_name(&decoded.object)?;
-        let grant = self.check(identity, Action::Create(Some(&name)), "create", PLURAL, Some(&name))?;
+        let grant = self.check(
+            identity,
+            Action::Create(Some(&name)),
+            "create",
+            PLURAL,
+            Some(&name),
+        )?;
         let spec = decoded.object.get("spec").and_then(Value::as_object);
         if grant == Grant::EmptySpec && spec.is_some_and(|spec| !spec.is_empty()) {
-            let message = format!("routers.edge.example.com {name:?} is forbidden: a node creates its Router with an empty spec only");
+            let message = format!(
+                "routers.edge.example.com {name:?} is forbidden: a node creates its Router with an empty spec only"
+            );
             return Err(Status::router(Reason::Forbidden, &name, message));
         }
         let (birth, dry_run, named) = (birth(), options.dry_run, name.clone());
         let mut written = self
             .decide(&name, move |current, revision| {
-                change::verdict(change::create(current, revision, &named, decoded.object, &birth), dry_run)
+                change::verdict(
+                    change::create(current, revision, &named, decoded.object, &birth),
+                    dry_run,
+                )
             })
             .await?;
         written.warnings = decoded.warnings;
@@ -90,7 +104,13 @@ impl Inner {
             Method::PATCH => "patch",
             ref method => return Err(reply::method_not_allowed(method)),
         };
-        let grant = self.check(identity, Action::WriteStatus(name), verb, "routers/status", Some(name))?;
+        let grant = self.check(
+            identity,
+            Action::WriteStatus(name),
+            verb,
+            "routers/status",
+            Some(name),
+        )?;
         let (rule, birth) = match grant {
             Grant::Newer => (StatusRule::Newer, Some(birth())),
             Grant::Stamped => (StatusRule::Stamped, Some(birth())),
@@ -99,7 +119,8 @@ impl Inner {
         if birth.is_some() {
             check_name(name)?;
         }
-        self.update(name, Part::Status(rule), birth, request, options).await
+        self.update(name, Part::Status(rule), birth, request, options)
+            .await
     }
 
     async fn update(
@@ -116,45 +137,71 @@ impl Inner {
             let patch = patch(&media, &body(request).await?)?;
             self.decide(name, move |current, revision| {
                 let next = |held: &Map<String, Value>| patched(&named, held, patch, validation);
-                change::verdict(change::update(current, revision, &named, part, birth.as_ref(), next), dry_run)
+                change::verdict(
+                    change::update(current, revision, &named, part, birth.as_ref(), next),
+                    dry_run,
+                )
             })
             .await?
         } else {
             let format = format(&request)?;
-            let decoded = decode::router(decode::parse(&body(request).await?, format)?, validation)?;
+            let decoded =
+                decode::router(decode::parse(&body(request).await?, format)?, validation)?;
             self.decide(name, move |current, revision| {
                 let next = |_: &Map<String, Value>| Ok((decoded.object, decoded.warnings));
-                change::verdict(change::update(current, revision, &named, part, birth.as_ref(), next), dry_run)
+                change::verdict(
+                    change::update(current, revision, &named, part, birth.as_ref(), next),
+                    dry_run,
+                )
             })
             .await?
         };
         Ok(respond(written))
     }
 
-    async fn delete(&self, name: &str, request: Request<Body>, options: &Options) -> Result<Response<Body>, Status> {
+    async fn delete(
+        &self,
+        name: &str,
+        request: Request<Body>,
+        options: &Options,
+    ) -> Result<Response<Body>, Status> {
         let asked = delete_options(&body(request).await?)?;
         let dry_run = options.dry_run || asked.dry_run.iter().any(|value| value == "All");
         let preconditions = asked.preconditions.unwrap_or_default();
-        let preconditions = Preconditions { uid: preconditions.uid, revision: preconditions.resource_version };
+        let preconditions = Preconditions {
+            uid: preconditions.uid,
+            revision: preconditions.resource_version,
+        };
         let (now, named) = (Time::now(), name.to_owned());
         let written = self
             .decide(name, move |current, revision| {
-                change::verdict(change::delete(current, revision, &named, &preconditions, &now), dry_run)
+                change::verdict(
+                    change::delete(current, revision, &named, &preconditions, &now),
+                    dry_run,
+                )
             })
             .await?;
         if written.outcome != Outcome::Deleted {
             return Ok(respond(written));
         }
         let object: Value = serde_json::from_slice(&written.object).unwrap_or_default();
-        let uid = object.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default();
+        let uid = object
+            .pointer("/metadata/uid")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         Ok(reply::json(StatusCode::OK, &Status::deleted(name, uid)))
     }
 
     async fn decide<F>(&self, name: &str, decide: F) -> Result<Written, Status>
     where
-        F: FnOnce(Option<&crate::store::Object>, crate::api::Revision) -> change::Verdict + Send + 'static,
+        F: FnOnce(Option<&crate::store::Object>, crate::api::Revision) -> change::Verdict
+            + Send
+            + 'static,
     {
-        self.store.write(key(name), decide).await.map_err(|error| store_status(&error))?
+        self.store
+            .write(key(name), decide)
+            .await
+            .map_err(|error| store_status(&error))?
     }
 
     fn log(&self, verb: &str, identity: &Identity, name: &str, dry_run: bool) {
@@ -165,7 +212,11 @@ impl Inner {
 }
 
 fn respond(written: Written) -> Response<Body> {
-    let code = if written.outcome == Outcome::Created { StatusCode::CREATED } else { StatusCode::OK };
+    let code = if written.outcome == Outcome::Created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     let mut response = reply::bytes(code, written.object);
     reply::warn(&mut response, &written.warnings);
     response
@@ -177,25 +228,53 @@ fn birth() -> Birth {
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     let hex = data_encoding::HEXLOWER.encode(&bytes);
-    let uid = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    Birth { uid, at: Time::now() }
+    let uid = format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    );
+    Birth {
+        uid,
+        at: Time::now(),
+    }
 }
 
 /// The name of an object to be created: the one given, or one made from `generateName`.
 fn new_name(object: &Map<String, Value>) -> Result<String, Status> {
     let text = |key: &str| {
-        object.get("metadata").and_then(|meta| meta.get(key)).and_then(Value::as_str).unwrap_or_default().to_owned()
+        object
+            .get("metadata")
+            .and_then(|meta| meta.get(key))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
     };
     let mut name = text("name");
     if name.is_empty() {
         let prefix = text("generateName");
         if prefix.is_empty() {
-            return Err(invalid_field("", "metadata.name", "", "name or generateName is required"));
+            return Err(invalid_field(
+                "",
+                "metadata.name",
+                "",
+                "name or generateName is required",
+            ));
         }
         let suffix: [u8; 5] = rand::random();
         // No vowels and nothing that looks alike, as Kubernetes does.
         let letters = b"bcdfghjklmnpqrstvwxz2456789";
-        name = prefix.chars().take(58).chain(suffix.iter().map(|byte| char::from(letters[usize::from(*byte) % letters.len()]))).collect();
+        name = prefix
+            .chars()
+            .take(58)
+            .chain(
+                suffix
+                    .iter()
+                    .map(|byte| char::from(letters[usize::from(*byte) % letters.len()])),
+            )
+            .collect();
     }
     check_name(&name)?;
     Ok(name)
@@ -206,24 +285,44 @@ fn check_name(name: &str) -> Result<(), Status> {
         Ok(_) => Ok(()),
         Err(error) => {
             let shown: String = name.chars().take(100).collect();
-            Err(invalid_field(&shown, "metadata.name", &shown, &format!("must be the name of a node: {error}")))
+            Err(invalid_field(
+                &shown,
+                "metadata.name",
+                &shown,
+                &format!("must be the name of a node: {error}"),
+            ))
         }
     }
 }
 
 async fn body(request: Request<Body>) -> Result<Bytes, Status> {
-    read(request.into_body(), MAX_BODY).await.map_err(|error| match error {
-        ReadError::TooLarge { limit } => {
-            Status::failure(Reason::RequestEntityTooLarge, format!("Request entity too large: limit is {limit}"))
-        }
-        ReadError::Broken(error) => Status::failure(Reason::BadRequest, format!("the body could not be read: {error}")),
-    })
+    read(request.into_body(), MAX_BODY)
+        .await
+        .map_err(|error| match error {
+            ReadError::TooLarge { limit } => Status::failure(
+                Reason::RequestEntityTooLarge,
+                format!("Request entity too large: limit is {limit}"),
+            ),
+            ReadError::Broken(error) => Status::failure(
+                Reason::BadRequest,
+                format!("the body could not be read: {error}"),
+            ),
+        })
 }
 
 /// The media type of the body without its parameters, in lower case.
 fn media_type(request: &Request<Body>) -> String {
-    let value = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    let value = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    value
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase()
 }
 
 fn format(request: &Request<Body>) -> Result<Format, Status> {
@@ -247,19 +346,34 @@ fn patch(media: &str, bytes: &[u8]) -> Result<Patch, Status> {
     match media {
         "application/merge-patch+json" => match parse()? {
             patch @ Value::Object(_) => Ok(Patch::Merge(patch)),
-            _ => Err(Status::failure(Reason::BadRequest, "a merge patch must be an object")),
+            _ => Err(Status::failure(
+                Reason::BadRequest,
+                "a merge patch must be an object",
+            )),
         },
         "application/json-patch+json" => {
-            let patch = json_patch::Patch::deserialize(parse()?)
-                .map_err(|error| Status::failure(Reason::BadRequest, format!("this is no JSON patch: {error}")))?;
-            let copies = patch.0.iter().filter(|step| matches!(step, json_patch::PatchOperation::Copy(_))).count();
+            let patch = json_patch::Patch::deserialize(parse()?).map_err(|error| {
+                Status::failure(
+                    Reason::BadRequest,
+                    format!("this is no JSON patch: {error}"),
+                )
+            })?;
+            let copies = patch
+                .0
+                .iter()
+                .filter(|step| matches!(step, json_patch::PatchOperation::Copy(_)))
+                .count();
             if patch.0.len() > MAX_STEPS || copies > MAX_COPIES {
-                let message = format!("a JSON patch may have {MAX_STEPS} steps, {MAX_COPIES} of them copies");
+                let message =
+                    format!("a JSON patch may have {MAX_STEPS} steps, {MAX_COPIES} of them copies");
                 return Err(Status::failure(Reason::RequestEntityTooLarge, message));
             }
             Ok(Patch::Json(patch))
         }
-        other => Err(unsupported(other, "application/json-patch+json, application/merge-patch+json")),
+        other => Err(unsupported(
+            other,
+            "application/json-patch+json, application/merge-patch+json",
+        )),
     }
 }
 
@@ -277,17 +391,28 @@ fn patched(
             for step in patch.0 {
                 let copies = matches!(step, json_patch::PatchOperation::Copy(_));
                 json_patch::patch(&mut value, &[step]).map_err(|error| {
-                    let message = format!("the server rejected our request due to an error in our request: {error}");
+                    let message = format!(
+                        "the server rejected our request due to an error in our request: {error}"
+                    );
                     Status::router(Reason::Invalid, name, message)
                 })?;
-                if copies && serde_json::to_vec(&value).map_or(0, |encoded| encoded.len()) > change::MAX_OBJECT {
+                if copies
+                    && serde_json::to_vec(&value).map_or(0, |encoded| encoded.len())
+                        > change::MAX_OBJECT
+                {
                     let message = "the patch makes the object larger than it may be";
                     return Err(Status::router(Reason::RequestEntityTooLarge, name, message));
                 }
             }
         }
     }
-    let decoded = decode::router(decode::Parsed { value, duplicates: Vec::new() }, validation)?;
+    let decoded = decode::router(
+        decode::Parsed {
+            value,
+            duplicates: Vec::new(),
+        },
+        validation,
+    )?;
     Ok((decoded.object, decoded.warnings))
 }
 
@@ -312,8 +437,12 @@ fn delete_options(bytes: &[u8]) -> Result<DeleteOptions, Status> {
         return Ok(DeleteOptions::default());
     }
     let value = decode::parse(bytes, Format::Json)?.value;
-    let options = DeleteOptions::deserialize(value)
-        .map_err(|error| Status::failure(Reason::BadRequest, format!("these are no DeleteOptions: {error}")))?;
+    let options = DeleteOptions::deserialize(value).map_err(|error| {
+        Status::failure(
+            Reason::BadRequest,
+            format!("these are no DeleteOptions: {error}"),
+        )
+    })?;
     match options.propagation_policy.as_deref() {
         // Nothing depends on a Router, so all three come to the same.
         None | Some("" | "Background" | "Foreground" | "Orphan") => Ok(options),

@@ -140,7 +140,10 @@ pub enum StoreError {
 
 impl StoreError {
     fn database(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
-        move |source| Self::Database { doing, source: Arc::new(source) }
+        move |source| Self::Database {
+            doing,
+            source: Arc::new(source),
+        }
     }
 }
 
@@ -218,7 +221,13 @@ impl Store {
         T: Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        self.send(Job::Write(Box::new(writer::Decision { key, decide: Some(decide), outcome: None, answer }))).await?;
+        self.send(Job::Write(Box::new(writer::Decision {
+            key,
+            decide: Some(decide),
+            outcome: None,
+            answer,
+        })))
+        .await?;
         answered.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -239,20 +248,33 @@ impl Store {
             // An error means that the writer ended another way; the join below waits for it.
             let _ = answered.await;
         }
-        let mut task = std::mem::take(&mut *self.inner.task.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut task = std::mem::take(
+            &mut *self
+                .inner
+                .task
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         while task.join_next().await.is_some() {}
         self.inner.readers.close().await;
     }
 
     async fn send(&self, job: Job) -> Result<(), StoreError> {
-        self.inner.jobs.send(job).await.map_err(|_| StoreError::Closed)
+        self.inner
+            .jobs
+            .send(job)
+            .await
+            .map_err(|_| StoreError::Closed)
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         // The writer is never cancelled: it ends by itself when the queue's sender (a field of this) is gone.
-        self.task.get_mut().unwrap_or_else(PoisonError::into_inner).detach_all();
+        self.task
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .detach_all();
     }
 }
 
@@ -263,8 +285,13 @@ impl Shared {
 
     /// Makes committed events readable, then tells that they are.
     fn publish(&self, events: Vec<Arc<Event>>) {
-        let Some(last) = events.last().map(|event| event.revision) else { return };
-        self.ring.write().unwrap_or_else(PoisonError::into_inner).extend(events);
+        let Some(last) = events.last().map(|event| event.revision) else {
+            return;
+        };
+        self.ring
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(events);
         self.revision.send_replace(last);
     }
 }

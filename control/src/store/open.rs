@@ -51,7 +51,9 @@ CREATE TABLE token_use (
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file or its folder cannot be used.
-    #[error("the store {path} cannot be created or opened: check that the folder exists and is writable")]
+    #[error(
+        "the store {path} cannot be created or opened: check that the folder exists and is writable"
+    )]
     File {
         /// Path of the store.
         path: PathBuf,
@@ -66,7 +68,9 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// A newer version wrote the store.
-    #[error("the store {path} has schema version {found}, this version knows up to {SCHEMA}: run the version that wrote it")]
+    #[error(
+        "the store {path} has schema version {found}, this version knows up to {SCHEMA}: run the version that wrote it"
+    )]
     Newer {
         /// Path of the store.
         path: PathBuf,
@@ -122,7 +126,10 @@ impl Store {
                     Err(Failure::Error(error)) => return Err(error),
                     Err(Failure::Corrupt(why)) => {
                         let source = sqlx::Error::Protocol(why);
-                        return Err(OpenError::Database { path: path.into(), source });
+                        return Err(OpenError::Database {
+                            path: path.into(),
+                            source,
+                        });
                     }
                 }
             }
@@ -150,8 +157,16 @@ impl Store {
         };
         let mut task = JoinSet::new();
         task.spawn(writer.run());
-        let inner = Inner { path: path.into(), jobs, shared, readers, task: Mutex::new(task) };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner {
+            path: path.into(),
+            jobs,
+            shared,
+            readers,
+            task: Mutex::new(task),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 }
 
@@ -166,11 +181,21 @@ fn options(path: &Path) -> SqliteConnectOptions {
 
 async fn open(path: &Path) -> Result<(SqliteConnection, State), Failure> {
     // SQLite gives its log and index files the mode of the database, so this one call keeps all three private.
-    let created = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let created = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path);
     if let Err(source) = created {
-        return Err(Failure::Error(OpenError::File { path: path.into(), source }));
+        return Err(Failure::Error(OpenError::File {
+            path: path.into(),
+            source,
+        }));
     }
-    let mut connection = SqliteConnection::connect_with(&options(path)).await.map_err(|error| failure(path, error))?;
+    let mut connection = SqliteConnection::connect_with(&options(path))
+        .await
+        .map_err(|error| failure(path, error))?;
     match prepare(path, &mut connection).await {
         Ok(state) => Ok((connection, state)),
         Err(error) => {
@@ -191,15 +216,23 @@ async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<State
         (0, 0) if tables == 0 => {}
         (SCHEMA, APPLICATION) => {}
         (found, APPLICATION) if found > SCHEMA => {
-            return Err(Failure::Error(OpenError::Newer { path: path.into(), found }));
+            return Err(Failure::Error(OpenError::Newer {
+                path: path.into(),
+                found,
+            }));
         }
         _ => return Err(Failure::Error(OpenError::Foreign { path: path.into() })),
     }
     // Only now, when the file is known to be ours.
     let durable = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
-    sqlx::raw_sql(durable).execute(&mut *connection).await.map_err(|error| failure(path, error))?;
+    sqlx::raw_sql(durable)
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| failure(path, error))?;
     if version == 0 {
-        create(connection).await.map_err(|error| failure(path, error))?;
+        create(connection)
+            .await
+            .map_err(|error| failure(path, error))?;
     }
     // One page-by-page look; what it does not find, the first use of the page does.
     let check: String = sqlx::query_scalar("PRAGMA quick_check(1)")
@@ -209,11 +242,20 @@ async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<State
     if check != "ok" {
         return Err(Failure::Corrupt(check));
     }
-    resume(connection).await.map_err(|error| failure(path, error))
+    resume(connection)
+        .await
+        .map_err(|error| failure(path, error))
 }
 
-async fn number(path: &Path, connection: &mut SqliteConnection, sql: &'static str) -> Result<i64, Failure> {
-    sqlx::query_scalar(sql).fetch_one(connection).await.map_err(|error| failure(path, error))
+async fn number(
+    path: &Path,
+    connection: &mut SqliteConnection,
+    sql: &'static str,
+) -> Result<i64, Failure> {
+    sqlx::query_scalar(sql)
+        .fetch_one(connection)
+        .await
+        .map_err(|error| failure(path, error))
 }
 
 /// Makes the tables, in one transaction, so that a stop half-way leaves an empty file.
@@ -222,13 +264,17 @@ async fn create(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::raw_sql(CREATE).execute(&mut *transaction).await?;
     // Counted as cleanly closed until the first opening, which follows at once.
-    sqlx::query("INSERT INTO meta (key, value) VALUES ('revision', ?1), ('compacted', ?1), ('clean', 1)")
-        .bind(base)
-        .execute(&mut *transaction)
-        .await?;
+    sqlx::query(
+        "INSERT INTO meta (key, value) VALUES ('revision', ?1), ('compacted', ?1), ('clean', 1)",
+    )
+    .bind(base)
+    .execute(&mut *transaction)
+    .await?;
     for (pragma, value) in [("user_version", SCHEMA), ("application_id", APPLICATION)] {
         // Pragmas take no parameters; both parts are constants of this file.
-        sqlx::query(AssertSqlSafe(format!("PRAGMA {pragma} = {value}"))).execute(&mut *transaction).await?;
+        sqlx::query(AssertSqlSafe(format!("PRAGMA {pragma} = {value}")))
+            .execute(&mut *transaction)
+            .await?;
     }
     transaction.commit().await
 }
@@ -236,11 +282,15 @@ async fn create(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
 /// Reads where the store stands, skips numbers after an unclean stop and marks the store as in use.
 async fn resume(connection: &mut SqliteConnection) -> Result<State, sqlx::Error> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let meta = |key: &'static str| sqlx::query_scalar::<_, i64>("SELECT value FROM meta WHERE key = ?1").bind(key);
+    let meta = |key: &'static str| {
+        sqlx::query_scalar::<_, i64>("SELECT value FROM meta WHERE key = ?1").bind(key)
+    };
     let durable: i64 = meta("revision").fetch_one(&mut *transaction).await?;
     let compacted: i64 = meta("compacted").fetch_one(&mut *transaction).await?;
     let clean: i64 = meta("clean").fetch_one(&mut *transaction).await?;
-    let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(revision) FROM event").fetch_one(&mut *transaction).await?;
+    let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(revision) FROM event")
+        .fetch_one(&mut *transaction)
+        .await?;
     let durable = Revision(durable.max(newest.unwrap_or(0)).unsigned_abs());
     let mut revision = durable;
     if clean == 0 {
@@ -258,9 +308,15 @@ async fn resume(connection: &mut SqliteConnection) -> Result<State, sqlx::Error>
         .bind(column(revision))
         .execute(&mut *transaction)
         .await?;
-    sqlx::query("UPDATE meta SET value = 0 WHERE key = 'clean'").execute(&mut *transaction).await?;
-    let events: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM event").fetch_one(&mut *transaction).await?;
-    let gaps = sqlx::query("SELECT low, high FROM gap").fetch_all(&mut *transaction).await?;
+    sqlx::query("UPDATE meta SET value = 0 WHERE key = 'clean'")
+        .execute(&mut *transaction)
+        .await?;
+    let events: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM event")
+        .fetch_one(&mut *transaction)
+        .await?;
+    let gaps = sqlx::query("SELECT low, high FROM gap")
+        .fetch_all(&mut *transaction)
+        .await?;
     let gaps = gaps
         .iter()
         .map(|row| {
@@ -269,18 +325,31 @@ async fn resume(connection: &mut SqliteConnection) -> Result<State, sqlx::Error>
         })
         .collect::<Result<_, sqlx::Error>>()?;
     transaction.commit().await?;
-    Ok(State { revision, compacted: Revision(compacted.unsigned_abs()), gaps, events: events.unsigned_abs() })
+    Ok(State {
+        revision,
+        compacted: Revision(compacted.unsigned_abs()),
+        gaps,
+        events: events.unsigned_abs(),
+    })
 }
 
 fn failure(path: &Path, error: sqlx::Error) -> Failure {
-    let code = error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<u32>().ok());
+    let code = error
+        .as_database_error()
+        .and_then(|error| error.code())
+        .and_then(|code| code.parse::<u32>().ok());
     match code.map(|code| code & 0xff) {
         // SQLITE_CORRUPT and SQLITE_NOTADB; the bits above say more precisely where.
         Some(11 | 26) => Failure::Corrupt(error.to_string()),
         // Tables or rows of ours are missing: a file that was cut and still passes as a database.
         Some(1) => Failure::Corrupt(error.to_string()),
-        _ if matches!(error, sqlx::Error::RowNotFound) => Failure::Corrupt("rows of the table meta are missing".into()),
-        _ => Failure::Error(OpenError::Database { path: path.into(), source: error }),
+        _ if matches!(error, sqlx::Error::RowNotFound) => {
+            Failure::Corrupt("rows of the table meta are missing".into())
+        }
+        _ => Failure::Error(OpenError::Database {
+            path: path.into(),
+            source: error,
+        }),
     }
 }
 
@@ -296,7 +365,10 @@ fn quarantine(path: &Path) -> Result<PathBuf, OpenError> {
     for extra in ["-wal", "-shm", ""] {
         match std::fs::rename(beside(extra, ""), beside(&suffix, extra)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(OpenError::File { path: path.into(), source: error });
+                return Err(OpenError::File {
+                    path: path.into(),
+                    source: error,
+                });
             }
             _ => {}
         }
@@ -305,6 +377,12 @@ fn quarantine(path: &Path) -> Result<PathBuf, OpenError> {
 }
 
 fn unix_millis() -> Revision {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Revision(u64::try_from(since.as_millis()).unwrap_or(0).min(Revision::MAX.0))
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Revision(
+        u64::try_from(since.as_millis())
+            .unwrap_or(0)
+            .min(Revision::MAX.0),
+    )
 }

@@ -39,13 +39,16 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`] if SQLite fails.
     pub async fn get(&self, key: &Key) -> Result<Option<Object>, StoreError> {
-        let row = sqlx::query("SELECT revision, data FROM object WHERE resource = ?1 AND name = ?2")
-            .bind(key.resource.as_ref())
-            .bind(key.name.as_str())
-            .fetch_optional(&self.inner.readers)
-            .await
-            .map_err(StoreError::database("read an object"))?;
-        row.map(|row| object(&row, 0)).transpose().map_err(StoreError::database("read an object"))
+        let row =
+            sqlx::query("SELECT revision, data FROM object WHERE resource = ?1 AND name = ?2")
+                .bind(key.resource.as_ref())
+                .bind(key.name.as_str())
+                .fetch_optional(&self.inner.readers)
+                .await
+                .map_err(StoreError::database("read an object"))?;
+        row.map(|row| object(&row, 0))
+            .transpose()
+            .map_err(StoreError::database("read an object"))
     }
 
     /// All objects of a resource by name, and the revision at which they were so.
@@ -53,20 +56,30 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`] if SQLite fails.
     pub async fn list(&self, resource: &str) -> Result<(Vec<Object>, Revision), StoreError> {
-        self.list_in_snapshot(resource).await.map_err(StoreError::database("list objects"))
+        self.list_in_snapshot(resource)
+            .await
+            .map_err(StoreError::database("list objects"))
     }
 
-    async fn list_in_snapshot(&self, resource: &str) -> Result<(Vec<Object>, Revision), sqlx::Error> {
+    async fn list_in_snapshot(
+        &self,
+        resource: &str,
+    ) -> Result<(Vec<Object>, Revision), sqlx::Error> {
         // One transaction is one snapshot, so the number and the objects belong together.
         let mut transaction = self.inner.readers.begin().await?;
-        let revision: i64 =
-            sqlx::query_scalar("SELECT value FROM meta WHERE key = 'revision'").fetch_one(&mut *transaction).await?;
-        let rows = sqlx::query("SELECT revision, data FROM object WHERE resource = ?1 ORDER BY name")
-            .bind(resource)
-            .fetch_all(&mut *transaction)
+        let revision: i64 = sqlx::query_scalar("SELECT value FROM meta WHERE key = 'revision'")
+            .fetch_one(&mut *transaction)
             .await?;
+        let rows =
+            sqlx::query("SELECT revision, data FROM object WHERE resource = ?1 ORDER BY name")
+                .bind(resource)
+                .fetch_all(&mut *transaction)
+                .await?;
         transaction.rollback().await?;
-        let objects = rows.iter().map(|row| object(row, 0)).collect::<Result<_, _>>()?;
+        let objects = rows
+            .iter()
+            .map(|row| object(row, 0))
+            .collect::<Result<_, _>>()?;
         Ok((objects, Revision(revision.unsigned_abs())))
     }
 
@@ -74,21 +87,39 @@ impl Store {
     ///
     /// # Errors
     /// [`EventsError::Compacted`] if some of them are forgotten, [`EventsError::Ahead`] if the store is not there yet.
-    pub async fn events_since(&self, after: Revision, max: usize) -> Result<Vec<Arc<Event>>, EventsError> {
+    pub async fn events_since(
+        &self,
+        after: Revision,
+        max: usize,
+    ) -> Result<Vec<Arc<Event>>, EventsError> {
         let shared = &self.inner.shared;
         let current = self.current();
         if after > current {
-            return Err(EventsError::Ahead { asked: after, current });
+            return Err(EventsError::Ahead {
+                asked: after,
+                current,
+            });
         }
         let forgotten = || {
             let oldest = shared.compacted();
-            let lost = shared.gaps.iter().any(|(low, high)| *low < after && after < *high);
-            (after < oldest || lost).then_some(EventsError::Compacted { asked: after, oldest })
+            let lost = shared
+                .gaps
+                .iter()
+                .any(|(low, high)| *low < after && after < *high);
+            (after < oldest || lost).then_some(EventsError::Compacted {
+                asked: after,
+                oldest,
+            })
         };
         if let Some(error) = forgotten() {
             return Err(error);
         }
-        if let Some(events) = shared.ring.read().unwrap_or_else(PoisonError::into_inner).after(after, max) {
+        if let Some(events) = shared
+            .ring
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .after(after, max)
+        {
             return Ok(events);
         }
         let events = self.events_between(after, current, max).await?;
@@ -99,7 +130,12 @@ impl Store {
         }
     }
 
-    async fn events_between(&self, after: Revision, upto: Revision, max: usize) -> Result<Vec<Arc<Event>>, StoreError> {
+    async fn events_between(
+        &self,
+        after: Revision,
+        upto: Revision,
+        max: usize,
+    ) -> Result<Vec<Arc<Event>>, StoreError> {
         let rows = sqlx::query(SELECT_EVENTS)
             .bind(column(after))
             .bind(column(upto))
@@ -127,7 +163,10 @@ pub(super) fn column(revision: Revision) -> i64 {
 pub(super) fn object(row: &SqliteRow, first: usize) -> Result<Object, sqlx::Error> {
     let revision: i64 = row.try_get(first)?;
     let data: Vec<u8> = row.try_get(first + 1)?;
-    Ok(Object { revision: Revision(revision.unsigned_abs()), data: Bytes::from(data) })
+    Ok(Object {
+        revision: Revision(revision.unsigned_abs()),
+        data: Bytes::from(data),
+    })
 }
 
 /// Reads a row of [`SELECT_EVENTS`].
@@ -141,7 +180,10 @@ pub(super) fn event(row: &SqliteRow) -> Result<Event, sqlx::Error> {
     Ok(Event {
         revision: Revision(revision.unsigned_abs()),
         kind: EventKind::from_column(kind),
-        key: Key { resource: resource.into(), name },
+        key: Key {
+            resource: resource.into(),
+            name,
+        },
         object: object.into(),
         previous: previous.map(Bytes::from),
     })

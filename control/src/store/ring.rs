@@ -19,7 +19,13 @@ pub(super) struct Ring {
 
 impl Ring {
     pub(super) fn new(floor: Revision, max_events: usize, max_bytes: usize) -> Self {
-        Self { events: VecDeque::new(), bytes: 0, max_events, max_bytes, floor }
+        Self {
+            events: VecDeque::new(),
+            bytes: 0,
+            max_events,
+            max_bytes,
+            floor,
+        }
     }
 
     /// Takes events in the order of their revisions.
@@ -29,7 +35,9 @@ impl Ring {
             self.events.push_back(event);
         }
         while self.events.len() > self.max_events || self.bytes > self.max_bytes {
-            let Some(oldest) = self.events.pop_front() else { break };
+            let Some(oldest) = self.events.pop_front() else {
+                break;
+            };
             self.bytes -= size(&oldest);
             self.floor = oldest.revision;
         }

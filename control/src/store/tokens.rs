@@ -139,7 +139,10 @@ impl Store {
             .fetch_all(&self.inner.readers)
             .await
             .map_err(StoreError::database("list tokens"))?;
-        rows.iter().map(record).collect::<Result<_, _>>().map_err(StoreError::database("list tokens"))
+        rows.iter()
+            .map(record)
+            .collect::<Result<_, _>>()
+            .map_err(StoreError::database("list tokens"))
     }
 
     /// Makes the token useless; `false` if there is none of that id.
@@ -150,7 +153,10 @@ impl Store {
         let id = id.to_string();
         self.transact("revoke a token", move |connection| {
             async move {
-                let done = sqlx::query("UPDATE token SET revoked = 1 WHERE id = ?1").bind(id).execute(connection).await?;
+                let done = sqlx::query("UPDATE token SET revoked = 1 WHERE id = ?1")
+                    .bind(id)
+                    .execute(connection)
+                    .await?;
                 Ok(done.rows_affected() > 0)
             }
             .boxed()
@@ -189,7 +195,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn keep_result(&self, id: &TokenId, key_hash: [u8; 32], result: Bytes) -> Result<(), StoreError> {
+    pub async fn keep_result(
+        &self,
+        id: &TokenId,
+        key_hash: [u8; 32],
+        result: Bytes,
+    ) -> Result<(), StoreError> {
         let id = id.to_string();
         self.transact("keep the result of a token", move |connection| {
             async move {
@@ -209,7 +220,9 @@ impl Store {
     /// Runs `work` on the writer's connection, between batches.
     async fn transact<T, F>(&self, doing: &'static str, work: F) -> Result<T, StoreError>
     where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>
+            + Send
+            + 'static,
         T: Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
@@ -221,7 +234,10 @@ impl Store {
             .boxed()
         });
         self.send(Job::Transact(job)).await?;
-        answered.await.map_err(|_| StoreError::Closed)?.map_err(StoreError::database(doing))
+        answered
+            .await
+            .map_err(|_| StoreError::Closed)?
+            .map_err(StoreError::database(doing))
     }
 }
 
@@ -232,8 +248,13 @@ async fn consume(
     key_hash: [u8; 32],
     now: SystemTime,
 ) -> Result<Result<Consumed, ConsumeError>, sqlx::Error> {
-    let row = sqlx::query(select_tokens!("WHERE id = ?1")).bind(id).fetch_optional(&mut *connection).await?;
-    let Some(row) = row else { return Ok(Err(ConsumeError::Unknown)) };
+    let row = sqlx::query(select_tokens!("WHERE id = ?1"))
+        .bind(id)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let Some(row) = row else {
+        return Ok(Err(ConsumeError::Unknown));
+    };
     let token = record(&row)?;
     if verify_slices_are_equal(&token.secret_hash, &secret_hash).is_err() {
         return Ok(Err(ConsumeError::Unknown));
@@ -251,7 +272,10 @@ async fn consume(
         let result: Option<Vec<u8>> = used.try_get(0)?;
         return Ok(match result {
             None if expired => Err(ConsumeError::Expired),
-            result => Ok(Consumed { scope: token.scope, result: result.map(Bytes::from) }),
+            result => Ok(Consumed {
+                scope: token.scope,
+                result: result.map(Bytes::from),
+            }),
         });
     }
     if expired {
@@ -266,7 +290,10 @@ async fn consume(
         .bind(seconds(now))
         .execute(connection)
         .await?;
-    Ok(Ok(Consumed { scope: token.scope, result: None }))
+    Ok(Ok(Consumed {
+        scope: token.scope,
+        result: None,
+    }))
 }
 
 fn record(row: &SqliteRow) -> Result<TokenRecord, sqlx::Error> {
@@ -276,8 +303,12 @@ fn record(row: &SqliteRow) -> Result<TokenRecord, sqlx::Error> {
     let (created_at, expires_at): (i64, i64) = (row.try_get(3)?, row.try_get(4)?);
     let uses_left: i64 = row.try_get(6)?;
     Ok(TokenRecord {
-        id: id.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
-        secret_hash: secret_hash.try_into().map_err(|_| sqlx::Error::Decode("a token's hash is not 32 bytes".into()))?,
+        id: id
+            .parse()
+            .map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
+        secret_hash: secret_hash
+            .try_into()
+            .map_err(|_| sqlx::Error::Decode("a token's hash is not 32 bytes".into()))?,
         scope: serde_json::from_str(&scope).map_err(|error| sqlx::Error::Decode(error.into()))?,
         created_at: time(created_at),
         expires_at: time(expires_at),

@@ -40,7 +40,8 @@ pub(super) enum Job {
 }
 
 /// A transaction of its own, which answers by itself.
-pub(super) type Transact = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, ()> + Send>;
+pub(super) type Transact =
+    Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, ()> + Send>;
 
 /// A write of one object, its types hidden.
 pub(super) trait Write: Send {
@@ -67,7 +68,9 @@ where
     }
 
     fn decide(&mut self, current: Option<&Object>, revision: Revision) -> Change {
-        let Some(decide) = self.decide.take() else { return Change::Keep };
+        let Some(decide) = self.decide.take() else {
+            return Change::Keep;
+        };
         let (change, outcome) = decide(current, revision);
         self.outcome = Some(outcome);
         change
@@ -98,7 +101,8 @@ pub(super) struct Writer {
 impl Writer {
     /// Works until the store is closed or its last handle is gone.
     pub(super) async fn run(mut self) {
-        let mut compaction = tokio::time::interval(self.config.compact_every.max(Duration::from_millis(1)));
+        let mut compaction =
+            tokio::time::interval(self.config.compact_every.max(Duration::from_millis(1)));
         compaction.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut after = None;
         loop {
@@ -165,7 +169,10 @@ impl Writer {
     /// Decides all writes in order and commits what they change, in one transaction.
     async fn commit(&mut self, writes: &mut [Box<dyn Write>]) -> Result<(), StoreError> {
         // Reading before the transaction is safe: nobody else writes. One caller's conflict is decided here and aborts nothing.
-        let mut objects = self.current(writes.iter().map(|write| write.key().clone()).collect()).await.map_err(StoreError::database("read the objects to write"))?;
+        let mut objects = self
+            .current(writes.iter().map(|write| write.key().clone()).collect())
+            .await
+            .map_err(StoreError::database("read the objects to write"))?;
         let mut events = Vec::new();
         for write in writes {
             let key = write.key().clone();
@@ -180,15 +187,29 @@ impl Writer {
             };
             match kind {
                 EventKind::Deleted => objects.remove(&key),
-                _ => objects.insert(key.clone(), Object { revision: self.next, data: object.clone() }),
+                _ => objects.insert(
+                    key.clone(),
+                    Object {
+                        revision: self.next,
+                        data: object.clone(),
+                    },
+                ),
             };
-            events.push(Arc::new(Event { revision: self.next, kind, key, object, previous }));
+            events.push(Arc::new(Event {
+                revision: self.next,
+                kind,
+                key,
+                object,
+                previous,
+            }));
             self.next = self.next.next();
         }
         if events.is_empty() {
             return Ok(());
         }
-        self.insert(&events).await.map_err(StoreError::database("commit a batch of writes"))?;
+        self.insert(&events)
+            .await
+            .map_err(StoreError::database("commit a batch of writes"))?;
         self.events += events.len() as u64;
         self.shared.publish(events);
         Ok(())
@@ -207,41 +228,61 @@ impl Writer {
             .map(|row| {
                 let resource: String = sqlx::Row::try_get(row, 0)?;
                 let name: String = sqlx::Row::try_get(row, 1)?;
-                Ok((Key { resource: resource.into(), name }, read::object(row, 2)?))
+                Ok((
+                    Key {
+                        resource: resource.into(),
+                        name,
+                    },
+                    read::object(row, 2)?,
+                ))
             })
             .collect()
     }
 
     async fn insert(&mut self, events: &[Arc<Event>]) -> Result<(), sqlx::Error> {
-        let Some(last) = events.last() else { return Ok(()) };
+        let Some(last) = events.last() else {
+            return Ok(());
+        };
         let now = unix_seconds();
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let mut query =
-            QueryBuilder::<Sqlite>::new("INSERT INTO event (revision, at, kind, resource, name, object, previous) ");
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO event (revision, at, kind, resource, name, object, previous) ",
+        );
         query.push_values(events, |mut row, event| {
-            row.push_bind(column(event.revision)).push_bind(now).push_bind(event.kind.column());
-            row.push_bind(event.key.resource.clone().into_owned()).push_bind(event.key.name.clone());
-            row.push_bind(event.object.to_vec()).push_bind(event.previous.as_ref().map(|bytes| bytes.to_vec()));
+            row.push_bind(column(event.revision))
+                .push_bind(now)
+                .push_bind(event.kind.column());
+            row.push_bind(event.key.resource.clone().into_owned())
+                .push_bind(event.key.name.clone());
+            row.push_bind(event.object.to_vec())
+                .push_bind(event.previous.as_ref().map(|bytes| bytes.to_vec()));
         });
         query.build().execute(&mut *transaction).await?;
 
         // Several changes of one object in a batch: only the last one is its state.
-        let states: BTreeMap<&Key, &Arc<Event>> = events.iter().map(|event| (&event.key, event)).collect();
-        let (gone, there): (Vec<&Arc<Event>>, Vec<&Arc<Event>>) =
-            states.into_values().partition(|event| event.kind == EventKind::Deleted);
+        let states: BTreeMap<&Key, &Arc<Event>> =
+            events.iter().map(|event| (&event.key, event)).collect();
+        let (gone, there): (Vec<&Arc<Event>>, Vec<&Arc<Event>>) = states
+            .into_values()
+            .partition(|event| event.kind == EventKind::Deleted);
         if !there.is_empty() {
-            let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO object (resource, name, revision, data) ");
+            let mut query =
+                QueryBuilder::<Sqlite>::new("INSERT INTO object (resource, name, revision, data) ");
             query.push_values(there, |mut row, event| {
-                row.push_bind(event.key.resource.clone().into_owned()).push_bind(event.key.name.clone());
-                row.push_bind(column(event.revision)).push_bind(event.object.to_vec());
+                row.push_bind(event.key.resource.clone().into_owned())
+                    .push_bind(event.key.name.clone());
+                row.push_bind(column(event.revision))
+                    .push_bind(event.object.to_vec());
             });
             query.push(" ON CONFLICT (resource, name) DO UPDATE SET revision = excluded.revision, data = excluded.data");
             query.build().execute(&mut *transaction).await?;
         }
         if !gone.is_empty() {
-            let mut query = QueryBuilder::<Sqlite>::new("DELETE FROM object WHERE (resource, name) IN (");
+            let mut query =
+                QueryBuilder::<Sqlite>::new("DELETE FROM object WHERE (resource, name) IN (");
             query.push_values(gone, |mut row, event| {
-                row.push_bind(event.key.resource.clone().into_owned()).push_bind(event.key.name.clone());
+                row.push_bind(event.key.resource.clone().into_owned())
+                    .push_bind(event.key.name.clone());
             });
             query.push(")");
             query.build().execute(&mut *transaction).await?;
@@ -261,7 +302,11 @@ impl Writer {
             .bind(i64::MAX)
             .fetch_all(&mut self.connection)
             .await
-            .and_then(|rows| rows.iter().map(|row| read::event(row).map(Arc::new)).collect::<Result<Vec<_>, _>>());
+            .and_then(|rows| {
+                rows.iter()
+                    .map(|row| read::event(row).map(Arc::new))
+                    .collect::<Result<Vec<_>, _>>()
+            });
         match found {
             Ok(events) => {
                 self.events += events.len() as u64;
@@ -275,7 +320,8 @@ impl Writer {
     async fn compact_old(&mut self) {
         while self.events > self.config.keep_events {
             let rows = (self.events - self.config.keep_events).min(COMPACT_ROWS);
-            let before = unix_seconds() - i64::try_from(self.config.keep_for.as_secs()).unwrap_or(i64::MAX);
+            let before =
+                unix_seconds() - i64::try_from(self.config.keep_for.as_secs()).unwrap_or(i64::MAX);
             let upto = sqlx::query_scalar::<_, Option<i64>>(
                 "SELECT MAX(revision) FROM (SELECT revision, at FROM event ORDER BY revision LIMIT ?1) WHERE at < ?2",
             )
@@ -306,14 +352,22 @@ impl Writer {
             return Ok(());
         }
         self.shared.compacted.fetch_max(upto.0, Ordering::AcqRel);
-        self.delete_events(upto).await.map_err(StoreError::database("delete old events"))
+        self.delete_events(upto)
+            .await
+            .map_err(StoreError::database("delete old events"))
     }
 
     async fn delete_events(&mut self, upto: Revision) -> Result<(), sqlx::Error> {
         let connection = &mut self.connection;
         let statement = "UPDATE meta SET value = ?1 WHERE key = 'compacted'";
-        sqlx::query(statement).bind(column(upto)).execute(&mut *connection).await?;
-        sqlx::query("DELETE FROM gap WHERE high <= ?1").bind(column(upto)).execute(&mut *connection).await?;
+        sqlx::query(statement)
+            .bind(column(upto))
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query("DELETE FROM gap WHERE high <= ?1")
+            .bind(column(upto))
+            .execute(&mut *connection)
+            .await?;
         loop {
             let deleted = sqlx::query(
                 "DELETE FROM event WHERE revision IN (SELECT revision FROM event WHERE revision <= ?1 ORDER BY revision LIMIT ?2)",
@@ -333,7 +387,9 @@ impl Writer {
     /// Marks the store as cleanly closed and closes the file. Queued jobs are dropped, which tells their callers.
     async fn close(mut self) {
         self.jobs.close();
-        let marked = sqlx::query("UPDATE meta SET value = 1 WHERE key = 'clean'").execute(&mut self.connection).await;
+        let marked = sqlx::query("UPDATE meta SET value = 1 WHERE key = 'clean'")
+            .execute(&mut self.connection)
+            .await;
         if let Err(error) = marked {
             error!(%error, "the store cannot be marked as closed; the next start will skip some revisions");
         }
@@ -347,7 +403,9 @@ impl Writer {
 }
 
 pub(super) fn unix_seconds() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 

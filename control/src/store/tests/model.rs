@@ -56,19 +56,28 @@ async fn write(store: &Store, model: &mut Model, name: u8, data: Option<Bytes>) 
     let revision = revision.unwrap();
     match kind {
         EventKind::Deleted => model.objects.remove(&name),
-        _ => model.objects.insert(name.clone(), (revision, object.clone())),
+        _ => model
+            .objects
+            .insert(name.clone(), (revision, object.clone())),
     };
     model.history.push((revision, kind, name, object, previous));
 }
 
 async fn compare(store: &Store, model: &Model) {
     let (objects, _) = store.list(RESOURCE).await.unwrap();
-    let found: Vec<(Revision, Bytes)> = objects.into_iter().map(|object| (object.revision, object.data)).collect();
+    let found: Vec<(Revision, Bytes)> = objects
+        .into_iter()
+        .map(|object| (object.revision, object.data))
+        .collect();
     let expected: Vec<(Revision, Bytes)> = model.objects.values().cloned().collect();
     assert_eq!(found, expected);
     assert_eq!(store.compacted(), model.compacted);
     // Resume from everywhere that is still there; also in small pages.
-    let starts = model.history.iter().map(|event| event.0).filter(|revision| *revision >= model.compacted);
+    let starts = model
+        .history
+        .iter()
+        .map(|event| event.0)
+        .filter(|revision| *revision >= model.compacted);
     for start in starts.chain([model.compacted]) {
         let mut found = Vec::new();
         let mut cursor = start;
@@ -77,10 +86,21 @@ async fn compare(store: &Store, model: &Model) {
             let Some(last) = page.last() else { break };
             cursor = last.revision;
             found.extend(page.iter().map(|event| {
-                (event.revision, event.kind, event.key.name.clone(), event.object.clone(), event.previous.clone())
+                (
+                    event.revision,
+                    event.kind,
+                    event.key.name.clone(),
+                    event.object.clone(),
+                    event.previous.clone(),
+                )
             }));
         }
-        let expected: Vec<_> = model.history.iter().filter(|event| event.0 > start).cloned().collect();
+        let expected: Vec<_> = model
+            .history
+            .iter()
+            .filter(|event| event.0 > start)
+            .cloned()
+            .collect();
         assert_eq!(found, expected, "after {start}");
     }
 }
@@ -88,16 +108,28 @@ async fn compare(store: &Store, model: &Model) {
 async fn run(steps: Vec<Step>) {
     let folder = TempDir::new().unwrap();
     // A ring of three, so that most resumes cross from the database into memory; no waiting for company.
-    let config = StoreConfig { ring: 3, linger: std::time::Duration::ZERO, ..StoreConfig::default() };
+    let config = StoreConfig {
+        ring: 3,
+        linger: std::time::Duration::ZERO,
+        ..StoreConfig::default()
+    };
     let mut store = open(&folder, config.clone()).await;
-    let mut model = Model { compacted: store.current(), ..Model::default() };
+    let mut model = Model {
+        compacted: store.current(),
+        ..Model::default()
+    };
     for step in steps {
         match step {
-            Step::Put(name, data) => write(&store, &mut model, name, Some(Bytes::from(vec![data]))).await,
+            Step::Put(name, data) => {
+                write(&store, &mut model, name, Some(Bytes::from(vec![data]))).await
+            }
             Step::Delete(name) => write(&store, &mut model, name, None).await,
             Step::Keep(name) => {
                 let before = store.current();
-                store.write(key(&name.to_string()), |_, _| (Change::Keep, ())).await.unwrap();
+                store
+                    .write(key(&name.to_string()), |_, _| (Change::Keep, ()))
+                    .await
+                    .unwrap();
                 assert_eq!(store.current(), before);
             }
             Step::Compact(index) => {
@@ -115,7 +147,10 @@ async fn run(steps: Vec<Step>) {
         }
     }
     let revisions: Vec<Revision> = model.history.iter().map(|event| event.0).collect();
-    assert!(revisions.is_sorted_by(|a, b| a < b), "ordered and unique: {revisions:?}");
+    assert!(
+        revisions.is_sorted_by(|a, b| a < b),
+        "ordered and unique: {revisions:?}"
+    );
     compare(&store, &model).await;
     store.close().await;
 }

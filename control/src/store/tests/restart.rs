@@ -11,14 +11,23 @@ use super::super::{EventsError, OpenError, Store, StoreConfig};
 use super::{RESOURCE, open, put};
 
 fn now() -> u64 {
-    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+    u64::try_from(
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_millis(),
+    )
+    .unwrap()
 }
 
 /// Changes a closed store behind its back.
 async fn meddle(folder: &TempDir, sql: &str) {
     let options = SqliteConnectOptions::new().filename(folder.path().join("store.db"));
     let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+        .execute(&mut connection)
+        .await
+        .unwrap();
     connection.close().await.unwrap();
 }
 
@@ -32,7 +41,10 @@ async fn a_new_store_counts_from_the_clock_and_is_private() {
     assert_eq!(store.compacted(), base);
     put(&store, "a", "1").await;
     for name in ["store.db", "store.db-wal"] {
-        let mode = std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+        let mode = std::fs::metadata(folder.path().join(name))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     store.close().await;
@@ -50,12 +62,22 @@ async fn an_unclean_stop_leaves_a_gap_that_no_cursor_may_lie_in() {
     let store = open(&folder, StoreConfig::default()).await;
     let base = store.current();
     assert!(base.0 >= last.0 + 10_000, "{last} -> {base}");
-    assert_eq!(store.events_since(start, 10).await.unwrap().len(), 1, "what is durable can be resumed");
+    assert_eq!(
+        store.events_since(start, 10).await.unwrap().len(),
+        1,
+        "what is durable can be resumed"
+    );
     assert_eq!(store.events_since(last, 10).await.unwrap().len(), 0);
-    assert!(matches!(store.events_since(last.next(), 10).await, Err(EventsError::Compacted { .. })));
+    assert!(matches!(
+        store.events_since(last.next(), 10).await,
+        Err(EventsError::Compacted { .. })
+    ));
     let next = put(&store, "a", "2").await;
     assert_eq!(next, base.next());
-    assert_eq!(store.events_since(last, 10).await.unwrap()[0].revision, next);
+    assert_eq!(
+        store.events_since(last, 10).await.unwrap()[0].revision,
+        next
+    );
     store.close().await;
 }
 
@@ -77,14 +99,21 @@ async fn a_corrupt_store_is_set_aside_and_a_new_one_begins() {
         let store = open(&folder, StoreConfig::default()).await;
         assert!(store.current() > old && store.compacted() == store.current());
         assert!(store.list(RESOURCE).await.unwrap().0.is_empty());
-        assert!(matches!(store.events_since(old, 10).await, Err(EventsError::Compacted { .. })));
+        assert!(matches!(
+            store.events_since(old, 10).await,
+            Err(EventsError::Compacted { .. })
+        ));
         let aside: Vec<String> = std::fs::read_dir(folder.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter(|name| name.starts_with("store.db.corrupt-"))
             .collect();
         assert_eq!(aside.len(), 1, "{aside:?}");
-        assert_eq!(std::fs::read(folder.path().join(&aside[0])).unwrap(), bytes, "nothing is thrown away");
+        assert_eq!(
+            std::fs::read(folder.path().join(&aside[0])).unwrap(),
+            bytes,
+            "nothing is thrown away"
+        );
         store.close().await;
     }
 }
@@ -94,17 +123,30 @@ async fn files_that_are_not_ours_or_newer_are_left_alone() {
     let folder = TempDir::new().unwrap();
     meddle_new(&folder, "CREATE TABLE songs (title TEXT)").await;
     let path = folder.path().join("store.db");
-    assert!(matches!(Store::open(&path, StoreConfig::default()).await, Err(OpenError::Foreign { .. })));
+    assert!(matches!(
+        Store::open(&path, StoreConfig::default()).await,
+        Err(OpenError::Foreign { .. })
+    ));
 
     let folder = TempDir::new().unwrap();
     open(&folder, StoreConfig::default()).await.close().await;
     meddle(&folder, "PRAGMA user_version = 99").await;
     let path = folder.path().join("store.db");
-    let error = Store::open(&path, StoreConfig::default()).await.unwrap_err();
-    assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error}");
+    let error = Store::open(&path, StoreConfig::default())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, OpenError::Newer { found: 99, .. }),
+        "{error}"
+    );
 
-    let error = Store::open(&folder.path().join("none/store.db"), StoreConfig::default()).await.unwrap_err();
-    assert!(matches!(error, OpenError::File { .. }) && error.to_string().contains("none/store.db"), "{error}");
+    let error = Store::open(&folder.path().join("none/store.db"), StoreConfig::default())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, OpenError::File { .. }) && error.to_string().contains("none/store.db"),
+        "{error}"
+    );
 }
 
 async fn meddle_new(folder: &TempDir, sql: &str) {

@@ -1,0 +1,123 @@
+//! Who may do what, as seen from outside: every cell of the table by a request.
+
+use serde_json::json;
+
+use super::*;
+
+#[tokio::test]
+async fn every_cell_answers_as_the_table_says() {
+    // Columns: list, get, watch; create own, create another's, create own with a spec; replace, patch, delete; status of the own
+    // (or this node's) router, status of another's; in both cases with a higher source.revision.
+    let rows = [
+        (
+            POD,
+            "here",
+            [200, 200, 200, 403, 403, 403, 403, 403, 403, 403, 403],
+        ),
+        (
+            HERE,
+            "here",
+            [200, 200, 200, 201, 403, 403, 403, 403, 403, 200, 201],
+        ),
+        (
+            THERE,
+            "there",
+            [200, 200, 200, 201, 403, 403, 403, 403, 403, 200, 403],
+        ),
+        (
+            ADMIN,
+            "here",
+            [200, 200, 200, 201, 201, 201, 200, 200, 200, 200, 200],
+        ),
+        (
+            "/admin/cloud",
+            "here",
+            [200, 200, 200, 201, 201, 201, 200, 200, 200, 200, 200],
+        ),
+        (
+            "/node/there/admin/root",
+            "there",
+            [403, 403, 403, 403, 403, 403, 403, 403, 403, 403, 403],
+        ),
+        (
+            "",
+            "here",
+            [401, 401, 401, 401, 401, 401, 401, 401, 401, 401, 401],
+        ),
+    ];
+    for (who, own, expected) in rows {
+        let server = Server::new().await;
+        server
+            .post(ADMIN, &router("seen", json!({})))
+            .await
+            .expect(201);
+        let with_spec = json!({"frps": {"bindPort": 7001}});
+        let status = |name: &str| with_status(name, json!({"source": {"revision": 5}}));
+        let mut found = Vec::new();
+        found.push(server.get(who, ROUTERS).await);
+        found.push(server.get(who, &format!("{ROUTERS}/seen")).await);
+        found.push(server.get(who, &format!("{ROUTERS}?watch=1&timeoutSeconds=1&sendInitialEvents=false&resourceVersionMatch=NotOlderThan")).await);
+        found.push(server.post(who, &router(own, json!({}))).await);
+        found.push(server.post(who, &router("third", json!({}))).await);
+        server.delete(ADMIN, own, "").await;
+        found.push(server.post(who, &router(own, with_spec.clone())).await);
+        server.post(ADMIN, &router(own, json!({}))).await;
+        found.push(server.put(who, own, &router(own, with_spec.clone())).await);
+        found.push(server.patch(who, own, MERGE, &json!({"spec": null})).await);
+        found.push(server.delete(who, own, "").await);
+        server.post(ADMIN, &router(own, json!({}))).await;
+        found.push(
+            server
+                .put(who, &format!("{own}/status"), &status(own))
+                .await,
+        );
+        found.push(server.put(who, "third/status", &status("third")).await);
+        let found: Vec<u16> = found.iter().map(|answer| answer.code.as_u16()).collect();
+        assert_eq!(found, expected, "{who}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_certificate_only_enrolment_answers() {
+    let server = Server::new().await;
+    for path in [
+        "/version",
+        "/api",
+        "/apis",
+        "/openapi/v3",
+        "/healthz",
+        ROUTERS,
+        "/v1/enroll",
+        "/v1/renew",
+        "/nothing",
+    ] {
+        assert_eq!(server.get("", path).await.code, 401, "{path}");
+    }
+    assert_eq!(server.call("", "POST", "/v1/renew", "", "").await.code, 401);
+    assert_eq!(
+        server.call("", "POST", "/v1/enroll", "", "").await.body,
+        "enroll"
+    );
+    assert_eq!(
+        server.call(THERE, "POST", "/v1/renew", "", "").await.body,
+        "enroll"
+    );
+}
+
+#[tokio::test]
+async fn a_refusal_reads_like_one_of_kubernetes() {
+    let server = Server::new().await;
+    let answer = server.delete(POD, "here", "").await;
+    assert_eq!(
+        answer.message(),
+        "routers.edge.example.com \"here\" is forbidden: User \"spiffe://test/node/here/ns/default/pod/p\" cannot delete resource \
+         \"routers\" in API group \"edge.example.com\" at the cluster scope"
+    );
+    assert_eq!(
+        (
+            answer.text("/reason").as_str(),
+            answer.text("/kind").as_str()
+        ),
+        ("Forbidden", "Status")
+    );
+}

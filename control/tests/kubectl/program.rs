@@ -1,0 +1,185 @@
+//! kubectl as a child process.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longer than any step takes, short enough to find out.
+const SOON: Duration = Duration::from_secs(30);
+
+pub(crate) fn kubectls() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let Some(first) = std::env::split_paths(&path)
+        .map(|folder| folder.join("kubectl"))
+        .find(|file| file.is_file())
+    else {
+        return Vec::new();
+    };
+    // Where several versions are installed, they lie beside each other as kubectl.1.NN.
+    let beside = fs::canonicalize(&first)
+        .ok()
+        .and_then(|real| real.parent().map(Path::to_owned));
+    let mut found: Vec<PathBuf> = beside
+        .and_then(|folder| fs::read_dir(folder).ok())
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|file| {
+            file.file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|name| name.starts_with("kubectl.1."))
+        })
+        .collect();
+    found.sort();
+    // Those in between were seen to behave like their neighbours; each takes eight seconds.
+    let (oldest, newest) = (found.first().cloned(), found.pop());
+    let mut chosen = vec![first];
+    chosen.extend(oldest);
+    chosen.extend(newest);
+    chosen.dedup();
+    chosen
+}
+
+pub(crate) struct Kubectl {
+    pub(crate) program: PathBuf,
+    pub(crate) folder: PathBuf,
+}
+
+impl Kubectl {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .arg("--kubeconfig")
+            .arg(self.folder.join("config"))
+            .arg("--request-timeout=20s")
+            .args(arguments);
+        // Its cache of discovery goes below the home directory; nobody is asked anything.
+        command
+            .env("HOME", &self.folder)
+            .env("KUBECACHEDIR", self.folder.join("cache"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// What a command that succeeds prints.
+    #[track_caller]
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "kubectl {arguments:?}: {}{}",
+            text(&output.stdout),
+            text(&output.stderr)
+        );
+        text(&output.stdout)
+    }
+
+    /// What a command that succeeds without a warning prints.
+    #[track_caller]
+    pub(crate) fn quiet(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let errors = text(&output.stderr);
+        assert!(
+            output.status.success() && errors.is_empty(),
+            "kubectl {arguments:?}: {}{errors}",
+            text(&output.stdout)
+        );
+        text(&output.stdout)
+    }
+
+    /// What a command that fails complains about.
+    #[track_caller]
+    pub(crate) fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            !output.status.success(),
+            "kubectl {arguments:?} succeeded: {}",
+            text(&output.stdout)
+        );
+        text(&output.stderr)
+    }
+
+    pub(crate) fn file(&self, name: &str, content: &str) -> String {
+        let path = self.folder.join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running {
+        let mut child = self
+            .command(arguments)
+            .arg("--request-timeout=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = child.stdout.take().unwrap();
+        let (send, lines) = std::sync::mpsc::sync_channel(1000);
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Running {
+            child,
+            lines,
+            reader: Some(reader),
+        }
+    }
+}
+
+/// A kubectl that goes on; killed in the end.
+pub(crate) struct Running {
+    child: Child,
+    lines: std::sync::mpsc::Receiver<String>,
+    reader: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Running {
+    /// Everything up to the line that holds `wanted`.
+    #[track_caller]
+    pub(crate) fn until(&self, wanted: &str) -> String {
+        let deadline = Instant::now() + SOON;
+        let mut seen = String::new();
+        while let Ok(line) = self
+            .lines
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
+            seen.push_str(&line);
+            seen.push('\n');
+            if line.contains(wanted) {
+                return seen;
+            }
+        }
+        panic!("{wanted:?} did not come: {seen}");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let mut errors = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            let _ = stderr.read_to_string(&mut errors);
+        }
+        if !errors.is_empty() {
+            eprintln!("{errors}");
+        }
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
