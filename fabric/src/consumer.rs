@@ -15,7 +15,7 @@ use crate::flow::{Flow, FlowLimits, FlowStats, State};
 use crate::leg::Leg;
 use crate::link::{LinkError, Links, RouterPeer};
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
-use crate::pump::{Event, Pump, tcp};
+use crate::pump::{Buffers, Event, Pump, tcp};
 use crate::quic::{RecvStream, SendStream};
 use crate::wire::{
     AbortCode, Decoder, FlowId, Generation, Open, Protocol, RefuseCode, Secret, VERSION,
@@ -25,8 +25,6 @@ use crate::wire::{
 const BACKOFF: Duration = Duration::from_millis(50);
 /// Longest pause between two attempts at a new leg.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// How long a flow that was cut here looks for a leg to say so.
-const TELL_TIME: Duration = Duration::from_secs(5);
 
 /// What a consumer's end needs besides its socket.
 #[derive(Debug, Clone)]
@@ -183,8 +181,9 @@ impl ConsumerFlow {
             }
             None => {
                 let flow = Flow::initiate(open, self.config.limits);
+                let buffers = Buffers::new(Arc::clone(&self.config.metrics), self.config.limits);
                 self.pump
-                    .insert(Pump::new(flow, self.tcp.take(), AbortCode::Reset))
+                    .insert(Pump::new(flow, self.tcp.take(), AbortCode::Reset, buffers))
             }
         };
         pump.attach(Leg::new(Generation::FIRST, send, recv, Decoder::new()));
@@ -211,8 +210,7 @@ impl ConsumerFlow {
         }
     }
 
-    /// The next event of the pump; a leg that it wants is dialled meanwhile. `None`: no leg was found in time to say
-    /// that the flow was cut.
+    /// The next event of the pump; a leg that it wants is dialled meanwhile. `None`: nothing was opened.
     async fn next_event(&mut self) -> Option<Event> {
         let (Some(pump), Some(links), Some(target)) = (&mut self.pump, &self.links, &self.target)
         else {
@@ -238,14 +236,6 @@ impl ConsumerFlow {
                 }
                 continue;
             };
-            let telling = pump.flow().state().is_final();
-            let give_up = async {
-                if telling {
-                    tokio::time::sleep(TELL_TIME).await
-                } else {
-                    std::future::pending().await
-                }
-            };
             tokio::select! {
                 event = pump.event() => return Some(event),
                 (send, recv) = dialling => {
@@ -254,7 +244,6 @@ impl ConsumerFlow {
                         pump.attach(Leg::new(generation, send, recv, Decoder::new()));
                     }
                 }
-                () = give_up => return None,
             }
         }
     }

@@ -57,6 +57,8 @@ pub struct LinkLimits {
     pub connect_time: Duration,
     /// Head start of one address before the next is tried too.
     pub stagger: Duration,
+    /// Time after which addresses that are silent are tried afresh, beside the attempts that run.
+    pub again: Duration,
     /// Time for the router's answer on the control stream.
     pub answer_time: Duration,
 }
@@ -67,6 +69,7 @@ impl Default for LinkLimits {
             connect_time: Duration::from_secs(5),
             // RFC 8305, section 5.
             stagger: Duration::from_millis(250),
+            again: Duration::from_secs(1),
             answer_time: Duration::from_secs(5),
         }
     }

@@ -75,6 +75,8 @@ pub struct FabricMetrics {
     pub flow_bytes: Family<DirectionLabels, Counter>,
     /// Legs that were lost and replaced.
     pub flow_resumes: Family<RoleLabels, Counter>,
+    /// Bytes that flow ends hold in memory now, both directions.
+    pub flow_buffered: Gauge,
     /// Connections open at the router.
     pub router_connections: Gauge,
     /// Legs that the router forwards now.
@@ -114,6 +116,11 @@ impl FabricMetrics {
             "flow_resumes",
             "Legs lost and replaced",
             metrics.flow_resumes.clone(),
+        );
+        r.register(
+            "flow_buffered_bytes",
+            "Bytes that flow ends hold now",
+            metrics.flow_buffered.clone(),
         );
         r.register(
             "router_connections",

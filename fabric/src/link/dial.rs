@@ -45,6 +45,9 @@ pub enum LinkError {
     },
 }
 
+/// Attempts at one address that run at once.
+const ATTEMPTS: usize = 3;
+
 /// Races the addresses of `router` within the time of `limits`.
 pub(super) async fn dial(
     endpoint: &Endpoint,
@@ -99,6 +102,9 @@ fn note(tried: &mut String, what: &str, error: &dyn std::fmt::Display) {
 }
 
 /// The first connection wins; a failed attempt lets the next one start at once.
+///
+/// A handshake that nobody answers repeats its packets at growing distances, so a router that comes back would be found
+/// late: silent addresses are tried afresh while the old attempts run.
 async fn race(
     endpoint: &Endpoint,
     live: &LiveIdentity,
@@ -107,10 +113,12 @@ async fn race(
     limits: &LinkLimits,
     tried: &mut String,
 ) -> Result<Connection, LinkError> {
+    let most = addrs.len() * ATTEMPTS;
+    let mut next = addrs.clone();
     let tls = live.client_config(&[ALPN], &router.node);
     let mut running = FuturesUnordered::new();
     loop {
-        if let Some(addr) = addrs.pop_front() {
+        if let Some(addr) = next.pop_front() {
             let tls = tls.clone();
             running.push(async move {
                 (
@@ -127,21 +135,28 @@ async fn race(
                 LinkError::Unreachable { node, tried }
             });
         }
-        let head_start = async {
-            if addrs.is_empty() {
-                std::future::pending().await
-            } else {
-                tokio::time::sleep(limits.stagger).await
-            }
+        let pause = if !next.is_empty() {
+            limits.stagger
+        } else if running.len() + addrs.len() <= most {
+            limits.again
+        } else {
+            // Longer than the whole attempt may take.
+            limits.connect_time
         };
         tokio::select! {
             biased;
             done = running.next() => match done {
                 Some((_, Ok(connection))) => return Ok(connection),
-                Some((addr, Err(error))) => note(tried, &addr.to_string(), &error),
+                Some((addr, Err(error))) => {
+                    note(tried, &addr.to_string(), &error);
+                    addrs.retain(|other| *other != addr);
+                    next.retain(|other| *other != addr);
+                }
                 None => {}
             },
-            () = head_start => {}
+            () = tokio::time::sleep(pause) => if next.is_empty() && running.len() + addrs.len() <= most {
+                next.clone_from(&addrs);
+            },
         }
     }
 }

@@ -16,12 +16,14 @@ use crate::leg::{Header, IncomingLeg, Leg};
 use crate::limits::ProviderLimits;
 use crate::meter::Passing;
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
-use crate::pump::{Event, Pump, tcp};
+use crate::pump::{Buffers, Event, Pump, tcp};
 use crate::quic::HostPort;
 use crate::wire::{AbortCode, FlowId, Frame, GoneCode, Open, Protocol, RefuseCode, ResetCode};
 
 /// Legs that wait for one flow.
 const LEGS: usize = 4;
+/// Time for the last frames of flows that are cut to leave, before their connections are closed.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Finished flows that are remembered at most.
 const REMEMBERED: usize = 65_536;
 
@@ -140,6 +142,13 @@ impl Terminator {
                 format!("{}:{} is not published here", open.service, open.port),
             )
         })?;
+        if !Buffers::have_room(&self.metrics) {
+            self.metrics.hit("buffers");
+            return Err((
+                RefuseCode::Limit,
+                "the memory for flows is used up".to_owned(),
+            ));
+        }
         if lock(&self.table).live.len() >= self.limits.flows {
             self.metrics.hit("provider_flows");
             return Err((
@@ -191,11 +200,9 @@ impl Terminator {
             key: &key,
         };
         let started = Instant::now();
-        let mut pump = Pump::new(
-            Flow::terminate(&open, self.flow_limits),
-            None,
-            AbortCode::BackendReset,
-        );
+        let buffers = Buffers::new(Arc::clone(&self.metrics), self.flow_limits);
+        let flow = Flow::terminate(&open, self.flow_limits);
+        let mut pump = Pump::new(flow, None, AbortCode::BackendReset, buffers);
         pump.count(passing);
         pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
         // Nothing is read from the leg meanwhile: early bytes stay inside its window.
@@ -245,10 +252,14 @@ impl Terminator {
         }
     }
 
-    /// Cuts all flows: RST to the backends.
+    /// Cuts all flows: RST to the backends. Their other ends are told before this returns, if they are within reach.
     pub(crate) async fn shutdown(&self) {
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
-        tasks.shutdown().await;
+        while tasks.try_join_next().is_some() {}
+        if !tasks.is_empty() {
+            tasks.shutdown().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! idle. Any error on either half of the socket cuts the whole flow: a failed write may have eaten the reset that a
 //! later read would have shown, and a cut must never look like an end.
 
+mod buffers;
 pub(crate) mod tcp;
 
 use std::future::poll_fn;
@@ -19,6 +20,8 @@ use crate::flow::{Flow, State};
 use crate::leg::{Leg, LegEnd};
 use crate::meter::Passing;
 use crate::wire::{AbortCode, ResetCode};
+
+pub(crate) use buffers::Buffers;
 
 /// Rounds of work before other tasks get their turn.
 const ROUNDS: usize = 16;
@@ -52,6 +55,7 @@ pub(crate) struct Pump {
     leg: Option<Leg>,
     /// Where a router counts the flow.
     passing: Option<Passing>,
+    buffers: Buffers,
     /// What a reset of the application is called.
     reset_code: AbortCode,
     read_open: bool,
@@ -64,12 +68,18 @@ pub(crate) struct Pump {
 }
 
 impl Pump {
-    pub(crate) const fn new(flow: Flow, tcp: Option<TcpStream>, reset_code: AbortCode) -> Self {
+    pub(crate) const fn new(
+        flow: Flow,
+        tcp: Option<TcpStream>,
+        reset_code: AbortCode,
+        buffers: Buffers,
+    ) -> Self {
         Self {
             flow,
             tcp,
             leg: None,
             passing: None,
+            buffers,
             reset_code,
             read_open: true,
             write_open: true,
@@ -131,6 +141,7 @@ impl Pump {
             moved |= self.poll_tcp_in(cx);
             moved |= self.poll_leg_out(cx, now);
             self.settle();
+            self.buffers.follow(&mut self.flow);
             if let Some(event) = self.next_event() {
                 return Poll::Ready(event);
             }

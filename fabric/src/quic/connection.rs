@@ -112,7 +112,7 @@ struct Shared {
     peer: Option<Result<PeerIdentity, IdentityError>>,
     streams: Arc<Streams>,
     /// Ends the connection at the peer's not-after; aborted when the last clone is dropped.
-    _expiry: Mutex<JoinSet<()>>,
+    expiry: Mutex<JoinSet<()>>,
 }
 
 /// Counts the streams that the peer holds open, to allow more of them in time.
@@ -164,9 +164,20 @@ impl Connection {
             shared: Arc::new(Shared {
                 peer,
                 streams,
-                _expiry: Mutex::new(expiry),
+                expiry: Mutex::new(expiry),
             }),
         }
+    }
+
+    /// As if the peer's certificate ended at that time.
+    #[cfg(test)]
+    pub(super) fn expire_at(&self, not_after: SystemTime) {
+        let mut expiry = self
+            .shared
+            .expiry
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        expiry.spawn(expire(self.inner.clone(), not_after));
     }
 
     /// The peer's identity; `None` if it showed no certificate.
@@ -285,7 +296,7 @@ async fn expire(connection: quinn::Connection, not_after: SystemTime) {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self._expiry
+        self.expiry
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)
             .abort_all();

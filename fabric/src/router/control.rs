@@ -130,9 +130,12 @@ impl Published<'_> {
             connection_id: self.client.id,
             since: SystemTime::now(),
         };
-        self.shared
-            .table()
-            .publish(key.clone(), identity.clone(), provider);
+        let mut table = self.shared.table();
+        if let Some(other) = table.on_another_node(&key, identity) {
+            tracing::warn!(service = %key.service, port = key.port, new = %identity, %other, "providers on several nodes");
+        }
+        table.publish(key.clone(), identity.clone(), provider);
+        drop(table);
         self.client.provides(&key);
         self.ids.insert(id, key);
         self.shared.changed.notify_one();

@@ -77,6 +77,17 @@ impl<C: Clone> Table<C> {
         providers.insert(identity, provider);
     }
 
+    /// A provider of `key` that is vouched for by another node than `identity`.
+    pub(super) fn on_another_node(&self, key: &ServiceKey, identity: &Subject) -> Option<&Subject> {
+        let elsewhere = |other: &&Subject| other.node() != identity.node();
+        let own = self
+            .own
+            .contains_key(key)
+            .then_some(&self.node)
+            .filter(elsewhere);
+        own.or_else(|| self.published.get(key)?.keys().find(elsewhere))
+    }
+
     /// Withdraws, unless another connection of the same identity has taken over. Returns whether something changed.
     pub(super) fn withdraw(
         &mut self,

@@ -1,64 +1,138 @@
 //! Copies chunks between two streams, both ways, without looking into them.
 
 use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
 use crate::meter::Meter;
-use crate::quic::{ReadError, RecvStream, SendStream, WriteError};
+use crate::quic::{RecvStream, SendStream, WriteError};
 use crate::wire::ResetCode;
 
 /// Chunks moved at once.
 const CHUNKS: usize = 32;
+/// Rounds of work before other tasks get their turn.
+const ROUNDS: usize = 16;
 
 /// Both halves of a stream.
 pub(super) type Stream = (SendStream, RecvStream);
 
 /// Copies until both directions have ended.
 ///
-/// A loss of either side cuts the other with `LEG_LOST`; an end of the flow never comes from here. Not cancel safe in
-/// that a dropped future abandons both streams.
+/// A loss of either side cuts the other with `LEG_LOST`; an end of the flow never comes from here. A direction that has
+/// ended is left alone, so that an end's last words get through even if its connection is lost right behind them.
+/// Dropping the future abandons both streams.
 pub(super) async fn splice(near: Stream, far: Stream, up: &Meter, down: &Meter) {
-    let ((mut near_send, mut near_recv), (mut far_send, mut far_recv)) = (near, far);
-    let both = async {
-        tokio::try_join!(
-            copy(&mut near_recv, &mut far_send, up),
-            copy(&mut far_recv, &mut near_send, down)
-        )
-        .map(drop)
-    };
-    if both.await.is_err() {
-        let code = ResetCode::LegLost.to_wire();
-        near_send.reset(code);
-        far_send.reset(code);
-        near_recv.stop(code);
-        far_recv.stop(code);
+    let ((near_send, near_recv), (far_send, far_recv)) = (near, far);
+    let mut ways = [
+        Way::new(near_recv, far_send, up),
+        Way::new(far_recv, near_send, down),
+    ];
+    let lost = poll_fn(|cx| {
+        let mut pending = false;
+        for way in &mut ways {
+            match way.poll(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(Cut)) => return Poll::Ready(true),
+                Poll::Pending => pending = true,
+            }
+        }
+        if pending {
+            Poll::Pending
+        } else {
+            Poll::Ready(false)
+        }
+    });
+    if lost.await {
+        for way in ways {
+            way.cut(ResetCode::LegLost.to_wire());
+        }
     }
 }
 
-/// The stream or its connection is gone.
+/// A stream or its connection is gone.
 struct Cut;
 
-async fn copy(from: &mut RecvStream, to: &mut SendStream, meter: &Meter) -> Result<(), Cut> {
-    let mut chunks = [const { Bytes::new() }; CHUNKS];
-    loop {
-        let count = match poll_fn(|cx| from.poll_read_chunks(cx, &mut chunks)).await {
-            Ok(Some(count)) => count,
-            Ok(None) => {
-                to.finish();
-                return Ok(());
+/// One direction. Holds chunks only while the receiver is slower than the sender.
+struct Way<'a> {
+    from: RecvStream,
+    to: SendStream,
+    waiting: Vec<Bytes>,
+    meter: &'a Meter,
+    done: bool,
+}
+
+impl<'a> Way<'a> {
+    const fn new(from: RecvStream, to: SendStream, meter: &'a Meter) -> Self {
+        Self {
+            from,
+            to,
+            waiting: Vec::new(),
+            meter,
+            done: false,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        for _ in 0..ROUNDS {
+            if self.done {
+                return Poll::Ready(Ok(()));
             }
-            Err(ReadError::Reset(_) | ReadError::Lost(_) | ReadError::Closed) => return Err(Cut),
-        };
-        meter.add(chunks[..count].iter().map(|chunk| chunk.len() as u64).sum());
-        match to.write_all_chunks(&mut chunks[..count]).await {
-            Ok(()) => {}
-            // The reader has what it wants, as after a refusal. What it still sends must get through.
-            Err(WriteError::Stopped(code)) => {
-                from.stop(code);
-                return Ok(());
+            if !self.waiting.is_empty() {
+                let mut waiting = std::mem::take(&mut self.waiting);
+                let written = self.write(cx, &mut waiting);
+                waiting.retain(|chunk| !chunk.is_empty());
+                self.waiting = waiting;
+                ready!(written)?;
+                continue;
             }
-            Err(WriteError::Lost(_) | WriteError::Closed) => return Err(Cut),
+            let mut chunks = [const { Bytes::new() }; CHUNKS];
+            match ready!(self.from.poll_read_chunks(cx, &mut chunks)) {
+                Ok(Some(count)) => {
+                    let read = &mut chunks[..count];
+                    self.meter
+                        .add(read.iter().map(|chunk| chunk.len() as u64).sum());
+                    if let Poll::Ready(Err(cut)) = self.write(cx, read) {
+                        return Poll::Ready(Err(cut));
+                    }
+                    if !self.done {
+                        self.waiting
+                            .extend(chunks.into_iter().filter(|chunk| !chunk.is_empty()));
+                    }
+                }
+                Ok(None) => {
+                    self.to.finish();
+                    self.done = true;
+                }
+                Err(_) => return Poll::Ready(Err(Cut)),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes what goes; ready when all is written. What is left stays in `chunks`.
+    fn write(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<(), Cut>> {
+        let mut rest = chunks;
+        while !rest.is_empty() {
+            match ready!(self.to.poll_write_chunks(cx, rest)) {
+                Ok((written, _)) => rest = &mut std::mem::take(&mut rest)[written..],
+                // The reader has what it wants, as after a refusal. What it still says must get through.
+                Err(WriteError::Stopped(code)) => {
+                    self.from.stop(code);
+                    self.done = true;
+                    break;
+                }
+                Err(WriteError::Lost(_) | WriteError::Closed) => return Poll::Ready(Err(Cut)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn cut(mut self, code: u64) {
+        if !self.done {
+            self.to.reset(code);
+            self.from.stop(code);
         }
     }
 }

@@ -164,7 +164,7 @@ async fn garbage_cuts_its_stream_and_nothing_else() {
     let mut short = BytesMut::new();
     keel_fabric::wire::varint::write(1, &mut short);
     keel_fabric::wire::varint::write(3, &mut short);
-    short.extend_from_slice(b"abc");
+    short.extend_from_slice(b"\x01ab");
     for garbage in [oversized, data, short] {
         let (mut send, mut recv) = connection.open_bi().await.unwrap();
         send.write_all(&garbage).await.unwrap();
@@ -172,6 +172,27 @@ async fn garbage_cuts_its_stream_and_nothing_else() {
         assert_eq!(error, ReadError::Reset(ResetCode::Protocol.to_wire()));
     }
     assert!(connection.close_reason().is_none());
+}
+
+#[tokio::test]
+async fn another_version_is_refused_in_words() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = connection.open_bi().await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let mut open = BytesMut::new();
+    for number in [1, 1, 2] {
+        keel_fabric::wire::varint::write(number, &mut open);
+    }
+    send.write_all(&open).await.unwrap();
+    let mut decoder = Decoder::new();
+    decoder.push(soon(recv.read_chunk(1000)).await.unwrap().unwrap());
+    let Some(Frame::Refuse { code, text }) = decoder.next().unwrap() else {
+        panic!("no refusal")
+    };
+    assert_eq!(code, RefuseCode::UnsupportedVersion);
+    assert!(text.contains("version 2"), "{text}");
 }
 
 #[tokio::test]
@@ -220,7 +241,7 @@ async fn unknown_frames_are_skipped_and_what_the_consumer_says_of_itself_is_over
 
     let consumer = connect(&router, &world.fabric.pod("a", "default", "c")).await;
     let _control = consumer.open_bi().await.unwrap();
-    let (mut send, _recv) = consumer.open_bi().await.unwrap();
+    let (mut send, mut near) = consumer.open_bi().await.unwrap();
     keel_fabric::wire::varint::write(1000, &mut out);
     keel_fabric::wire::varint::write(5, &mut out);
     out.extend_from_slice(b"later");
@@ -263,10 +284,8 @@ async fn unknown_frames_are_skipped_and_what_the_consumer_says_of_itself_is_over
     assert_eq!(frames[1], Frame::Ping);
     // A loss of the provider's side is LEG_LOST at the consumer, and nothing else.
     far_send.reset(9);
-    let mut near = _recv;
     assert_eq!(
         soon(near.read_chunk(10)).await,
         Err(ReadError::Reset(ResetCode::LegLost.to_wire()))
     );
-    let _ = RefuseCode::Unspecified;
 }

@@ -199,3 +199,22 @@ async fn the_view_names_providers_and_clients_and_forgets_them() {
     provider.stop.cancel();
     router.shows(|view| view.services.is_empty()).await;
 }
+
+#[tokio::test]
+async fn an_urgent_byte_stays_in_the_stream() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    client.write_all(b"abc").await.unwrap();
+    socket2::SockRef::from(&client)
+        .send_out_of_band(b"D")
+        .unwrap();
+    client.write_all(b"ef").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    soon(client.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, b"abcDef");
+}

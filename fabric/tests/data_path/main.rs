@@ -1,5 +1,11 @@
 //! The whole data path in one process: real QUIC on loopback, real TCP sockets, certificates of a test trust domain.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that panics has failed"
+)]
+
 mod admission;
 mod backend;
 mod flows;

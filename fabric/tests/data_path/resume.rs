@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 use crate::backend::{Backend, noise};
-use crate::world::{World, end, publication, soon};
+use crate::world::{World, end, publication, soon, target};
 
 #[tokio::test]
 async fn a_flow_survives_the_restart_of_its_router() {
@@ -109,4 +109,79 @@ async fn a_new_connection_of_the_same_identity_takes_new_flows() {
     before.shutdown().await.unwrap();
     let mut rest = Vec::new();
     soon(before.read_to_end(&mut rest)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flow_survives_the_kill_of_its_router() {
+    let mut world = World::new();
+    let router = world.router_to_kill("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    let bytes = noise(12, 8 << 20);
+    let (mut read, mut write) = client.split();
+    let sent = bytes.clone();
+    let send = async {
+        write.write_all(&sent).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let receive = async {
+        let mut answer = vec![0; 1 << 20];
+        read.read_exact(&mut answer).await.unwrap();
+        world.kill().await;
+        let again = world.router_at("r", router.addr.into());
+        read.read_to_end(&mut answer).await.unwrap();
+        (answer, again)
+    };
+    let ((), (answer, _again)) = soon(async { tokio::join!(send, receive) }).await;
+    assert!(
+        answer == bytes,
+        "{} of {} bytes, or others",
+        answer.len(),
+        bytes.len()
+    );
+    assert_eq!(end(&mut tasks).await.unwrap().reason, EndReason::Done);
+}
+
+#[tokio::test]
+async fn a_flow_that_ends_in_the_router_is_reset_by_its_stop() {
+    let mut world = World::new();
+    let mut router = world.router("r").await;
+    let backend = Backend::echo().await;
+    router
+        .backends
+        .send_replace(vec![publication("echo.default", 80, backend.addr)].into());
+    router.shows(|view| !view.services.is_empty()).await;
+    let target = target("echo.default", 80, "/node/r".parse().unwrap(), &router);
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    client.write_all(b"a").await.unwrap();
+    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
+    router.stopped().await;
+    let error = soon(client.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(end(&mut tasks).await.unwrap().reason.name(), "SHUTDOWN");
+}
+
+#[tokio::test]
+async fn a_client_that_resets_while_its_router_is_away_leaves_nothing_behind() {
+    let mut world = World::new();
+    world.limits.resume_window = std::time::Duration::from_millis(500);
+    let mut router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    client.write_all(b"a").await.unwrap();
+    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
+    router.stopped().await;
+    socket2::SockRef::from(&client)
+        .set_linger(Some(std::time::Duration::ZERO))
+        .unwrap();
+    drop(client);
+    assert!(matches!(
+        end(&mut tasks).await.unwrap().reason,
+        EndReason::Aborted(_)
+    ));
 }

@@ -37,9 +37,12 @@ pub(crate) struct World {
     tasks: JoinSet<()>,
     pub(crate) metrics: Arc<FabricMetrics>,
     pub(crate) limits: FlowLimits,
+    doomed: Option<(tokio::runtime::Runtime, SocketAddr)>,
     /// Links outlive the flows over them, as in a process.
     kept: std::sync::Mutex<Vec<Links>>,
 }
+
+type Backends = watch::Receiver<Arc<Vec<Publication>>>;
 
 pub(crate) struct RunningRouter {
     pub(crate) peer: RouterPeer,
@@ -65,6 +68,7 @@ impl World {
             tasks: JoinSet::new(),
             metrics: Arc::default(),
             limits: FlowLimits::default(),
+            doomed: None,
             kept: std::sync::Mutex::default(),
         }
     }
@@ -75,6 +79,52 @@ impl World {
 
     /// A router whose QUIC keys are those of the node's router before.
     pub(crate) fn router_at(&mut self, node: &str, listen: ListenAddr) -> RunningRouter {
+        let (router, running, own, ended) = self.bind(node, listen);
+        let token = running.stop.clone();
+        self.tasks.spawn(async move {
+            router.run(own, token).await;
+            ended.send_replace(true);
+        });
+        running
+    }
+
+    /// A router on a runtime of its own, which ends without a word in [`kill`](Self::kill).
+    pub(crate) async fn router_to_kill(&mut self, node: &str) -> RunningRouter {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (router, running, own, ended) = {
+            let _inside = runtime.enter();
+            self.bind(node, "127.0.0.1:0".parse().unwrap())
+        };
+        let token = running.stop.clone();
+        runtime.spawn(async move {
+            router.run(own, token).await;
+            ended.send_replace(true);
+        });
+        self.doomed = Some((runtime, running.addr));
+        running
+    }
+
+    /// Ends the router's runtime and waits until its port is free.
+    pub(crate) async fn kill(&mut self) {
+        let (runtime, addr) = self.doomed.take().unwrap();
+        runtime.shutdown_background();
+        let free = async {
+            while std::net::UdpSocket::bind(addr).is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        soon(free).await;
+    }
+
+    fn bind(
+        &self,
+        node: &str,
+        listen: ListenAddr,
+    ) -> (Router, RunningRouter, Backends, watch::Sender<bool>) {
         let config = RouterConfig {
             listen,
             node: node.parse().unwrap(),
@@ -88,25 +138,25 @@ impl World {
         let addr = router.local_addrs()[0];
         let view = router.view();
         let (backends, own) = watch::channel(Arc::default());
-        let stop = CancellationToken::new();
         let (ended, done) = watch::channel(false);
-        let token = stop.clone();
-        self.tasks.spawn(async move {
-            router.run(own, token).await;
-            ended.send_replace(true);
-        });
         let peer = RouterPeer {
             node: node.parse().unwrap(),
             addresses: vec![addr.into()],
         };
-        RunningRouter {
-            peer,
-            addr,
-            view,
-            backends,
-            stop,
-            done,
-        }
+        let stop = CancellationToken::new();
+        (
+            router,
+            RunningRouter {
+                peer,
+                addr,
+                view,
+                backends,
+                stop,
+                done,
+            },
+            own,
+            ended,
+        )
     }
 
     pub(crate) fn links(&self, live: &LiveIdentity) -> Links {
