@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 
 /// The error and its causes as one text: `outer: inner: innermost`.
 ///
-/// A cause whose text the outer one already ends with is not repeated.
+/// A cause whose text is in the outer one already is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
         let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
+        if !text.contains(&cause_text) {
             // Writing to a String cannot fail.
             let _ = write!(text, ": {cause_text}");
         }

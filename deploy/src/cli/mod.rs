@@ -21,7 +21,7 @@ use crate::{process, quickstart};
 
 /// Services of other networks, here by name.
 #[derive(Debug, Parser)]
-#[command(name = "keel", version, about, propagate_version = true, after_help = "Examples:
+#[command(name = "keel", version, propagate_version = true, after_help = "Examples:
   keel quickstart                               two nodes on this machine, real services across them
   keel up --advertise a.example.net:7000        a node that others reach
   keel token create --node b > token            a token with which node b joins")]

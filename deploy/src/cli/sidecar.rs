@@ -10,7 +10,7 @@ use crate::{process, run};
 
 /// Services of other networks, here by name; services of here, there.
 #[derive(Debug, Parser)]
-#[command(name = "keel-sidecar", version, about, after_help = "Examples:
+#[command(name = "keel-sidecar", version, after_help = "Examples:
   keel-sidecar --mapped-services mysql,redis
   keel-sidecar --published-services web=127.0.0.1:8080,mysql=127.0.0.1:3306
   keel-sidecar --mapped-services db=mysql.shop:3306 --dns-addr 127.0.0.2:5353")]

@@ -1,5 +1,7 @@
 //! The sidecar: its bytes on a thread of their own, its DNS and discovery on the caller's runtime.
 
+use std::time::Duration;
+
 use anyhow::anyhow;
 use keel_sidecar::admin::Ready;
 use keel_sidecar::Sidecar;
@@ -7,6 +9,7 @@ use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::info;
 
 use super::datapath::DataPath;
 use crate::settings::SidecarSettings;
@@ -17,7 +20,26 @@ use crate::telemetry::ProcessCollector;
 /// # Errors
 /// It cannot start, or a part of it failed.
 pub async fn sidecar(settings: SidecarSettings, stop: CancellationToken) -> anyhow::Result<()> {
-    RunningSidecar::start(settings, stop).await?.ended().await
+    let sidecar = RunningSidecar::start(settings, stop.clone()).await?;
+    let (ready, addresses) = (sidecar.ready.clone(), sidecar.addresses.clone());
+    let ended = sidecar.ended();
+    tokio::pin!(ended);
+    tokio::select! {
+        biased;
+        outcome = &mut ended => return outcome,
+        () = until_ready(&ready) => {}
+    }
+    info!(dns = addresses.dns.map(tracing::field::display), metrics = %addresses.metrics, "ready");
+    ended.await
+}
+
+/// How often readiness is looked at; it is told to nobody.
+const LOOK: Duration = Duration::from_millis(100);
+
+async fn until_ready(ready: &Ready) {
+    while !ready.missing().is_empty() {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// A sidecar that was started.

@@ -28,10 +28,11 @@ fn parse<T: DeserializeOwned + Default>(text: &str, path: &Path) -> Result<T, Fi
         return Ok(T::default());
     }
     let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| FileError::Parse {
-        path: path.to_owned(),
-        line: error.location().map_or(0, |at| at.line()),
-        reason: error.without_snippet().to_string(),
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let reason = error.without_snippet().to_string();
+        // The place stands in front, as compilers write it.
+        let reason = reason.rsplit_once(" at line ").map_or(reason.as_str(), |(reason, _)| reason).to_owned();
+        FileError::Parse { path: path.to_owned(), line: error.location().map_or(0, |at| at.line()), reason }
     })
 }
 

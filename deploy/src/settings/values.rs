@@ -202,7 +202,7 @@ pub enum ValueError {
         source: std::io::Error,
     },
     /// The text is no token. The text itself is never shown.
-    #[error("{place} is no join token: {reason}; make one with `keel token create` on the node to join")]
+    #[error("{place}: {reason}")]
     Token {
         /// Where it was read.
         place: String,
