@@ -66,7 +66,9 @@ fn render(live: &LiveIdentity, server: &str, node: &str) -> anyhow::Result<Strin
         contexts: vec![Named { name: name.clone(), inner: Inner::Context(Context { cluster: name.clone(), user: name.clone() }) }],
         current_context: name,
     };
-    serde_saphyr::to_string(&file).context("cannot write the kubeconfig")
+    // One line per value, as kubectl writes them: people cut them out with grep.
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(&file, options).context("cannot write the kubeconfig")
 }
 
 /// Text form of DER, lines of 64 characters (RFC 7468).
@@ -150,6 +152,7 @@ mod tests {
         let chain = authority.sign_admin(&admin.csr().unwrap(), &"me".parse().unwrap(), LEAF_LIFE).unwrap();
         let live = LiveIdentity::new(admin, chain, authority.roots()).unwrap();
         let text = render(&live, "127.0.0.1:7443", "edge-a").unwrap();
+        assert!(text.lines().any(|line| line.trim().starts_with("client-key-data: LS0t")), "one line per value");
         let read: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
         assert_eq!(read["current-context"], "keel-edge-a");
         assert_eq!(read["clusters"][0]["cluster"]["server"], "https://127.0.0.1:7443");

@@ -44,6 +44,7 @@ pub async fn apiserver(settings: NodeSettings, stop: CancellationToken) -> anyho
     let transport = TransportMetrics::register(&mut registry);
     let metrics = MetricsPort::start(settings.metrics_listen, registry, Ready::default()).await?;
     let mut control = ControlPlane::start(&settings, transport).await?;
+    info!(node = %control.node, apiserver = %control.local_addr(), metrics = %metrics.addr(), "ready");
     let outcome = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
@@ -79,6 +80,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     };
     let mut router = RouterPart::start(router, access.live.clone(), access.client()?, fabric).await?;
     drop(starting);
+    info!(node = %access.info.node, metrics = %metrics.addr(), "ready");
     let outcome = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
@@ -109,6 +111,7 @@ pub async fn syncer(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     }
     let mut syncer = SyncerPart::start(access.info.node.clone(), &peers, access.live.clone(), access.client()?, sync);
     drop(starting);
+    info!(node = %access.info.node, metrics = %metrics.addr(), "ready");
     let outcome = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use keel_sidecar::admin::Ready;
-use keel_sidecar::Sidecar;
+use keel_sidecar::{Sidecar, StartError};
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -12,6 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::info;
 
 use super::datapath::DataPath;
+use crate::errors::{Usage, chain};
 use crate::settings::SidecarSettings;
 use crate::telemetry::ProcessCollector;
 
@@ -31,6 +32,14 @@ pub async fn sidecar(settings: SidecarSettings, stop: CancellationToken) -> anyh
     }
     info!(dns = addresses.dns.map(tracing::field::display), metrics = %addresses.metrics, "ready");
     ended.await
+}
+
+/// What no other machine would make right is wrong usage.
+fn start_error(error: StartError) -> anyhow::Error {
+    match error {
+        StartError::Range(_) | StartError::Upstream(_) => Usage(chain(&error)).into(),
+        other => other.into(),
+    }
 }
 
 /// How often readiness is looked at; it is told to nobody.
@@ -73,7 +82,7 @@ impl RunningSidecar {
         let mut data_path = DataPath::start("keel-data", move || async move {
             let mut registry = Registry::default();
             registry.register_collector(Box::new(ProcessCollector::new()));
-            let sidecar = Sidecar::start(settings.config, registry, inner, control).await?;
+            let sidecar = Sidecar::start(settings.config, registry, inner, control).await.map_err(start_error)?;
             let addresses = SidecarAddresses { dns: sidecar.dns_addr(), metrics: sidecar.metrics_addr() };
             // Nobody listens only if the starter was dropped; the sidecar is stopped by its token then.
             let _ = tell.send((addresses, sidecar.ready()));
