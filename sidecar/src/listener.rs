@@ -157,6 +157,7 @@ impl Listeners {
             match outcome {
                 Ok(listener) => {
                     service.failed.remove(&port);
+                    tracing::info!(service = %target, address = %SocketAddr::new(address, port), "listening");
                     let retired = self.stop.child_token();
                     let accepting = Accepting {
                         listener,

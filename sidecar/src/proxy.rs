@@ -100,7 +100,12 @@ pub(crate) async fn serve(
         Err(Unserved::Open(OpenError::ClientGone)) => flow.reset(),
         Err(why) => {
             proxy.metrics.connections_unserved.inc();
-            tracing::info!(target: "keel::flow", service = %target, port, client = %from, "connection reset: {why}");
+            if matches!(why, Unserved::NoIdentity | Unserved::NoProvider) {
+                // Nobody was asked, so the flow's own line cannot say what it was about.
+                tracing::info!(target: "keel::flow", service = %target, port, client = %from, "connection reset: {why}");
+            } else {
+                tracing::debug!(service = %target, port, client = %from, "connection reset: {why}");
+            }
             flow.reset()
         }
     };

@@ -97,6 +97,7 @@ impl Sidecar {
             &config.namespace,
             config.pod.as_ref(),
             &config.pod_base,
+            &purpose(&config),
         )?;
         let state_path = home.dir.as_ref().map(StateDir::path);
         let (files, snapshot) = state_path
@@ -343,6 +344,16 @@ impl Sidecar {
         drop(state);
         outcome
     }
+}
+
+/// What a sidecar is for, as text: by it a start without a name finds the directory of its last run.
+fn purpose(config: &SidecarConfig) -> String {
+    let mapped = config.mapped.iter().map(|one| one.target.to_string());
+    let published = config
+        .published
+        .iter()
+        .map(|one| format!("{}=", one.target));
+    mapped.chain(published).collect::<Vec<_>>().join(",")
 }
 
 fn unfailing(

@@ -104,13 +104,17 @@ pub struct Home {
     pub dir: Option<StateDir>,
 }
 
+/// The file that says what a directory was used for.
+const PURPOSE: &str = "purpose";
+
 /// How many sidecars of one user and namespace find a directory; each start beyond makes another one.
 const MAX_SCAN: usize = 1000;
 
 /// Finds the name and the state directory.
 ///
 /// With a `pod` the directory is `given`, else `<root>/<namespace>.<pod>`. Without one the name is `<base>-<4 hex>`, kept in
-/// the directory: in `given`, else in its own name, where the first that no running sidecar holds is taken up again.
+/// the directory: in `given`, else in its own name. Of those that no running sidecar holds the one with the same `purpose` is
+/// taken up again, so that two sidecars of one user do not change places, else the first.
 ///
 /// # Errors
 /// Only [`StateError::Locked`], of a directory that was named: two sidecars with one name would take each other's flows. A
@@ -121,6 +125,7 @@ pub fn find(
     namespace: &Namespace,
     pod: Option<&PodName>,
     base: &str,
+    purpose: &str,
 ) -> Result<Home, StateError> {
     let (pod, opened) = match (given, pod) {
         (Some(path), Some(pod)) => (pod.clone(), StateDir::open(path)),
@@ -136,7 +141,7 @@ pub fn find(
             };
             (pod, opened)
         }
-        (None, None) => match free_dir(root, namespace, base) {
+        (None, None) => match free_dir(root, namespace, base, purpose) {
             Some((pod, dir)) => (pod, Ok(dir)),
             None => {
                 let pod = new_name(base);
@@ -146,10 +151,14 @@ pub fn find(
         },
     };
     match opened {
-        Ok(dir) => Ok(Home {
-            pod,
-            dir: Some(dir),
-        }),
+        Ok(dir) => {
+            // Without it the next start may choose another directory; nothing else depends on it.
+            let _ = std::fs::write(dir.path().join(PURPOSE), purpose);
+            Ok(Home {
+                pod,
+                dir: Some(dir),
+            })
+        }
         Err(error @ StateError::Locked { .. }) => Err(error),
         Err(error) => {
             tracing::warn!(
@@ -175,8 +184,13 @@ fn kept_name(dir: &Path, base: &str) -> PodName {
     pod
 }
 
-/// The first directory of this user and namespace that nobody holds.
-fn free_dir(root: &Path, namespace: &Namespace, base: &str) -> Option<(PodName, StateDir)> {
+/// The best directory of this user and namespace that nobody holds.
+fn free_dir(
+    root: &Path,
+    namespace: &Namespace,
+    base: &str,
+    purpose: &str,
+) -> Option<(PodName, StateDir)> {
     let prefix = PodName::from_text(base)
         .map_or_else(|_| String::new(), |name| format!("{namespace}.{name}-"));
     let entries = std::fs::read_dir(root).ok()?.take(MAX_SCAN).flatten();
@@ -187,7 +201,11 @@ fn free_dir(root: &Path, namespace: &Namespace, base: &str) -> Option<(PodName, 
         name.strip_prefix(&prefix)
             .is_some_and(|rest| rest.len() == 4 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
     });
+    let other = |name: &String| {
+        std::fs::read_to_string(root.join(name).join(PURPOSE)).map_or(true, |text| text != purpose)
+    };
     names.sort();
+    names.sort_by_cached_key(other);
     names.into_iter().find_map(|name| {
         let pod = name.split_once('.')?.1.parse().ok()?;
         Some((pod, StateDir::open(&root.join(name)).ok()?))
@@ -226,7 +244,17 @@ mod tests {
     #[test]
     fn a_made_up_name_stays_and_two_at_a_time_differ() {
         let root = tempfile::tempdir().unwrap();
-        let start = || find(None, root.path(), &namespace(), None, "Ann-Host.local").unwrap();
+        let start = || {
+            find(
+                None,
+                root.path(),
+                &namespace(),
+                None,
+                "Ann-Host.local",
+                "mysql",
+            )
+            .unwrap()
+        };
         let first = start();
         let second = start();
         assert!(
@@ -242,20 +270,32 @@ mod tests {
     }
 
     #[test]
+    fn two_of_one_user_do_not_change_places() {
+        let root = tempfile::tempdir().unwrap();
+        let start = |what: &str| find(None, root.path(), &namespace(), None, "ann", what).unwrap();
+        let (first, second) = (start("mysql"), start("redis"));
+        let names = [first.pod.clone(), second.pod.clone()];
+        drop((first, second));
+        let second = start("redis");
+        assert_eq!([start("mysql").pod, second.pod.clone()], names);
+        assert_ne!(start("mysql, redis").pod, second.pod);
+    }
+
+    #[test]
     fn a_given_directory_keeps_the_name_and_a_given_name_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let root = tempfile::tempdir().unwrap();
-        let name = find(Some(dir.path()), root.path(), &namespace(), None, "ann")
+        let name = find(Some(dir.path()), root.path(), &namespace(), None, "ann", "")
             .unwrap()
             .pod;
         assert_eq!(
-            find(Some(dir.path()), root.path(), &namespace(), None, "ann")
+            find(Some(dir.path()), root.path(), &namespace(), None, "ann", "")
                 .unwrap()
                 .pod,
             name
         );
         let pod = "db-0".parse().unwrap();
-        let home = find(None, root.path(), &namespace(), Some(&pod), "ann").unwrap();
+        let home = find(None, root.path(), &namespace(), Some(&pod), "ann", "").unwrap();
         assert_eq!(home.dir.unwrap().path(), root.path().join("default.db-0"));
         assert_eq!(home.pod, pod);
     }
@@ -268,6 +308,7 @@ mod tests {
             &namespace(),
             None,
             "ann",
+            "",
         )
         .unwrap();
         assert!(home.dir.is_none());
