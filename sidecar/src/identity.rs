@@ -63,7 +63,7 @@ pub enum IdentityError {
     #[error("no identity was found in {0:?}: {1}")]
     Timeout(Duration, String),
     /// The token was refused; it will not become better.
-    #[error("{why}; make a new token with `keel token create --sidecar {namespace}/{pod}`")]
+    #[error("{why} (at a node: `keel token create --sidecar {namespace}/{pod}`)")]
     Refused {
         /// What the node said.
         why: String,
