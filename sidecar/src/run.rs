@@ -279,13 +279,8 @@ impl Sidecar {
             background(unfailing(remember::keep(files, sources, stop.clone())));
         }
         if let Some(dns_addr) = dns_addr {
-            background(unfailing(say_table(
-                parts.names,
-                states,
-                parts.known.subscribe(),
-                dns_addr,
-                stop.clone(),
-            )));
+            // At once, without waiting for anybody: addresses are known, and ports that come later have their own lines.
+            say_table(&parts.names, &states.borrow(), dns_addr);
         }
         let directory = parts.directory.subscribe();
         let links = parts.links.subscribe();
@@ -365,23 +360,11 @@ fn unfailing(
     })
 }
 
-/// Prints the table once the ports are known, if the names do not work by themselves.
-async fn say_table(
-    names: NameSources,
-    states: watch::Receiver<Arc<Vec<MappingState>>>,
-    mut known: watch::Receiver<Known>,
-    dns: SocketAddr,
-    stop: CancellationToken,
-) {
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => return,
-        _ = known.wait_for(|known| known.synced) => {}
-    }
-    let now = states.borrow().clone();
-    let addresses = now
+/// Prints the table of names, addresses and ports.
+fn say_table(names: &NameSources, states: &[MappingState], dns: SocketAddr) {
+    let addresses = states
         .iter()
         .map(|state| (state.target.clone(), state.address))
         .collect();
-    tracing::info!("{}", table(&names.table(&addresses).0, &now, dns));
+    tracing::info!("{}", table(&names.table(&addresses).0, states, dns));
 }
