@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use keel_certs::{ClusterName, LiveIdentity, NodeName, TrustDomain};
@@ -15,6 +16,7 @@ use keel_fabric::quic::HostPort;
 use keel_sidecar::admin::Ready;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::info;
 
 use super::apiserver::ControlPlane;
@@ -23,6 +25,9 @@ use super::router::{RouterPart, RouterSettings};
 use super::syncer::SyncerPart;
 use crate::settings::NodeSettings;
 use crate::telemetry::ProcessCollector;
+
+/// How long a stopping node may take to read its own last status.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// A node that is not running.
 #[derive(Debug)]
@@ -189,8 +194,14 @@ impl RunningNode {
     /// A part did not end well.
     pub async fn stop(self) -> anyhow::Result<()> {
         let not_ready = self.ready.wait_for("stopping");
+        let client = self.control.client();
         let router = self.router.stop().await;
-        self.syncer.stop().await;
+        let last = async {
+            let status = client.ok()?.get_router(&self.control.node).await.ok()?.status?;
+            Some(status.source?.revision)
+        };
+        let last = timeout(LAST_LOOK, last).await.ok().flatten();
+        self.syncer.stop(last).await;
         self.control.stop().await;
         self.metrics.stop().await;
         drop(not_ready);

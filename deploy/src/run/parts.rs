@@ -118,7 +118,7 @@ pub async fn syncer(settings: NodeSettings, stop: CancellationToken) -> anyhow::
         error = syncer.ended() => Err(error),
     };
     stop.cancel();
-    syncer.stop().await;
+    syncer.stop(None).await;
     while rotation.join_next().await.is_some() {}
     metrics.stop().await;
     outcome

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keel_certs::{LiveIdentity, NodeName};
+use keel_control::api::Revision;
 use keel_control::client::Client;
 use keel_control::syncer::{Peer, PeerStates, SyncMetrics, Syncer, SyncerConfig};
 use tokio::sync::watch;
@@ -55,13 +56,16 @@ impl SyncerPart {
         anyhow::anyhow!("the syncer ended by itself")
     }
 
-    /// Gives the last status a moment to reach those peers that are there, then stops.
-    pub(super) async fn stop(mut self) {
-        let told = |states: &PeerStates| {
-            states.iter().all(|peer| !peer.connected || peer.behind_since.is_none())
-        };
-        // Whoever was not told finds out by the heartbeat.
-        let _ = timeout(LAST_PUSH, self.states.wait_for(told)).await;
+    /// Gives the own status of revision `last` a moment to reach the peers that are pushed to, then stops. Peers that fetch it
+    /// are told by their watch at once.
+    pub(super) async fn stop(mut self, last: Option<Revision>) {
+        if let Some(last) = last {
+            let told = |states: &PeerStates| {
+                states.iter().all(|peer| !peer.connected || peer.pushed.is_none_or(|pushed| pushed >= last))
+            };
+            // Whoever was not told finds out by the heartbeat.
+            let _ = timeout(LAST_PUSH, self.states.wait_for(told)).await;
+        }
         self.stop.cancel();
         while self.task.join_next().await.is_some() {}
     }
