@@ -12,7 +12,7 @@ use super::validate::{FieldError, Findings, check};
 use super::{API_VERSION, GROUP, KIND, VERSION, schema};
 
 /// How deep a body may nest. Deep bodies cost stack; the deepest resource has 8 levels, annotations are strings.
-const MAX_DEPTH: usize = 64;
+pub(crate) const MAX_DEPTH: usize = 64;
 /// Duplicate fields that are told at most.
 const MAX_DUPLICATES: usize = 50;
 

@@ -8,6 +8,7 @@ mod access;
 mod change;
 mod discovery;
 mod openapi;
+mod patch;
 mod path;
 mod query;
 mod read;

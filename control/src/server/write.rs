@@ -10,24 +10,15 @@ use tracing::info;
 
 use super::access::{Action, Grant};
 use super::change::{self, Birth, Outcome, Part, Preconditions, StatusRule, Written};
+use super::patch::Patch;
 use super::query::Options;
 use super::{Inner, key, reply, store_status};
-use crate::api::decode::{self, FieldValidation, Format, invalid_field};
+use crate::api::decode::{self, Format, invalid_field};
 use crate::api::{PLURAL, Reason, Status, Time};
 use crate::http::{Body, ReadError, read};
 
 /// Largest body, as Kubernetes has it: 3 MiB.
 const MAX_BODY: usize = 3 << 20;
-/// Steps of a JSON patch, and copies among them: each copy can double the object.
-const MAX_STEPS: usize = 1000;
-const MAX_COPIES: usize = 100;
-
-/// A patch, parsed.
-enum Patch {
-    Json(json_patch::Patch),
-    Merge(Value),
-}
-
 impl Inner {
     pub(super) async fn create_router(
         &self,
@@ -134,9 +125,9 @@ impl Inner {
         let (dry_run, validation, named) = (options.dry_run, options.validation, name.to_owned());
         let written = if *request.method() == Method::PATCH {
             let media = media_type(&request);
-            let patch = patch(&media, &body(request).await?)?;
+            let patch = Patch::parse(&media, &body(request).await?)?;
             self.decide(name, move |current, revision| {
-                let next = |held: &Map<String, Value>| patched(&named, held, patch, validation);
+                let next = |held: &Map<String, Value>| patch.apply(&named, held, validation);
                 change::verdict(
                     change::update(current, revision, &named, part, birth.as_ref(), next),
                     dry_run,
@@ -333,87 +324,12 @@ fn format(request: &Request<Body>) -> Result<Format, Status> {
     }
 }
 
-fn unsupported(media: &str, accepted: &str) -> Status {
+pub(super) fn unsupported(media: &str, accepted: &str) -> Status {
     let message = format!(
         "the body of the request was in an unknown format ({}) - accepted media types include: {accepted}",
         media.chars().take(100).collect::<String>()
     );
     Status::failure(Reason::UnsupportedMediaType, message)
-}
-
-fn patch(media: &str, bytes: &[u8]) -> Result<Patch, Status> {
-    let parse = || decode::parse(bytes, Format::Json).map(|parsed| parsed.value);
-    match media {
-        "application/merge-patch+json" => match parse()? {
-            patch @ Value::Object(_) => Ok(Patch::Merge(patch)),
-            _ => Err(Status::failure(
-                Reason::BadRequest,
-                "a merge patch must be an object",
-            )),
-        },
-        "application/json-patch+json" => {
-            let patch = json_patch::Patch::deserialize(parse()?).map_err(|error| {
-                Status::failure(
-                    Reason::BadRequest,
-                    format!("this is no JSON patch: {error}"),
-                )
-            })?;
-            let copies = patch
-                .0
-                .iter()
-                .filter(|step| matches!(step, json_patch::PatchOperation::Copy(_)))
-                .count();
-            if patch.0.len() > MAX_STEPS || copies > MAX_COPIES {
-                let message =
-                    format!("a JSON patch may have {MAX_STEPS} steps, {MAX_COPIES} of them copies");
-                return Err(Status::failure(Reason::RequestEntityTooLarge, message));
-            }
-            Ok(Patch::Json(patch))
-        }
-        other => Err(unsupported(
-            other,
-            "application/json-patch+json, application/merge-patch+json",
-        )),
-    }
-}
-
-/// The held object with the patch applied, checked like a replacement.
-fn patched(
-    name: &str,
-    held: &Map<String, Value>,
-    patch: Patch,
-    validation: FieldValidation,
-) -> Result<(Map<String, Value>, Vec<String>), Status> {
-    let mut value = Value::Object(held.clone());
-    match patch {
-        Patch::Merge(patch) => json_patch::merge(&mut value, &patch),
-        Patch::Json(patch) => {
-            for step in patch.0 {
-                let copies = matches!(step, json_patch::PatchOperation::Copy(_));
-                json_patch::patch(&mut value, &[step]).map_err(|error| {
-                    let message = format!(
-                        "the server rejected our request due to an error in our request: {error}"
-                    );
-                    Status::router(Reason::Invalid, name, message)
-                })?;
-                if copies
-                    && serde_json::to_vec(&value).map_or(0, |encoded| encoded.len())
-                        > change::MAX_OBJECT
-                {
-                    let message = "the patch makes the object larger than it may be";
-                    return Err(Status::router(Reason::RequestEntityTooLarge, name, message));
-                }
-            }
-        }
-    }
-    let decoded = decode::router(
-        decode::Parsed {
-            value,
-            duplicates: Vec::new(),
-        },
-        validation,
-    )?;
-    Ok((decoded.object, decoded.warnings))
 }
 
 /// Kubernetes' `DeleteOptions`, as far as they mean something here.

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
@@ -107,7 +107,8 @@ impl Store {
     ///
     /// A new store counts from the current Unix time in milliseconds, so that its numbers are above those of any store that was
     /// there before it. A file that SQLite finds corrupt is set aside (`<name>.corrupt-<time>`) with a loud error, and a new store
-    /// takes its place. After an unclean stop the numbers go on with a gap. The file is readable by its owner only.
+    /// takes its place. After an unclean stop the numbers go on with a gap; a copy (a
+    /// restored backup) counts everything before as forgotten. The file is readable by its owner only.
     ///
     /// # Errors
     /// An [`OpenError`] that says what to do. Another process must not have the store open: the data directory's lock sees to that.
@@ -242,7 +243,13 @@ async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<State
     if check != "ok" {
         return Err(Failure::Corrupt(check));
     }
-    resume(connection)
+    let file = std::fs::metadata(path).map_err(|source| {
+        Failure::Error(OpenError::File {
+            path: path.into(),
+            source,
+        })
+    })?;
+    resume(connection, file.ino().cast_signed())
         .await
         .map_err(|error| failure(path, error))
 }
@@ -280,7 +287,11 @@ async fn create(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
 }
 
 /// Reads where the store stands, skips numbers after an unclean stop and marks the store as in use.
-async fn resume(connection: &mut SqliteConnection) -> Result<State, sqlx::Error> {
+///
+/// `file` is the file's inode: a store that lies in another file than last time is a copy, and a copy is taken for a restored
+/// backup. What happened between backup and restore is unknown, so nobody may resume from before. (A backup that is written over
+/// the old file in place looks like the old file: backups are to be moved there.)
+async fn resume(connection: &mut SqliteConnection, file: i64) -> Result<State, sqlx::Error> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     let meta = |key: &'static str| {
         sqlx::query_scalar::<_, i64>("SELECT value FROM meta WHERE key = ?1").bind(key)
@@ -288,15 +299,29 @@ async fn resume(connection: &mut SqliteConnection) -> Result<State, sqlx::Error>
     let durable: i64 = meta("revision").fetch_one(&mut *transaction).await?;
     let compacted: i64 = meta("compacted").fetch_one(&mut *transaction).await?;
     let clean: i64 = meta("clean").fetch_one(&mut *transaction).await?;
+    let last_file: Option<i64> = meta("file").fetch_optional(&mut *transaction).await?;
+    let restored = last_file.is_some_and(|last| last != file);
     let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(revision) FROM event")
         .fetch_one(&mut *transaction)
         .await?;
     let durable = Revision(durable.max(newest.unwrap_or(0)).unsigned_abs());
-    let mut revision = durable;
-    if clean == 0 {
+    let (mut revision, mut compacted) = (durable, Revision(compacted.unsigned_abs()));
+    if restored || clean == 0 {
         // A number that may have been given out must not be given out again. The clock is the better guess: numbers
         // started from it, so they are ahead of it only while more than 1,000 a second are used.
         revision = Revision(durable.0 + SKIP).max(unix_millis());
+    }
+    if restored {
+        warn!(from = %durable, to = %revision, "the store is a copy: everybody who watches begins anew");
+        compacted = revision;
+        sqlx::query("UPDATE meta SET value = ?1 WHERE key = 'compacted'")
+            .bind(column(revision))
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::raw_sql("DELETE FROM event; DELETE FROM gap")
+            .execute(&mut *transaction)
+            .await?;
+    } else if clean == 0 {
         warn!(from = %durable, to = %revision, "the store was not closed cleanly: revisions go on after a gap");
         sqlx::query("INSERT OR REPLACE INTO gap (low, high) VALUES (?1, ?2)")
             .bind(column(durable))
@@ -308,7 +333,8 @@ async fn resume(connection: &mut SqliteConnection) -> Result<State, sqlx::Error>
         .bind(column(revision))
         .execute(&mut *transaction)
         .await?;
-    sqlx::query("UPDATE meta SET value = 0 WHERE key = 'clean'")
+    sqlx::query("INSERT OR REPLACE INTO meta (key, value) VALUES ('clean', 0), ('file', ?1)")
+        .bind(file)
         .execute(&mut *transaction)
         .await?;
     let events: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM event")
@@ -327,7 +353,7 @@ async fn resume(connection: &mut SqliteConnection) -> Result<State, sqlx::Error>
     transaction.commit().await?;
     Ok(State {
         revision,
-        compacted: Revision(compacted.unsigned_abs()),
+        compacted,
         gaps,
         events: events.unsigned_abs(),
     })

@@ -140,6 +140,27 @@ async fn patches() {
         413
     );
 
+    // Every step alone is shallow enough; together they would bury the object.
+    let path = |levels: usize| format!("/status{}", "/a".repeat(levels));
+    let steps: Vec<Value> = (0..100)
+        .map(|level| json!({"op": "add", "path": path(level), "value": {}}))
+        .collect();
+    let buried = server
+        .patch(ADMIN, "a/status", media, &Value::Array(steps))
+        .await;
+    assert_eq!(buried.code, 413);
+    let nest = |levels: usize| (0..levels).fold(json!({}), |inner, _| json!({ "a": inner }));
+    let moves = json!([
+        {"op": "add", "path": "/status", "value": nest(50)},
+        {"op": "add", "path": "/other", "value": nest(50)},
+        {"op": "move", "from": "/other", "path": path(50)},
+    ]);
+    assert_eq!(
+        server.patch(ADMIN, "a/status", media, &moves).await.code,
+        413
+    );
+    assert_eq!(server.router("a").await.get("status"), None);
+
     for media in [
         "application/strategic-merge-patch+json",
         "application/apply-patch+yaml",

@@ -82,6 +82,33 @@ async fn an_unclean_stop_leaves_a_gap_that_no_cursor_may_lie_in() {
 }
 
 #[tokio::test]
+async fn a_restored_backup_keeps_its_objects_and_forgets_its_history() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder, StoreConfig::default()).await;
+    let start = store.current();
+    let last = put(&store, "a", "1").await;
+    store.close().await;
+    let (path, backup) = (folder.path().join("store.db"), folder.path().join("backup"));
+    std::fs::copy(&path, &backup).unwrap();
+    let store = open(&folder, StoreConfig::default()).await;
+    let lost = put(&store, "b", "2").await;
+    store.close().await;
+    std::fs::rename(&backup, &path).unwrap();
+
+    let store = open(&folder, StoreConfig::default()).await;
+    assert_eq!(store.list(RESOURCE).await.unwrap().0.len(), 1);
+    assert!(store.current() > lost && store.compacted() == store.current());
+    for cursor in [start, last, lost] {
+        let events = store.events_since(cursor, 10).await;
+        assert!(
+            matches!(events, Err(EventsError::Compacted { .. })),
+            "{cursor}"
+        );
+    }
+    store.close().await;
+}
+
+#[tokio::test]
 async fn a_corrupt_store_is_set_aside_and_a_new_one_begins() {
     for cut in [false, true] {
         let folder = TempDir::new().unwrap();
