@@ -36,7 +36,10 @@ mod tests {
     #[test]
     fn a_chain_names_every_cause_once() {
         let inner = std::io::Error::other("disk on fire");
-        assert_eq!(chain(&Outer("store", inner)), "cannot open store: disk on fire");
+        assert_eq!(
+            chain(&Outer("store", inner)),
+            "cannot open store: disk on fire"
+        );
         let same = std::io::Error::other("cannot open store");
         assert_eq!(chain(&Outer("store", same)), "cannot open store");
     }

@@ -51,7 +51,9 @@ pub fn node_settings(flags: NodeFlags) -> anyhow::Result<NodeSettings> {
 /// As [`node_settings`]; a token that cannot be read.
 pub fn sidecar_settings(flags: SidecarFlags) -> anyhow::Result<SidecarSettings> {
     let flags = flags.with_file().map_err(|error| Usage(chain(&error)))?;
-    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid())
+        .ok()
+        .flatten();
     let machine = Machine {
         data_dir: default_data_dir(),
         host: host_name(),
@@ -61,7 +63,10 @@ pub fn sidecar_settings(flags: SidecarFlags) -> anyhow::Result<SidecarSettings> 
 }
 
 fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default()
 }
 
 fn variable(name: &str) -> Option<String> {

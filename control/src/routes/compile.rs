@@ -85,7 +85,8 @@ fn listen(plan: &mut Plan, spec: &RouterSpec, flags: &RouterFlags) {
     }
     plan.listen = match (flags.listen, wanted) {
         (Some(flag), Some(spec)) if flag != spec => {
-            plan.overridden.push(format!("--router-listen {flag} overrides spec.frps {spec}"));
+            plan.overridden
+                .push(format!("--router-listen {flag} overrides spec.frps {spec}"));
             flag
         }
         (Some(flag), _) => flag,
@@ -107,7 +108,12 @@ fn addresses(plan: &mut Plan, spec: &RouterSpec, flags: &RouterFlags) {
         return;
     }
     if !wanted.is_empty() && wanted != flags.advertise {
-        let list = |all: &[HostPort]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let list = |all: &[HostPort]| {
+            all.iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(",")
+        };
         plan.overridden.push(format!(
             "--advertise {} overrides spec.addresses {}",
             list(&flags.advertise),
@@ -120,24 +126,48 @@ fn addresses(plan: &mut Plan, spec: &RouterSpec, flags: &RouterFlags) {
 fn advertise(plan: &mut Plan, wanted: &AdvertisedService) {
     let service = ServiceId {
         name: wanted.name.clone(),
-        namespace: wanted.namespace.clone().unwrap_or_else(Namespace::default_namespace),
+        namespace: wanted
+            .namespace
+            .clone()
+            .unwrap_or_else(Namespace::default_namespace),
     };
     let protocol = match wanted.protocol.unwrap_or(Transport::Tcp) {
         Transport::Tcp => Protocol::Tcp,
         Transport::Udp => Protocol::Udp,
     };
     let port = wanted.port;
-    let same = |other: &ServiceId, at: u16, kind: Protocol| *other == service && at == port && kind == protocol;
-    let known = plan.backends.iter().any(|known| same(&known.service, known.port, known.protocol))
-        || plan.announced.iter().any(|known| same(&known.service, known.port, known.protocol));
+    let same = |other: &ServiceId, at: u16, kind: Protocol| {
+        *other == service && at == port && kind == protocol
+    };
+    let known = plan
+        .backends
+        .iter()
+        .any(|known| same(&known.service, known.port, known.protocol))
+        || plan
+            .announced
+            .iter()
+            .any(|known| same(&known.service, known.port, known.protocol));
     if known {
-        plan.faults.push(format!("spec.advertisedServices has {service}:{port} twice; the first one counts"));
+        plan.faults.push(format!(
+            "spec.advertisedServices has {service}:{port} twice; the first one counts"
+        ));
         return;
     }
     match wanted.target.as_deref().map(str::parse::<HostPort>) {
-        None => plan.announced.push(Announced { service, port, protocol }),
-        Some(Ok(backend)) => plan.backends.push(Publication { service, port, protocol, backend }),
-        Some(Err(error)) => plan.faults.push(format!("spec.advertisedServices {service}:{port}: target: {error}")),
+        None => plan.announced.push(Announced {
+            service,
+            port,
+            protocol,
+        }),
+        Some(Ok(backend)) => plan.backends.push(Publication {
+            service,
+            port,
+            protocol,
+            backend,
+        }),
+        Some(Err(error)) => plan.faults.push(format!(
+            "spec.advertisedServices {service}:{port}: target: {error}"
+        )),
     }
 }
 
@@ -165,7 +195,10 @@ mod tests {
         assert_eq!(plan.addresses[0].to_string(), "203.0.113.10:7000");
         assert!(plan.overridden.is_empty());
 
-        let flags = RouterFlags { listen: Some(ListenAddr::any(7200)), advertise: vec!["a.example.net:7200".parse().unwrap()] };
+        let flags = RouterFlags {
+            listen: Some(ListenAddr::any(7200)),
+            advertise: vec!["a.example.net:7200".parse().unwrap()],
+        };
         let plan = compile(&spec, &flags);
         assert_eq!(plan.listen.to_string(), ":7200");
         assert_eq!(plan.addresses[0].to_string(), "a.example.net:7200");
@@ -176,7 +209,10 @@ mod tests {
     #[test]
     fn a_flag_that_says_the_same_overrides_nothing() {
         let spec = spec(serde_json::json!({"frps": {"bindPort": 7000}}));
-        let flags = RouterFlags { listen: Some(ListenAddr::any(7000)), advertise: Vec::new() };
+        let flags = RouterFlags {
+            listen: Some(ListenAddr::any(7000)),
+            advertise: Vec::new(),
+        };
         assert!(compile(&spec, &flags).overridden.is_empty());
     }
 
@@ -200,7 +236,10 @@ mod tests {
 
     #[test]
     fn a_wrong_bind_address_is_a_fault_and_not_the_end() {
-        let plan = compile(&spec(serde_json::json!({"frps": {"bindAddr": "everywhere"}})), &RouterFlags::default());
+        let plan = compile(
+            &spec(serde_json::json!({"frps": {"bindAddr": "everywhere"}})),
+            &RouterFlags::default(),
+        );
         assert_eq!(plan.listen.to_string(), ":7000");
         assert_eq!(plan.faults.len(), 1);
     }

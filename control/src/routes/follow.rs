@@ -50,7 +50,10 @@ pub fn follow(
             match event {
                 None => break,
                 Some(WatchEvent::Snapshot { routers, .. }) => {
-                    known = routers.into_iter().map(|router| (router.name().to_owned(), router)).collect();
+                    known = routers
+                        .into_iter()
+                        .map(|router| (router.name().to_owned(), router))
+                        .collect();
                 }
                 Some(WatchEvent::Applied(router)) => {
                     known.insert(router.name().to_owned(), router);
@@ -64,7 +67,10 @@ pub fn follow(
                     continue;
                 }
             }
-            let spec = known.get(node.as_str()).map(|router| router.spec.clone()).unwrap_or_default();
+            let spec = known
+                .get(node.as_str())
+                .map(|router| router.spec.clone())
+                .unwrap_or_default();
             let next = compile(&spec, &flags);
             plan_tx.send_if_modified(|plan| {
                 if **plan == next {
@@ -86,7 +92,14 @@ pub fn follow(
             synced_tx.send_if_modified(|synced| !std::mem::replace(synced, true));
         }
     };
-    (Following { plan, others, synced }, work)
+    (
+        Following {
+            plan,
+            others,
+            synced,
+        },
+        work,
+    )
 }
 
 fn tell(old: &Plan, new: &Plan) {
@@ -101,19 +114,33 @@ fn tell(old: &Plan, new: &Plan) {
         }
     }
     if old.backends != new.backends || old.announced != new.announced {
-        info!(dialled = new.backends.len(), announced = new.announced.len(), "services of the Router's spec changed");
+        info!(
+            dialled = new.backends.len(),
+            announced = new.announced.len(),
+            "services of the Router's spec changed"
+        );
     }
 }
 
 /// The routers of other nodes that say how they are reached.
 fn reachable(known: &BTreeMap<String, Router>, node: &NodeName) -> Vec<RouterPeer> {
-    let others = known.values().filter(|router| router.name() != node.as_str());
+    let others = known
+        .values()
+        .filter(|router| router.name() != node.as_str());
     others
         .filter_map(|router| {
-            let addresses: Vec<HostPort> =
-                router.status.as_ref()?.addresses.iter().filter_map(|text| text.parse().ok()).collect();
+            let addresses: Vec<HostPort> = router
+                .status
+                .as_ref()?
+                .addresses
+                .iter()
+                .filter_map(|text| text.parse().ok())
+                .collect();
             let name = router.name().parse().ok()?;
-            (!addresses.is_empty()).then_some(RouterPeer { node: name, addresses })
+            (!addresses.is_empty()).then_some(RouterPeer {
+                node: name,
+                addresses,
+            })
         })
         .collect()
 }
@@ -129,32 +156,60 @@ mod tests {
 
     #[tokio::test]
     async fn the_plan_follows_the_own_router_and_others_their_status() {
-        let own = router(serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7100}}}));
-        let other = router(serde_json::json!({"metadata": {"name": "b"}, "status": {"addresses": ["b.example.net:7000", "no"]}}));
-        let hidden = router(serde_json::json!({"metadata": {"name": "c"}, "status": {"addresses": []}}));
-        let changed = router(serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7200}}}));
+        let own = router(
+            serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7100}}}),
+        );
+        let other = router(
+            serde_json::json!({"metadata": {"name": "b"}, "status": {"addresses": ["b.example.net:7000", "no"]}}),
+        );
+        let hidden =
+            router(serde_json::json!({"metadata": {"name": "c"}, "status": {"addresses": []}}));
+        let changed = router(
+            serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7200}}}),
+        );
         let events = futures_util::stream::iter([
-            WatchEvent::Snapshot { routers: vec![own, other, hidden], revision: Revision(1) },
+            WatchEvent::Snapshot {
+                routers: vec![own, other, hidden],
+                revision: Revision(1),
+            },
             WatchEvent::Applied(changed),
         ]);
-        let (following, work) = follow(events, "a".parse().unwrap(), RouterFlags::default(), CancellationToken::new());
+        let (following, work) = follow(
+            events,
+            "a".parse().unwrap(),
+            RouterFlags::default(),
+            CancellationToken::new(),
+        );
         assert_eq!(following.plan.borrow().listen.port(), 7000);
         work.await;
         assert_eq!(following.plan.borrow().listen.port(), 7200);
         let others = following.others.borrow().clone();
         assert_eq!(others.len(), 1);
-        assert_eq!((others[0].node.as_str(), others[0].addresses.len()), ("b", 1));
+        assert_eq!(
+            (others[0].node.as_str(), others[0].addresses.len()),
+            ("b", 1)
+        );
         assert!(*following.synced.borrow());
     }
 
     #[tokio::test]
     async fn a_deleted_router_means_flags_and_defaults_again() {
-        let own = router(serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7100}}}));
+        let own = router(
+            serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7100}}}),
+        );
         let events = futures_util::stream::iter([
-            WatchEvent::Snapshot { routers: vec![own], revision: Revision(1) },
+            WatchEvent::Snapshot {
+                routers: vec![own],
+                revision: Revision(1),
+            },
             WatchEvent::Deleted("a".parse().unwrap()),
         ]);
-        let (following, work) = follow(events, "a".parse().unwrap(), RouterFlags::default(), CancellationToken::new());
+        let (following, work) = follow(
+            events,
+            "a".parse().unwrap(),
+            RouterFlags::default(),
+            CancellationToken::new(),
+        );
         work.await;
         assert_eq!(following.plan.borrow().listen.port(), 7000);
     }

@@ -29,12 +29,22 @@ pub struct ReportContext {
 ///
 /// `previous` gives conditions that did not change their time.
 #[must_use]
-pub fn status(view: &RouterView, context: &ReportContext, previous: Option<&RouterStatus>, now: SystemTime) -> RouterStatus {
-    let mut active_services: Vec<ActiveService> =
-        view.services.iter().map(|service| active(service, &context.cluster)).collect();
+pub fn status(
+    view: &RouterView,
+    context: &ReportContext,
+    previous: Option<&RouterStatus>,
+    now: SystemTime,
+) -> RouterStatus {
+    let mut active_services: Vec<ActiveService> = view
+        .services
+        .iter()
+        .map(|service| active(service, &context.cluster))
+        .collect();
     for announced in &context.plan.announced {
         let known = view.services.iter().any(|service| {
-            service.service == announced.service && service.port == announced.port && service.protocol == announced.protocol
+            service.service == announced.service
+                && service.port == announced.port
+                && service.protocol == announced.protocol
         });
         if !known {
             active_services.push(ActiveService {
@@ -60,8 +70,17 @@ pub fn status(view: &RouterView, context: &ReportContext, previous: Option<&Rout
     let totals = &view.totals;
     RouterStatus {
         cluster: Some(context.cluster.to_string()),
-        addresses: context.plan.addresses.iter().map(ToString::to_string).collect(),
-        node_addresses: context.node_addresses.iter().map(ToString::to_string).collect(),
+        addresses: context
+            .plan
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        node_addresses: context
+            .node_addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         conditions: conditions(context, previous, now),
         service_status: Some(ServiceStatus {
             total_clients: totals.clients,
@@ -96,7 +115,11 @@ fn active(service: &ServiceView, cluster: &ClusterName) -> ActiveService {
                 ..ProviderStatus::default()
             })
             .collect(),
-        clients: service.clients.iter().map(|client| attached(client, service)).collect(),
+        clients: service
+            .clients
+            .iter()
+            .map(|client| attached(client, service))
+            .collect(),
         ..ActiveService::default()
     }
 }
@@ -131,20 +154,37 @@ fn protocol(protocol: Protocol) -> &'static str {
     }
 }
 
-fn conditions(context: &ReportContext, previous: Option<&RouterStatus>, now: SystemTime) -> Vec<Condition> {
+fn conditions(
+    context: &ReportContext,
+    previous: Option<&RouterStatus>,
+    now: SystemTime,
+) -> Vec<Condition> {
     let plan = &context.plan;
     let mut all = vec![match &context.trouble {
-        None => ("Ready", "True", "Running", format!("listening as {}", plan.listen)),
+        None => (
+            "Ready",
+            "True",
+            "Running",
+            format!("listening as {}", plan.listen),
+        ),
         Some(trouble) => ("Ready", "False", "ListenFailed", trouble.clone()),
     }];
     if !plan.overridden.is_empty() {
-        all.push(("SpecOverridden", "True", "ExplicitFlag", plan.overridden.join("; ")));
+        all.push((
+            "SpecOverridden",
+            "True",
+            "ExplicitFlag",
+            plan.overridden.join("; "),
+        ));
     }
     if !plan.faults.is_empty() {
         all.push(("SpecAccepted", "False", "Unusable", plan.faults.join("; ")));
     }
     let before = |kind: &str, status: &str| {
-        let old = previous?.conditions.iter().find(|old| old.kind == kind && old.status == status)?;
+        let old = previous?
+            .conditions
+            .iter()
+            .find(|old| old.kind == kind && old.status == status)?;
         old.last_transition_time.clone()
     };
     all.into_iter()
@@ -181,7 +221,11 @@ fn still(status: &RouterStatus) -> RouterStatus {
     still.heartbeat_time = None;
     still.service_status = None;
     still.source = None;
-    for client in still.active_services.iter_mut().flat_map(|service| &mut service.clients) {
+    for client in still
+        .active_services
+        .iter_mut()
+        .flat_map(|service| &mut service.clients)
+    {
         client.current_connections = None;
         client.bytes_in = None;
         client.bytes_out = None;

@@ -36,7 +36,11 @@ pub trait StatusSink: Send + Sync {
     ///
     /// # Errors
     /// The write was not acknowledged.
-    fn write(&self, node: &NodeName, status: &RouterStatus) -> impl Future<Output = Result<(), ClientError>> + Send;
+    fn write(
+        &self,
+        node: &NodeName,
+        status: &RouterStatus,
+    ) -> impl Future<Output = Result<(), ClientError>> + Send;
 }
 
 impl StatusSink for Client {
@@ -79,7 +83,12 @@ impl<S: StatusSink> Reporter<S> {
                 Ok(()) = context.changed() => {}
             }
             let now = SystemTime::now();
-            let next = status(&view.borrow_and_update(), &context.borrow_and_update(), written.as_ref(), now);
+            let next = status(
+                &view.borrow_and_update(),
+                &context.borrow_and_update(),
+                written.as_ref(),
+                now,
+            );
             let state = written.as_ref().is_none_or(|old| state_changed(old, &next));
             if !state && Instant::now() < due {
                 continue;
@@ -93,7 +102,12 @@ impl<S: StatusSink> Reporter<S> {
                     () = sleep_until(due) => {}
                 }
             }
-            let next = status(&view.borrow_and_update(), &context.borrow_and_update(), written.as_ref(), SystemTime::now());
+            let next = status(
+                &view.borrow_and_update(),
+                &context.borrow_and_update(),
+                written.as_ref(),
+                SystemTime::now(),
+            );
             let outcome = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -101,7 +115,10 @@ impl<S: StatusSink> Reporter<S> {
             };
             match outcome {
                 Ok(()) => {
-                    debug!(services = next.active_services.len(), "status of the Router written");
+                    debug!(
+                        services = next.active_services.len(),
+                        "status of the Router written"
+                    );
                     written = Some(next);
                     due = Instant::now() + self.config.interval;
                     retry = RETRY.0;
@@ -127,15 +144,19 @@ impl<S: StatusSink> Reporter<S> {
     async fn farewell(&self, context: &ReportContext, written: Option<RouterStatus>) {
         let now = SystemTime::now();
         let mut last = status(&RouterView::default(), context, written.as_ref(), now);
-        last.conditions.retain(|condition| condition.kind != "Ready");
-        last.conditions.insert(0, Condition {
-            kind: "Ready".to_owned(),
-            status: "False".to_owned(),
-            reason: "Stopped".to_owned(),
-            message: "the router was stopped".to_owned(),
-            last_transition_time: Some(Time::from(now)),
-            ..Condition::default()
-        });
+        last.conditions
+            .retain(|condition| condition.kind != "Ready");
+        last.conditions.insert(
+            0,
+            Condition {
+                kind: "Ready".to_owned(),
+                status: "False".to_owned(),
+                reason: "Stopped".to_owned(),
+                message: "the router was stopped".to_owned(),
+                last_transition_time: Some(Time::from(now)),
+                ..Condition::default()
+            },
+        );
         match timeout(FAREWELL, self.sink.write(&self.config.node, &last)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => debug!(%error, "the Router's last status was not written"),

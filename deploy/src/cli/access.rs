@@ -22,25 +22,44 @@ pub(crate) struct Admin {
 
 impl Admin {
     /// Asks the node at `dir` for an admin identity; `ttl` defaults to the life of all leaves.
-    pub(crate) async fn get(dir: &Path, user: Option<UserName>, ttl: Option<Duration>) -> anyhow::Result<Self> {
+    pub(crate) async fn get(
+        dir: &Path,
+        user: Option<UserName>,
+        ttl: Option<Duration>,
+    ) -> anyhow::Result<Self> {
         let socket = socket(dir);
         let info = local::info(&socket).await?;
         let user = user.unwrap_or_else(current_user);
         let live = local::admin_identity(&socket, &user, ttl, false).await?;
         let server = parse_apiserver(&info.apiserver).context("the node names no APIServer")?;
-        Ok(Self { live, info, server, socket })
+        Ok(Self {
+            live,
+            info,
+            server,
+            socket,
+        })
     }
 
     /// A client of the node's APIServer.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
-        let config = ClientConfig { server: self.server.clone(), expect: self.info.node.clone(), live: self.live.clone() };
+        let config = ClientConfig {
+            server: self.server.clone(),
+            expect: self.info.node.clone(),
+            live: self.live.clone(),
+        };
         Client::new(config).context("no socket for a client of the APIServer")
     }
 
     /// A token with which `node` joins at `endpoint`, once, within ten minutes.
-    pub(crate) async fn node_token(&self, node: &NodeName, endpoint: &str) -> anyhow::Result<JoinToken> {
+    pub(crate) async fn node_token(
+        &self,
+        node: &NodeName,
+        endpoint: &str,
+    ) -> anyhow::Result<JoinToken> {
         let request = TokenRequest {
-            scope: TokenScope::Node { node: Some(node.clone()) },
+            scope: TokenScope::Node {
+                node: Some(node.clone()),
+            },
             ttl_seconds: 600,
             uses: 1,
             endpoint: Some(endpoint.to_owned()),
@@ -56,7 +75,9 @@ pub(crate) fn socket(dir: &Path) -> PathBuf {
 
 /// Who asks, for the audit: the user's name if it is one, else `admin`.
 fn current_user() -> UserName {
-    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid())
+        .ok()
+        .flatten();
     let name = user.and_then(|user| user.name.parse().ok());
     // Invariant: `admin` is a valid name.
     name.unwrap_or_else(|| "admin".parse().expect("a valid user name"))

@@ -14,7 +14,9 @@ use crate::settings::Span;
 
 /// Flags of `keel kubeconfig`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  keel kubeconfig > kubeconfig && kubectl --kubeconfig kubeconfig get routers")]
+#[command(
+    after_help = "Example:\n  keel kubeconfig > kubeconfig && kubectl --kubeconfig kubeconfig get routers"
+)]
 pub(crate) struct Flags {
     #[command(flatten)]
     node: NodeDir,
@@ -32,20 +34,35 @@ pub(crate) struct Flags {
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let admin = access::Admin::get(&flags.node.path(), flags.user, Some(flags.ttl.0)).await?;
     let server = flags.server.unwrap_or(admin.server);
-    answer(&render(&admin.live, &server.to_string(), admin.info.node.as_str())?)?;
-    eprintln!("valid until {}; holds a private key, so keep it to yourself", rfc3339(admin.live.not_after()));
+    answer(&render(
+        &admin.live,
+        &server.to_string(),
+        admin.info.node.as_str(),
+    )?)?;
+    eprintln!(
+        "valid until {}; holds a private key, so keep it to yourself",
+        rfc3339(admin.live.not_after())
+    );
     Ok(())
 }
 
 pub(super) fn rfc3339(at: SystemTime) -> String {
-    let whole = OffsetDateTime::from(at).replace_nanosecond(0).unwrap_or_else(|_| OffsetDateTime::from(at));
+    let whole = OffsetDateTime::from(at)
+        .replace_nanosecond(0)
+        .unwrap_or_else(|_| OffsetDateTime::from(at));
     // Only years beyond 9999 have no such form.
-    whole.format(&Rfc3339).unwrap_or_else(|_| "unknown".to_owned())
+    whole
+        .format(&Rfc3339)
+        .unwrap_or_else(|_| "unknown".to_owned())
 }
 
 fn render(live: &LiveIdentity, server: &str, node: &str) -> anyhow::Result<String> {
     let name = format!("keel-{node}");
-    let roots: Vec<String> = live.roots().iter().map(|root| pem("CERTIFICATE", root)).collect();
+    let roots: Vec<String> = live
+        .roots()
+        .iter()
+        .map(|root| pem("CERTIFICATE", root))
+        .collect();
     let file = Kubeconfig {
         api_version: "v1",
         kind: "Config",
@@ -63,7 +80,13 @@ fn render(live: &LiveIdentity, server: &str, node: &str) -> anyhow::Result<Strin
                 client_key_data: BASE64.encode(live.key().pem().as_bytes()),
             }),
         }],
-        contexts: vec![Named { name: name.clone(), inner: Inner::Context(Context { cluster: name.clone(), user: name.clone() }) }],
+        contexts: vec![Named {
+            name: name.clone(),
+            inner: Inner::Context(Context {
+                cluster: name.clone(),
+                user: name.clone(),
+            }),
+        }],
         current_context: name,
     };
     // One line per value, as kubectl writes them: people cut them out with grep.
@@ -146,19 +169,41 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let node = "edge-a".parse().unwrap();
         let hosts = Hosts::loopback();
-        let intermediate = root.sign_intermediate(&key.csr().unwrap(), &node, &hosts, INTERMEDIATE_LIFE).unwrap();
-        let authority = NodeAuthority::create(key, intermediate, vec![root.certificate().clone()]).unwrap();
+        let intermediate = root
+            .sign_intermediate(&key.csr().unwrap(), &node, &hosts, INTERMEDIATE_LIFE)
+            .unwrap();
+        let authority =
+            NodeAuthority::create(key, intermediate, vec![root.certificate().clone()]).unwrap();
         let admin = KeyPair::generate().unwrap();
-        let chain = authority.sign_admin(&admin.csr().unwrap(), &"me".parse().unwrap(), LEAF_LIFE).unwrap();
+        let chain = authority
+            .sign_admin(&admin.csr().unwrap(), &"me".parse().unwrap(), LEAF_LIFE)
+            .unwrap();
         let live = LiveIdentity::new(admin, chain, authority.roots()).unwrap();
         let text = render(&live, "127.0.0.1:7443", "edge-a").unwrap();
-        assert!(text.lines().any(|line| line.trim().starts_with("client-key-data: LS0t")), "one line per value");
+        assert!(
+            text.lines()
+                .any(|line| line.trim().starts_with("client-key-data: LS0t")),
+            "one line per value"
+        );
         let read: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
         assert_eq!(read["current-context"], "keel-edge-a");
-        assert_eq!(read["clusters"][0]["cluster"]["server"], "https://127.0.0.1:7443");
-        let decode = |value: &serde_json::Value| String::from_utf8(BASE64.decode(value.as_str().unwrap().as_bytes()).unwrap()).unwrap();
+        assert_eq!(
+            read["clusters"][0]["cluster"]["server"],
+            "https://127.0.0.1:7443"
+        );
+        let decode = |value: &serde_json::Value| {
+            String::from_utf8(BASE64.decode(value.as_str().unwrap().as_bytes()).unwrap()).unwrap()
+        };
         assert!(decode(&read["users"][0]["user"]["client-key-data"]).contains("PRIVATE KEY"));
-        assert_eq!(decode(&read["users"][0]["user"]["client-certificate-data"]).matches("BEGIN CERTIFICATE").count(), 2);
-        assert!(decode(&read["clusters"][0]["cluster"]["certificate-authority-data"]).starts_with("-----BEGIN CERTIFICATE-----\nMI"));
+        assert_eq!(
+            decode(&read["users"][0]["user"]["client-certificate-data"])
+                .matches("BEGIN CERTIFICATE")
+                .count(),
+            2
+        );
+        assert!(
+            decode(&read["clusters"][0]["cluster"]["certificate-authority-data"])
+                .starts_with("-----BEGIN CERTIFICATE-----\nMI")
+        );
     }
 }

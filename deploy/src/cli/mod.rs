@@ -21,10 +21,15 @@ use crate::{process, quickstart};
 
 /// Services of other networks, here by name.
 #[derive(Debug, Parser)]
-#[command(name = "keel", version, propagate_version = true, after_help = "Examples:
+#[command(
+    name = "keel",
+    version,
+    propagate_version = true,
+    after_help = "Examples:
   keel quickstart                               two nodes on this machine, real services across them
   keel up --advertise a.example.net:7000        a node that others reach
-  keel token create --node b > token            a token with which node b joins")]
+  keel token create --node b > token            a token with which node b joins"
+)]
 struct Keel {
     #[command(subcommand)]
     command: Command,
@@ -56,7 +61,9 @@ enum Command {
     /// Show what this node is and whom it sees
     Status(status::Flags),
     /// Print the completions for a shell
-    #[command(after_help = "Example:\n  keel completions bash > ~/.local/share/bash-completion/completions/keel")]
+    #[command(
+        after_help = "Example:\n  keel completions bash > ~/.local/share/bash-completion/completions/keel"
+    )]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -73,7 +80,9 @@ struct NodeDir {
 
 impl NodeDir {
     fn path(&self) -> PathBuf {
-        self.data_dir.clone().unwrap_or_else(process::default_data_dir)
+        self.data_dir
+            .clone()
+            .unwrap_or_else(process::default_data_dir)
     }
 }
 
@@ -89,7 +98,9 @@ pub fn main() -> ExitCode {
         return process::report(&error.into());
     }
     match keel.command {
-        Command::Quickstart(flags) => process::run(process::NODE_THREADS, |stop| quickstart::run(flags, stop)),
+        Command::Quickstart(flags) => {
+            process::run(process::NODE_THREADS, |stop| quickstart::run(flags, stop))
+        }
         Command::Up(flags) => process::run(process::NODE_THREADS, |stop| up::run(*flags, stop)),
         Command::Token(flags) => process::run(1, |_| token::run(flags)),
         Command::Kubeconfig(flags) => process::run(1, |_| kubeconfig::run(flags)),

@@ -18,7 +18,11 @@ struct About {
 
 fn about(part: Part) -> About {
     match part {
-        Part::Node => About { name: "keel up", about: "A whole node in one process", example: "keel up" },
+        Part::Node => About {
+            name: "keel up",
+            about: "A whole node in one process",
+            example: "keel up",
+        },
         Part::ApiServer => About {
             name: "keel-apiserver",
             about: "The APIServer of a node: owns its data directory, its identities and its local sockets",
@@ -61,8 +65,13 @@ where
     let given = |id: &&&str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if let Some(id) = part.foreign_flags().iter().find(given) {
         let flag = id.replace('_', "-");
-        let text = format!("--{flag} means nothing to {}; see --help\n", about(part).name);
-        command.error(clap::error::ErrorKind::UnknownArgument, text).exit();
+        let text = format!(
+            "--{flag} means nothing to {}; see --help\n",
+            about(part).name
+        );
+        command
+            .error(clap::error::ErrorKind::UnknownArgument, text)
+            .exit();
     }
     let flags = match NodeFlags::from_arg_matches(&matches) {
         Ok(flags) => flags,
@@ -91,6 +100,9 @@ mod tests {
     #[test]
     fn help_of_a_part_shows_its_own_flags_only() {
         let help = command(Part::Syncer).render_long_help().to_string();
-        assert!(help.contains("--peer") && !help.contains("--router-listen"), "{help}");
+        assert!(
+            help.contains("--peer") && !help.contains("--router-listen"),
+            "{help}"
+        );
     }
 }

@@ -90,8 +90,19 @@ pub(crate) async fn get(flags: GetFlags) -> anyhow::Result<()> {
     let Kind::Routers = flags.kind;
     let client = client(&flags.node).await?;
     let found = match &flags.name {
-        Some(name) => vec![client.get_router(name).await.with_context(|| format!("cannot get router {name}"))?],
-        None => client.list_routers().await.context("cannot list the routers")?.routers,
+        Some(name) => vec![
+            client
+                .get_router(name)
+                .await
+                .with_context(|| format!("cannot get router {name}"))?,
+        ],
+        None => {
+            client
+                .list_routers()
+                .await
+                .context("cannot list the routers")?
+                .routers
+        }
     };
     let text = match flags.output {
         Output::Table | Output::Wide if found.is_empty() => "no routers yet\n".to_owned(),
@@ -117,25 +128,44 @@ pub(crate) async fn apply(flags: ApplyFlags) -> anyhow::Result<()> {
     let place = flags.filename.display().to_string();
     let read = match place.as_str() {
         "-" => std::io::stdin().take(INPUT_MAX).read_to_string(&mut text),
-        _ => std::fs::File::open(&flags.filename).and_then(|file| file.take(INPUT_MAX).read_to_string(&mut text)),
+        _ => std::fs::File::open(&flags.filename)
+            .and_then(|file| file.take(INPUT_MAX).read_to_string(&mut text)),
     };
     read.with_context(|| format!("cannot read {place}"))?;
     let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text)
         .map_err(|error| Usage(format!("{place}: {}", error.without_snippet())))?;
-    let documents: Vec<_> = documents.into_iter().filter(|document| !document.is_null()).collect();
+    let documents: Vec<_> = documents
+        .into_iter()
+        .filter(|document| !document.is_null())
+        .collect();
     if documents.is_empty() {
         bail!(Usage(format!("{place}: there is no resource in it")));
     }
     let client = client(&flags.node).await?;
     for document in documents {
         let kind = document["kind"].as_str().unwrap_or_default().to_owned();
-        let name = document["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let name = document["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         if kind != "Router" {
-            bail!(Usage(format!("{place}: kind {kind:?} is not known; there is Router")));
+            bail!(Usage(format!(
+                "{place}: kind {kind:?} is not known; there is Router"
+            )));
         }
-        let node: NodeName = name.parse().map_err(|error| Usage(format!("{place}: metadata.name {name:?}: {}", chain(&error))))?;
+        let node: NodeName = name.parse().map_err(|error| {
+            Usage(format!(
+                "{place}: metadata.name {name:?}: {}",
+                chain(&error)
+            ))
+        })?;
         let what = format!("router {node}");
-        answer(&format!("{what} {}\n", apply_one(&client, &node, &document).await.with_context(|| format!("cannot apply {what}"))?))?;
+        answer(&format!(
+            "{what} {}\n",
+            apply_one(&client, &node, &document)
+                .await
+                .with_context(|| format!("cannot apply {what}"))?
+        ))?;
     }
     Ok(())
 }
@@ -143,13 +173,26 @@ pub(crate) async fn apply(flags: ApplyFlags) -> anyhow::Result<()> {
 /// Merges the document into the object that is there, or creates it.
 ///
 /// The document is sent as it was written: the server checks it strictly, so a mistyped field is found and not lost here.
-async fn apply_one(client: &Client, node: &NodeName, document: &serde_json::Value) -> anyhow::Result<&'static str> {
+async fn apply_one(
+    client: &Client,
+    node: &NodeName,
+    document: &serde_json::Value,
+) -> anyhow::Result<&'static str> {
     let all = format!("/apis/{GROUP}/{VERSION}/{PLURAL}");
-    let merged = send(client, Method::PATCH, &format!("{all}/{node}"), "application/merge-patch+json", document).await?;
+    let merged = send(
+        client,
+        Method::PATCH,
+        &format!("{all}/{node}"),
+        "application/merge-patch+json",
+        document,
+    )
+    .await?;
     if merged.status() != StatusCode::NOT_FOUND {
         return accepted(merged).await.map(|()| "configured");
     }
-    accepted(send(client, Method::POST, &all, "application/json", document).await?).await.map(|()| "created")
+    accepted(send(client, Method::POST, &all, "application/json", document).await?)
+        .await
+        .map(|()| "created")
 }
 
 async fn send(
@@ -178,14 +221,21 @@ async fn accepted(answer: Response<Body>) -> anyhow::Result<()> {
     let body = keel_control::http::read(answer.into_body(), ANSWER_MAX).await?;
     // Kubernetes' Status says it in a sentence; anything else is shown by its number.
     let said: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
-    let message = said.as_ref().and_then(|said| said["message"].as_str()).unwrap_or("the server gave no reason");
+    let message = said
+        .as_ref()
+        .and_then(|said| said["message"].as_str())
+        .unwrap_or("the server gave no reason");
     bail!("{message} ({status})")
 }
 
 pub(crate) async fn delete(flags: DeleteFlags) -> anyhow::Result<()> {
     let Kind::Routers = flags.kind;
     let name = &flags.name;
-    client(&flags.node).await?.delete_router(name).await.with_context(|| format!("cannot delete router {name}"))?;
+    client(&flags.node)
+        .await?
+        .delete_router(name)
+        .await
+        .with_context(|| format!("cannot delete router {name}"))?;
     answer(&format!("router {name} deleted\n"))
 }
 
@@ -201,7 +251,9 @@ pub(crate) async fn watch(flags: WatchFlags, stop: CancellationToken) -> anyhow:
         };
         match event {
             None => return Ok(()),
-            Some(WatchEvent::Snapshot { routers: all, .. }) => answer(&routers::table(&all, false, SystemTime::now()))?,
+            Some(WatchEvent::Snapshot { routers: all, .. }) => {
+                answer(&routers::table(&all, false, SystemTime::now()))?
+            }
             Some(WatchEvent::Applied(router)) => {
                 let table = routers::table(&[router], false, SystemTime::now());
                 // The header was printed with the snapshot.
@@ -209,7 +261,9 @@ pub(crate) async fn watch(flags: WatchFlags, stop: CancellationToken) -> anyhow:
             }
             Some(WatchEvent::Deleted(name)) => answer(&format!("{name}   deleted\n"))?,
             Some(WatchEvent::Synced(_)) => {}
-            Some(WatchEvent::Interrupted(error)) => eprintln!("interrupted: {}; trying again", chain(&error)),
+            Some(WatchEvent::Interrupted(error)) => {
+                eprintln!("interrupted: {}; trying again", chain(&error))
+            }
         }
     }
 }

@@ -8,8 +8,18 @@ use super::table::{age, render};
 
 /// A table of `routers`; `wide` adds what is only sometimes wanted.
 pub(crate) fn table(routers: &[Router], wide: bool, now: SystemTime) -> String {
-    let rows: Vec<Vec<String>> = routers.iter().map(|router| row(router, wide, now)).collect();
-    let mut header = vec!["NAME", "CLUSTER", "READY", "HEARTBEAT", "REACHABLE AT", "SERVICES"];
+    let rows: Vec<Vec<String>> = routers
+        .iter()
+        .map(|router| row(router, wide, now))
+        .collect();
+    let mut header = vec![
+        "NAME",
+        "CLUSTER",
+        "READY",
+        "HEARTBEAT",
+        "REACHABLE AT",
+        "SERVICES",
+    ];
     if wide {
         header.extend(["PROVIDERS", "CLIENTS", "CONNECTIONS", "NODE ADDRESSES"]);
     }
@@ -25,12 +35,22 @@ fn row(router: &Router, wide: bool, now: SystemTime) -> Vec<String> {
         ready(status),
         heartbeat(status, now),
         status.addresses.join(","),
-        status.active_services.iter().map(service).collect::<Vec<_>>().join(","),
+        status
+            .active_services
+            .iter()
+            .map(service)
+            .collect::<Vec<_>>()
+            .join(","),
     ];
     if wide {
         let totals = status.service_status.clone().unwrap_or_default();
         row.extend([
-            status.active_services.iter().map(|service| service.providers.len()).sum::<usize>().to_string(),
+            status
+                .active_services
+                .iter()
+                .map(|service| service.providers.len())
+                .sum::<usize>()
+                .to_string(),
             totals.total_clients.to_string(),
             totals.total_connections.to_string(),
             status.node_addresses.join(","),
@@ -41,7 +61,11 @@ fn row(router: &Router, wide: bool, now: SystemTime) -> Vec<String> {
 
 /// `True`, or the reason why not; `Unknown` if the Router never reported.
 pub(crate) fn ready(status: &RouterStatus) -> String {
-    match status.conditions.iter().find(|condition| condition.kind == "Ready") {
+    match status
+        .conditions
+        .iter()
+        .find(|condition| condition.kind == "Ready")
+    {
         None => "Unknown".to_owned(),
         Some(condition) if condition.status == "True" => condition.status.clone(),
         Some(condition) => format!("{} ({})", condition.status, condition.reason),
@@ -50,7 +74,11 @@ pub(crate) fn ready(status: &RouterStatus) -> String {
 
 /// How long ago the Router was last heard of.
 pub(crate) fn heartbeat(status: &RouterStatus, now: SystemTime) -> String {
-    let Some(then) = status.heartbeat_time.as_ref().and_then(keel_control::api::Time::to_system_time) else {
+    let Some(then) = status
+        .heartbeat_time
+        .as_ref()
+        .and_then(keel_control::api::Time::to_system_time)
+    else {
         return "never".to_owned();
     };
     // A clock ahead of ours shows as "just now".
@@ -89,9 +117,26 @@ mod tests {
         .unwrap();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600 + 12);
         let text = table(&[reporting, silent], false, now);
-        let lines: Vec<Vec<&str>> =
-            text.lines().map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect();
-        assert_eq!(lines[1], ["edge-a", "site-1", "True", "12s ago", "a.example.net:7000", "mysql.default:3306"]);
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| {
+                line.split("  ")
+                    .map(str::trim)
+                    .filter(|cell| !cell.is_empty())
+                    .collect()
+            })
+            .collect();
+        assert_eq!(
+            lines[1],
+            [
+                "edge-a",
+                "site-1",
+                "True",
+                "12s ago",
+                "a.example.net:7000",
+                "mysql.default:3306"
+            ]
+        );
         assert_eq!(lines[2], ["edge-b", "-", "Unknown", "never", "-", "-"]);
     }
 }

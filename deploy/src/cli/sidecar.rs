@@ -10,10 +10,14 @@ use crate::{process, run};
 
 /// Services of other networks, here by name; services of here, there.
 #[derive(Debug, Parser)]
-#[command(name = "keel-sidecar", version, after_help = "Examples:
+#[command(
+    name = "keel-sidecar",
+    version,
+    after_help = "Examples:
   keel-sidecar --mapped-services mysql,redis
   keel-sidecar --published-services web=127.0.0.1:8080,mysql=127.0.0.1:3306
-  keel-sidecar --mapped-services db=mysql.shop:3306 --dns-addr 127.0.0.2:5353")]
+  keel-sidecar --mapped-services db=mysql.shop:3306 --dns-addr 127.0.0.2:5353"
+)]
 struct Command {
     #[command(flatten)]
     flags: SidecarFlags,
@@ -48,10 +52,33 @@ mod tests {
     fn the_command_line_is_consistent() {
         Command::command().debug_assert();
         let all = [
-            "keel-sidecar", "--mapped-services", "mysql,redis", "--published-services", "web=127.0.0.1:8080", "--ip-range",
-            "127.0.66.0/24", "--dns-addr", "127.0.0.2:53", "--dns-upstream", "10.0.0.2,10.0.0.3", "--apiserver",
-            "https://127.0.0.1:7443", "--join", "@token", "--identity-dir", "/i", "--state-dir", "/s", "--config-dir",
-            "/etc/servicekeel", "--metrics-addr", "127.0.0.1:1080", "--", "curl", "-v", "http://web",
+            "keel-sidecar",
+            "--mapped-services",
+            "mysql,redis",
+            "--published-services",
+            "web=127.0.0.1:8080",
+            "--ip-range",
+            "127.0.66.0/24",
+            "--dns-addr",
+            "127.0.0.2:53",
+            "--dns-upstream",
+            "10.0.0.2,10.0.0.3",
+            "--apiserver",
+            "https://127.0.0.1:7443",
+            "--join",
+            "@token",
+            "--identity-dir",
+            "/i",
+            "--state-dir",
+            "/s",
+            "--config-dir",
+            "/etc/servicekeel",
+            "--metrics-addr",
+            "127.0.0.1:1080",
+            "--",
+            "curl",
+            "-v",
+            "http://web",
         ];
         let command = Command::try_parse_from(all).unwrap();
         assert_eq!(command.flags.mapped_services, ["mysql", "redis"]);

@@ -19,16 +19,26 @@ pub(crate) struct Flags {
 
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let admin = access::Admin::get(&flags.node.path(), None, None).await?;
-    let list = admin.client()?.list_routers().await.context("the APIServer does not answer")?;
+    let list = admin
+        .client()?
+        .list_routers()
+        .await
+        .context("the APIServer does not answer")?;
     answer(&render(&admin.info, &list.routers, SystemTime::now())?)
 }
 
 fn render(info: &NodeInfo, all: &[Router], now: SystemTime) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
-    writeln!(out, "node            {} (cluster {})", info.node, info.cluster)?;
+    writeln!(
+        out,
+        "node            {} (cluster {})",
+        info.node, info.cluster
+    )?;
     writeln!(out, "trust domain    {}", info.trust_domain)?;
     writeln!(out, "APIServer       {}", info.apiserver)?;
-    let own = all.iter().find(|router| router.name() == info.node.as_str());
+    let own = all
+        .iter()
+        .find(|router| router.name() == info.node.as_str());
     match own.and_then(|router| router.status.as_ref()) {
         Some(status) => {
             let reachable = match status.addresses.is_empty() {
@@ -36,8 +46,15 @@ fn render(info: &NodeInfo, all: &[Router], now: SystemTime) -> Result<String, st
                 false => status.addresses.join(", "),
             };
             let ready = routers::ready(status);
-            writeln!(out, "Router          ready: {ready}; reachable from other nodes: {reachable}")?;
-            for condition in status.conditions.iter().filter(|condition| condition.kind != "Ready" || condition.status != "True") {
+            writeln!(
+                out,
+                "Router          ready: {ready}; reachable from other nodes: {reachable}"
+            )?;
+            for condition in status
+                .conditions
+                .iter()
+                .filter(|condition| condition.kind != "Ready" || condition.status != "True")
+            {
                 writeln!(out, "                {condition}: {}", condition.message)?;
             }
         }

@@ -42,13 +42,26 @@ mod tests {
 
     #[test]
     fn columns_line_up_and_empty_cells_show() {
-        let rows = [vec!["edge-a".into(), String::new()], vec!["b".into(), "x".into()]];
-        assert_eq!(render(&["NAME", "SERVICES"], &rows), "NAME     SERVICES\nedge-a   -\nb        x\n");
+        let rows = [
+            vec!["edge-a".into(), String::new()],
+            vec!["b".into(), "x".into()],
+        ];
+        assert_eq!(
+            render(&["NAME", "SERVICES"], &rows),
+            "NAME     SERVICES\nedge-a   -\nb        x\n"
+        );
     }
 
     #[test]
     fn ages_are_short() {
-        for (seconds, text) in [(-5, "0s"), (5, "5s"), (119, "119s"), (120, "2m"), (7200, "2h"), (172_800, "2d")] {
+        for (seconds, text) in [
+            (-5, "0s"),
+            (5, "5s"),
+            (119, "119s"),
+            (120, "2m"),
+            (7200, "2h"),
+            (172_800, "2d"),
+        ] {
             assert_eq!(age(seconds), text);
         }
     }

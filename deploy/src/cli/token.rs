@@ -69,8 +69,9 @@ impl std::str::FromStr for Workload {
     type Err = Usage;
 
     fn from_str(text: &str) -> Result<Self, Usage> {
-        let (namespace, name) =
-            text.split_once('/').ok_or_else(|| Usage("write NAMESPACE/NAME, as in default/laptop".to_owned()))?;
+        let (namespace, name) = text
+            .split_once('/')
+            .ok_or_else(|| Usage("write NAMESPACE/NAME, as in default/laptop".to_owned()))?;
         Ok(Self {
             namespace: namespace.parse().map_err(|error| Usage(chain(&error)))?,
             name: name.parse().map_err(|error| Usage(chain(&error)))?,
@@ -81,16 +82,33 @@ impl std::str::FromStr for Workload {
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let socket = access::socket(&flags.node.path());
     match flags.command {
-        Command::Create { node, sidecar, ttl, uses, endpoint } => {
+        Command::Create {
+            node,
+            sidecar,
+            ttl,
+            uses,
+            endpoint,
+        } => {
             let scope = match sidecar {
-                Some(sidecar) => TokenScope::Sidecar { namespace: sidecar.namespace, name: sidecar.name },
+                Some(sidecar) => TokenScope::Sidecar {
+                    namespace: sidecar.namespace,
+                    name: sidecar.name,
+                },
                 None => TokenScope::Node { node },
             };
             let endpoint = endpoint.map(|endpoint| endpoint.to_string());
-            let request = TokenRequest { scope, ttl_seconds: ttl.0.as_secs(), uses, endpoint };
+            let request = TokenRequest {
+                scope,
+                ttl_seconds: ttl.0.as_secs(),
+                uses,
+                endpoint,
+            };
             let token = local::create_token(&socket, &request).await?;
             answer(&format!("{token}\n"))?;
-            eprintln!("token {} joins at {}, good for {ttl}, {uses} use(s)", token.id, token.endpoint);
+            eprintln!(
+                "token {} joins at {}, good for {ttl}, {uses} use(s)",
+                token.id, token.endpoint
+            );
         }
         Command::List => {
             let tokens = local::tokens(&socket).await?;
@@ -121,9 +139,17 @@ fn table(tokens: &[TokenInfo], now: SystemTime) -> String {
                 (true, _, _) => "revoked".to_owned(),
                 (_, Err(_), _) => "expired".to_owned(),
                 (_, _, 0) => "used up".to_owned(),
-                (_, Ok(left), _) => format!("{} left", age(i64::try_from(left.as_secs()).unwrap_or(i64::MAX))),
+                (_, Ok(left), _) => format!(
+                    "{} left",
+                    age(i64::try_from(left.as_secs()).unwrap_or(i64::MAX))
+                ),
             };
-            vec![token.id.to_string(), good_for, token.uses_left.to_string(), state]
+            vec![
+                token.id.to_string(),
+                good_for,
+                token.uses_left.to_string(),
+                state,
+            ]
         })
         .collect();
     render(&["ID", "FOR", "USES LEFT", "STATE"], &rows)

@@ -42,7 +42,11 @@ pub(crate) async fn run(flags: NodeFlags, stop: CancellationToken) -> anyhow::Re
 }
 
 fn reachable(node: &RunningNode) -> String {
-    let addresses: Vec<String> = node.router_addresses().iter().map(ToString::to_string).collect();
+    let addresses: Vec<String> = node
+        .router_addresses()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     match addresses.is_empty() {
         true => "no (give --advertise)".to_owned(),
         false => addresses.join(", "),
@@ -51,7 +55,13 @@ fn reachable(node: &RunningNode) -> String {
 
 fn ready_line(node: &RunningNode) -> Result<String, std::fmt::Error> {
     let mut line = String::new();
-    write!(line, "ready node={} apiserver={} metrics={}", node.node(), node.apiserver_url(), node.metrics_addr())?;
+    write!(
+        line,
+        "ready node={} apiserver={} metrics={}",
+        node.node(),
+        node.apiserver_url(),
+        node.metrics_addr()
+    )?;
     if let Some(addr) = node.router_addrs().first() {
         write!(line, " router={addr}")?;
     }
@@ -67,13 +77,30 @@ async fn block(node: &RunningNode, default_dir: bool) -> Result<String, std::fmt
     let _ = timeout(PEERS_PATIENCE, peers.wait_for(all)).await;
     let states = peers.borrow().clone();
     let mut out = String::new();
-    writeln!(out, "node            {} (cluster {})", node.node(), node.cluster())?;
+    writeln!(
+        out,
+        "node            {} (cluster {})",
+        node.node(),
+        node.cluster()
+    )?;
     writeln!(out, "trust domain    {}", node.trust_domain())?;
     writeln!(out, "data directory  {}", node.data_dir().display())?;
     writeln!(out, "APIServer       {}", node.apiserver_url())?;
-    let router = node.router_addrs().first().map(ToString::to_string).unwrap_or_default();
-    writeln!(out, "Router          {router}, reachable from other nodes: {}", reachable(node))?;
-    writeln!(out, "metrics         http://{}/metrics", node.metrics_addr())?;
+    let router = node
+        .router_addrs()
+        .first()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    writeln!(
+        out,
+        "Router          {router}, reachable from other nodes: {}",
+        reachable(node)
+    )?;
+    writeln!(
+        out,
+        "metrics         http://{}/metrics",
+        node.metrics_addr()
+    )?;
     if states.is_empty() {
         writeln!(out, "peers           none")?;
     }
@@ -84,12 +111,19 @@ async fn block(node: &RunningNode, default_dir: bool) -> Result<String, std::fmt
             (Some(error), false) => format!("not connected: {error}"),
             (None, false) => "connecting".to_owned(),
         };
-        writeln!(out, "{title:<14}  {} at {}: {state}", peer.node, peer.server)?;
+        writeln!(
+            out,
+            "{title:<14}  {} at {}: {state}",
+            peer.node, peer.server
+        )?;
     }
     let dir = match default_dir {
         true => String::new(),
         false => format!(" --data-dir {}", node.data_dir().display()),
     };
-    writeln!(out, "\nTry:\n  keel get routers{dir}\n  keel token create --node NAME{dir} > token\n  keel-sidecar --mapped-services NAME{dir}")?;
+    writeln!(
+        out,
+        "\nTry:\n  keel get routers{dir}\n  keel token create --node NAME{dir} > token\n  keel-sidecar --mapped-services NAME{dir}"
+    )?;
     Ok(out)
 }

@@ -48,6 +48,8 @@ pub(super) async fn greet(found: &Found, target: SocketAddr) -> anyhow::Result<S
         anyhow::ensure!(read > 0, "closed without a word");
         Ok(read)
     };
-    let read = timeout(PATIENCE * 10, exchange).await.context("does not answer")??;
+    let read = timeout(PATIENCE * 10, exchange)
+        .await
+        .context("does not answer")??;
     Ok(format!("answers ({read} bytes)"))
 }

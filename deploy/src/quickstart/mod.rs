@@ -25,7 +25,9 @@ use web::Web;
 
 /// Flags of `keel quickstart`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  keel quickstart\n  keel quickstart --once        ends after the proof, with status 0 if every step held")]
+#[command(
+    after_help = "Examples:\n  keel quickstart\n  keel quickstart --once        ends after the proof, with status 0 if every step held"
+)]
 pub struct Flags {
     /// End after the proof
     #[arg(long)]
@@ -46,10 +48,19 @@ pub async fn run(flags: Flags, stop: CancellationToken) -> anyhow::Result<()> {
     let started = Instant::now();
     let temporary = match &flags.data_dir {
         Some(_) => None,
-        None => Some(tempfile::Builder::new().prefix("keel-quickstart-").tempdir().context("cannot make a temporary directory")?),
+        None => Some(
+            tempfile::Builder::new()
+                .prefix("keel-quickstart-")
+                .tempdir()
+                .context("cannot make a temporary directory")?,
+        ),
     };
     // Invariant: one of the two is there.
-    let base = flags.data_dir.clone().or_else(|| temporary.as_ref().map(|dir| dir.path().to_owned())).unwrap_or_default();
+    let base = flags
+        .data_dir
+        .clone()
+        .or_else(|| temporary.as_ref().map(|dir| dir.path().to_owned()))
+        .unwrap_or_default();
     let mut show = Show { steps: 0 };
     let outcome = tokio::select! {
         biased;
@@ -67,7 +78,10 @@ pub async fn run(flags: Flags, stop: CancellationToken) -> anyhow::Result<()> {
     };
     let Some(stage) = outcome? else { return Ok(()) };
     let steps = show.steps;
-    show.line(format_args!("\nIt works: {steps} steps in {:.1} s.", started.elapsed().as_secs_f32()));
+    show.line(format_args!(
+        "\nIt works: {steps} steps in {:.1} s.",
+        started.elapsed().as_secs_f32()
+    ));
     if !flags.once {
         stage.invite(&base, &mut show);
         stop.cancelled().await;
@@ -97,16 +111,33 @@ const PORT: u16 = 8080;
 impl Stage {
     async fn set_up(base: &Path, show: &mut Show) -> anyhow::Result<Self> {
         let settings = node_settings("edge-a", &base.join("edge-a"), None)?;
-        let edge_a = Node::start(settings).await.context("edge-a does not start")?;
-        show.step(format_args!("edge-a is up: APIServer {}, Router {}", edge_a.apiserver_url(), first(edge_a.router_addrs())));
+        let edge_a = Node::start(settings)
+            .await
+            .context("edge-a does not start")?;
+        show.step(format_args!(
+            "edge-a is up: APIServer {}, Router {}",
+            edge_a.apiserver_url(),
+            first(edge_a.router_addrs())
+        ));
 
-        let admin = Admin::get(&base.join("edge-a"), None, None).await.context("edge-a gives no admin identity")?;
+        let admin = Admin::get(&base.join("edge-a"), None, None)
+            .await
+            .context("edge-a gives no admin identity")?;
         let endpoint = edge_a.apiserver_addr().to_string();
-        let token = admin.node_token(&"edge-b".parse()?, &endpoint).await.context("edge-a makes no token")?;
+        let token = admin
+            .node_token(&"edge-b".parse()?, &endpoint)
+            .await
+            .context("edge-a makes no token")?;
         let token_file = base.join("token");
         keel_certs::write_atomic(&token_file, token.to_string().as_bytes(), 0o600)?;
-        let settings = node_settings("edge-b", &base.join("edge-b"), Some(TokenSource::File(token_file)))?;
-        let edge_b = Node::start(settings).await.context("edge-b does not start")?;
+        let settings = node_settings(
+            "edge-b",
+            &base.join("edge-b"),
+            Some(TokenSource::File(token_file)),
+        )?;
+        let edge_b = Node::start(settings)
+            .await
+            .context("edge-b does not start")?;
         show.step(format_args!(
             "edge-b joined trust domain {} with a token: APIServer {}, Router {}",
             edge_b.trust_domain(),
@@ -118,23 +149,51 @@ impl Stage {
         // Listening below 1024 takes root, and this must work without.
         let mut published = vec![format!("{WEB}:{PORT}={}", web.addr())];
         let found = found::look().await;
-        published.extend(found.iter().map(|found| format!("{}={}", found.name, found.addr)));
+        published.extend(
+            found
+                .iter()
+                .map(|found| format!("{}={}", found.name, found.addr)),
+        );
         let (web_stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         tasks.spawn(web.run(web_stop.clone()));
 
         let namespace = Namespace::default_namespace();
         let mut config = sidecar_config(base, "edge-b");
         config.published = parse_published(&published.join(","), &namespace)?;
-        let provider = start_sidecar(config).await.context("the sidecar on edge-b does not start")?;
-        show.step(format_args!("a sidecar on edge-b publishes {}", published.join(", ")));
+        let provider = start_sidecar(config)
+            .await
+            .context("the sidecar on edge-b does not start")?;
+        show.step(format_args!(
+            "a sidecar on edge-b publishes {}",
+            published.join(", ")
+        ));
 
         let mut mapped = vec![format!("{WEB}:{PORT}")];
-        mapped.extend(found.iter().map(|found| format!("{}:{}", found.name, found.addr.port())));
+        mapped.extend(
+            found
+                .iter()
+                .map(|found| format!("{}:{}", found.name, found.addr.port())),
+        );
         let mut config = sidecar_config(base, "edge-a");
         config.mapped = parse_mapped(&mapped.join(","), &namespace)?;
-        let consumer = start_sidecar(config).await.context("the sidecar on edge-a does not start")?;
-        show.step(format_args!("a sidecar on edge-a maps {}; DNS answers at {}", mapped.join(", "), dns(&consumer)?));
-        Ok(Self { consumer: Some(consumer), provider: Some(provider), edge_a, edge_b, web: tasks, web_stop, found, admin })
+        let consumer = start_sidecar(config)
+            .await
+            .context("the sidecar on edge-a does not start")?;
+        show.step(format_args!(
+            "a sidecar on edge-a maps {}; DNS answers at {}",
+            mapped.join(", "),
+            dns(&consumer)?
+        ));
+        Ok(Self {
+            consumer: Some(consumer),
+            provider: Some(provider),
+            edge_a,
+            edge_b,
+            web: tasks,
+            web_stop,
+            found,
+            admin,
+        })
     }
 
     /// Looks at what an application would see, and at nothing behind it.
@@ -142,12 +201,29 @@ impl Stage {
         let client = self.admin.client()?;
         let edge_b = "edge-b".parse()?;
         let seen = until(|| async {
-            let router = client.get_router(&edge_b).await.context("edge-a does not know Router edge-b")?;
-            let status = router.status.context("Router edge-b has no status on edge-a")?;
-            let service = status.active_services.iter().find(|service| service.name.as_deref() == Some(WEB));
-            let service = service.with_context(|| format!("{WEB} is not in the status of Router edge-b on edge-a"))?;
-            let provider = service.providers.first().with_context(|| format!("{WEB} has no provider"))?;
-            Ok(format!("{WEB}.default:{} provided by {}", service.service_port().unwrap_or_default(), provider.identity))
+            let router = client
+                .get_router(&edge_b)
+                .await
+                .context("edge-a does not know Router edge-b")?;
+            let status = router
+                .status
+                .context("Router edge-b has no status on edge-a")?;
+            let service = status
+                .active_services
+                .iter()
+                .find(|service| service.name.as_deref() == Some(WEB));
+            let service = service.with_context(|| {
+                format!("{WEB} is not in the status of Router edge-b on edge-a")
+            })?;
+            let provider = service
+                .providers
+                .first()
+                .with_context(|| format!("{WEB} has no provider"))?;
+            Ok(format!(
+                "{WEB}.default:{} provided by {}",
+                service.service_port().unwrap_or_default(),
+                provider.identity
+            ))
         })
         .await?;
         show.step(format_args!("Router edge-b, as synced to edge-a: {seen}"));
@@ -165,18 +241,29 @@ impl Stage {
         if body != "hello from edge-b" {
             bail!("http://{name}:{PORT} answered {body:?}");
         }
-        show.step(format_args!("GET http://{name}:{PORT}/ at {target} answered: {body}"));
+        show.step(format_args!(
+            "GET http://{name}:{PORT}/ at {target} answered: {body}"
+        ));
 
         for found in &self.found {
             let name = format!("{}.default.svc", found.name);
             let held = async {
-                let target = SocketAddr::new(until(|| proof::resolve(server, &name)).await?, found.addr.port());
+                let target = SocketAddr::new(
+                    until(|| proof::resolve(server, &name)).await?,
+                    found.addr.port(),
+                );
                 found::greet(found, target).await
             };
             // A server found by chance is a bonus: what it does is shown, and nothing depends on it.
             match held.await {
-                Ok(said) => show.line(format_args!("      also: {name}:{} {said}", found.addr.port())),
-                Err(error) => show.line(format_args!("      (not: {name}:{}: {error:#})", found.addr.port())),
+                Ok(said) => show.line(format_args!(
+                    "      also: {name}:{} {said}",
+                    found.addr.port()
+                )),
+                Err(error) => show.line(format_args!(
+                    "      (not: {name}:{}: {error:#})",
+                    found.addr.port()
+                )),
             }
         }
         Ok(())
@@ -184,7 +271,11 @@ impl Stage {
 
     fn invite(&self, base: &Path, show: &mut Show) {
         let dir = base.join("edge-a");
-        let server = self.consumer.as_ref().and_then(|consumer| consumer.addresses().dns).unwrap_or_else(|| loopback(0));
+        let server = self
+            .consumer
+            .as_ref()
+            .and_then(|consumer| consumer.addresses().dns)
+            .unwrap_or_else(|| loopback(0));
         show.line(format_args!(
             "\nTry it yourself, in another terminal:
   dig @{} -p {} {WEB}.default.svc +short
@@ -204,7 +295,10 @@ Ctrl-C ends it.",
 
     /// Consumers first, so that nothing is reset that could end well.
     async fn tear_down(mut self) {
-        for sidecar in [self.consumer.take(), self.provider.take()].into_iter().flatten() {
+        for sidecar in [self.consumer.take(), self.provider.take()]
+            .into_iter()
+            .flatten()
+        {
             warn_of(sidecar.stop().await);
         }
         warn_of(self.edge_b.stop().await);
@@ -220,7 +314,11 @@ fn warn_of(outcome: anyhow::Result<()>) {
     }
 }
 
-fn node_settings(name: &str, dir: &Path, join: Option<TokenSource>) -> anyhow::Result<NodeSettings> {
+fn node_settings(
+    name: &str,
+    dir: &Path,
+    join: Option<TokenSource>,
+) -> anyhow::Result<NodeSettings> {
     let flags = NodeFlags {
         node_name: Some(name.parse()?),
         data_dir: Some(dir.to_owned()),
@@ -249,11 +347,16 @@ async fn start_sidecar(config: SidecarConfig) -> anyhow::Result<RunningSidecar> 
 }
 
 fn dns(sidecar: &RunningSidecar) -> anyhow::Result<SocketAddr> {
-    sidecar.addresses().dns.context("the sidecar answers no DNS")
+    sidecar
+        .addresses()
+        .dns
+        .context("the sidecar answers no DNS")
 }
 
 fn first(addrs: Vec<SocketAddr>) -> String {
-    addrs.first().map_or_else(|| "nowhere".to_owned(), ToString::to_string)
+    addrs
+        .first()
+        .map_or_else(|| "nowhere".to_owned(), ToString::to_string)
 }
 
 fn loopback(port: u16) -> SocketAddr {
@@ -261,12 +364,16 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 /// Asks again until it holds, at most for [`STEP`]; then the last answer is the error.
-async fn until<T, F: Future<Output = anyhow::Result<T>>>(mut ask: impl FnMut() -> F) -> anyhow::Result<T> {
+async fn until<T, F: Future<Output = anyhow::Result<T>>>(
+    mut ask: impl FnMut() -> F,
+) -> anyhow::Result<T> {
     let deadline = Instant::now() + STEP;
     loop {
         match ask().await {
             Ok(value) => return Ok(value),
-            Err(error) if Instant::now() >= deadline => return Err(error.context(format!("not within {STEP:?}"))),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error.context(format!("not within {STEP:?}")));
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }

@@ -17,7 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) async fn resolve(server: SocketAddr, name: &str) -> anyhow::Result<IpAddr> {
     let mut query = Message::query();
     query.metadata.recursion_desired = true;
-    query.add_query(Query::query(Name::from_ascii(format!("{name}."))?, RecordType::A));
+    query.add_query(Query::query(
+        Name::from_ascii(format!("{name}."))?,
+        RecordType::A,
+    ));
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     socket.connect(server).await?;
     socket.send(&query.to_vec()?).await?;
@@ -29,8 +32,16 @@ pub(super) async fn resolve(server: SocketAddr, name: &str) -> anyhow::Result<Ip
     if answer.metadata.id != query.metadata.id {
         bail!("the DNS at {server} answered another question");
     }
-    let address = answer.answers.iter().find_map(|record| record.data.ip_addr());
-    address.with_context(|| format!("the DNS at {server} has no address for {name}: {}", answer.metadata.response_code))
+    let address = answer
+        .answers
+        .iter()
+        .find_map(|record| record.data.ip_addr());
+    address.with_context(|| {
+        format!(
+            "the DNS at {server} has no address for {name}: {}",
+            answer.metadata.response_code
+        )
+    })
 }
 
 /// Sends one HTTP request and gives the body of the answer.
@@ -44,8 +55,12 @@ pub(super) async fn fetch(server: SocketAddr, host: &str) -> anyhow::Result<Stri
         stream.take(64 * 1024).read_to_string(&mut answer).await?;
         anyhow::Ok(answer)
     };
-    let answer = timeout(PATIENCE * 5, exchange).await.with_context(|| format!("no answer from {server}"))??;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("{server} does not speak HTTP"))?;
+    let answer = timeout(PATIENCE * 5, exchange)
+        .await
+        .with_context(|| format!("no answer from {server}"))??;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("{server} does not speak HTTP"))?;
     let status = head.lines().next().unwrap_or_default();
     if !status.contains(" 200") {
         bail!("{server} answered {status}");

@@ -28,9 +28,15 @@ pub(super) struct Web {
 impl Web {
     /// Binds a free port (always 1024 or more); every request is answered with `says`.
     pub(super) async fn bind(says: String) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("cannot listen for the built-in service")?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .context("cannot listen for the built-in service")?;
         let addr = listener.local_addr()?;
-        Ok(Self { listener, addr, says })
+        Ok(Self {
+            listener,
+            addr,
+            says,
+        })
     }
 
     /// Where it listens.

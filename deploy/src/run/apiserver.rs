@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use keel_certs::{DataDir, INTERMEDIATE_LIFE, LiveIdentity, NodeName, RootAuthority, TrustDomain, rotate};
+use keel_certs::{
+    DataDir, INTERMEDIATE_LIFE, LiveIdentity, NodeName, RootAuthority, TrustDomain, rotate,
+};
 use keel_control::client::Client;
 use keel_control::enroll::{Enrolment, EnrolmentConfig, LocalIssuer, LocalSockets, NodeInfo};
 use keel_control::routes::ReportContext;
@@ -47,16 +49,28 @@ pub(super) struct ControlPlane {
 
 impl ControlPlane {
     /// Opens the data directory, finds out who the node is, and serves the API.
-    pub(super) async fn start(settings: &NodeSettings, metrics: Arc<TransportMetrics>) -> anyhow::Result<Self> {
+    pub(super) async fn start(
+        settings: &NodeSettings,
+        metrics: Arc<TransportMetrics>,
+    ) -> anyhow::Result<Self> {
         let data = DataDir::open(&settings.data_dir)?;
-        let Established { authority, root, live, hosts, peers } = identity::establish(&data, settings).await?;
+        let Established {
+            authority,
+            root,
+            live,
+            hosts,
+            peers,
+        } = identity::establish(&data, settings).await?;
         let node = authority.node();
         let path = settings.store.clone().unwrap_or_else(|| data.store());
         let store = Store::open(&path, StoreConfig::default())
             .await
             .with_context(|| format!("cannot open the store {}", path.display()))?;
 
-        let advertised = Advertised { listen: settings.apiserver_listen, hosts: settings.advertise.clone() };
+        let advertised = Advertised {
+            listen: settings.apiserver_listen,
+            hosts: settings.advertise.clone(),
+        };
         let first = NodeInfo {
             node: node.clone(),
             cluster: settings.cluster.clone(),
@@ -74,14 +88,31 @@ impl ControlPlane {
             intermediate_life: INTERMEDIATE_LIFE,
             local_namespaces: settings.local_namespaces.iter().cloned().collect(),
             owner: nix::unistd::geteuid().as_raw(),
-            root_node: if root.is_some() { None } else { peers.first().map(|peer| peer.node.clone()) },
+            root_node: if root.is_some() {
+                None
+            } else {
+                peers.first().map(|peer| peer.node.clone())
+            },
         };
         let enrolment = Enrolment::new(config, authority.clone(), root, store.clone());
-        let api = Api::new(ApiConfig { node: node.clone() }, store.clone(), Arc::new(enrolment.clone()));
-        let keys = QuicKeys::load_or_create(&data.quic()).context("cannot have the APIServer's QUIC keys")?;
-        let server = ApiServer::bind(&settings.apiserver_listen, &live, &keys, Arc::new(api), Limits::default(), metrics)
-            .context("the APIServer cannot listen")?;
-        let addr = reached_locally(&server.local_addrs()).ok_or_else(|| anyhow!("the APIServer listens nowhere"))?;
+        let api = Api::new(
+            ApiConfig { node: node.clone() },
+            store.clone(),
+            Arc::new(enrolment.clone()),
+        );
+        let keys = QuicKeys::load_or_create(&data.quic())
+            .context("cannot have the APIServer's QUIC keys")?;
+        let server = ApiServer::bind(
+            &settings.apiserver_listen,
+            &live,
+            &keys,
+            Arc::new(api),
+            Limits::default(),
+            metrics,
+        )
+        .context("the APIServer cannot listen")?;
+        let addr = reached_locally(&server.local_addrs())
+            .ok_or_else(|| anyhow!("the APIServer listens nowhere"))?;
         let sockets = LocalSockets::bind(&data)?;
         info!(listen = %settings.apiserver_listen, %addr, %node, trust_domain = %authority.trust_domain(), "APIServer listens");
 
@@ -92,9 +123,23 @@ impl ControlPlane {
             name
         };
         tasks.spawn(named("the APIServer", Box::pin(server.run(stop.clone()))));
-        tasks.spawn(named("the local sockets", Box::pin(sockets.run(enrolment, stop.clone()))));
-        let issuer = LocalIssuer { authority: authority.clone(), hosts: hosts.clone(), life: settings.leaf_life };
-        tasks.spawn(named("the rotation", Box::pin(rotate(live.clone(), Arc::new(issuer), stop.clone().cancelled_owned()))));
+        tasks.spawn(named(
+            "the local sockets",
+            Box::pin(sockets.run(enrolment, stop.clone())),
+        ));
+        let issuer = LocalIssuer {
+            authority: authority.clone(),
+            hosts: hosts.clone(),
+            life: settings.leaf_life,
+        };
+        tasks.spawn(named(
+            "the rotation",
+            Box::pin(rotate(
+                live.clone(),
+                Arc::new(issuer),
+                stop.clone().cancelled_owned(),
+            )),
+        ));
         let trust_domain = authority.trust_domain();
         let renewal = Renewal {
             path: data.path().to_owned(),
@@ -105,7 +150,10 @@ impl ControlPlane {
             leaf_life: settings.leaf_life,
             peers: peers.clone(),
         };
-        tasks.spawn(named("the renewal of the intermediate", Box::pin(renewal.run(stop.clone()))));
+        tasks.spawn(named(
+            "the renewal of the intermediate",
+            Box::pin(renewal.run(stop.clone())),
+        ));
 
         let stop_on_drop = stop.clone().drop_guard();
         let this = Self {
@@ -142,7 +190,12 @@ impl ControlPlane {
 
     /// Tells workloads and joiners where the Router is, now and whenever it moves.
     pub(super) fn publish_router(&mut self, mut context: watch::Receiver<Arc<ReportContext>>) {
-        let (info, advertised, addr, stop) = (self.info.clone(), self.advertised.clone(), self.addr, self.stop.clone());
+        let (info, advertised, addr, stop) = (
+            self.info.clone(),
+            self.advertised.clone(),
+            self.addr,
+            self.stop.clone(),
+        );
         let now = context.borrow_and_update().clone();
         self.tell(texts(&now.node_addresses), &now.plan.addresses);
         self.tasks.spawn(async move {
@@ -158,7 +211,12 @@ impl ControlPlane {
                 }
                 let now = context.borrow_and_update().clone();
                 info.send_modify(|info| {
-                    *info = Arc::new(advertised.info(info, addr, texts(&now.node_addresses), &now.plan.addresses));
+                    *info = Arc::new(advertised.info(
+                        info,
+                        addr,
+                        texts(&now.node_addresses),
+                        &now.plan.addresses,
+                    ));
                 });
             }
             "the node's information"
@@ -166,14 +224,18 @@ impl ControlPlane {
     }
 
     fn tell(&self, routers: Vec<String>, addresses: &[HostPort]) {
-        self.info.send_modify(|info| *info = Arc::new(self.advertised.info(info, self.addr, routers, addresses)));
+        self.info.send_modify(|info| {
+            *info = Arc::new(self.advertised.info(info, self.addr, routers, addresses))
+        });
     }
 
     /// Ends only if a part ends by itself.
     pub(super) async fn ended(&mut self) -> anyhow::Error {
         match self.tasks.join_next().await {
             Some(Ok(name)) => anyhow!("{name} ended by itself"),
-            Some(Err(error)) => anyhow::Error::new(error).context("a part of the control plane failed"),
+            Some(Err(error)) => {
+                anyhow::Error::new(error).context("a part of the control plane failed")
+            }
             None => anyhow!("the control plane ended by itself"),
         }
     }
@@ -197,13 +259,29 @@ struct Advertised {
 }
 
 impl Advertised {
-    fn info(&self, old: &NodeInfo, addr: SocketAddr, routers: Vec<String>, addresses: &[HostPort]) -> NodeInfo {
+    fn info(
+        &self,
+        old: &NodeInfo,
+        addr: SocketAddr,
+        routers: Vec<String>,
+        addresses: &[HostPort],
+    ) -> NodeInfo {
         let (token_endpoint, unreachable) = self.endpoint(addr, addresses);
-        NodeInfo { apiserver: format!("https://{addr}"), routers, token_endpoint, unreachable, ..old.clone() }
+        NodeInfo {
+            apiserver: format!("https://{addr}"),
+            routers,
+            token_endpoint,
+            unreachable,
+            ..old.clone()
+        }
     }
 
     /// The first advertised host with the APIServer's port, or why there is none.
-    fn endpoint(&self, addr: SocketAddr, addresses: &[HostPort]) -> (Option<String>, Option<String>) {
+    fn endpoint(
+        &self,
+        addr: SocketAddr,
+        addresses: &[HostPort],
+    ) -> (Option<String>, Option<String>) {
         if self.listen.ip().is_some_and(|ip| ip.is_loopback()) {
             let why = format!(
                 "the APIServer listens on {} only, so nobody can join from another machine: start the node with --apiserver-listen 0.0.0.0:7443",
@@ -214,7 +292,11 @@ impl Advertised {
         let advertised = self.hosts.first().or_else(|| addresses.first());
         if let Some(host) = advertised {
             let host = host.host();
-            let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+            let host = if host.contains(':') {
+                format!("[{host}]")
+            } else {
+                host.to_owned()
+            };
             return (Some(format!("{host}:{}", addr.port())), None);
         }
         match self.listen.ip().filter(|ip| !ip.is_unspecified()) {
@@ -248,14 +330,25 @@ mod tests {
 
     fn endpoint(listen: &str, hosts: &[&str]) -> (Option<String>, Option<String>) {
         let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
-        let advertised = Advertised { listen: listen.parse().unwrap(), hosts };
+        let advertised = Advertised {
+            listen: listen.parse().unwrap(),
+            hosts,
+        };
         advertised.endpoint("127.0.0.1:7443".parse().unwrap(), &[])
     }
 
     #[test]
     fn a_token_points_at_the_first_advertised_host_with_the_port_of_the_apiserver() {
-        assert_eq!(endpoint("0.0.0.0:7443", &["a.example.net:7000", "b:1"]).0.unwrap(), "a.example.net:7443");
-        assert_eq!(endpoint(":7443", &["[2001:db8::1]:7000"]).0.unwrap(), "[2001:db8::1]:7443");
+        assert_eq!(
+            endpoint("0.0.0.0:7443", &["a.example.net:7000", "b:1"])
+                .0
+                .unwrap(),
+            "a.example.net:7443"
+        );
+        assert_eq!(
+            endpoint(":7443", &["[2001:db8::1]:7000"]).0.unwrap(),
+            "[2001:db8::1]:7443"
+        );
         assert_eq!(endpoint("192.0.2.1:7443", &[]).0.unwrap(), "192.0.2.1:7443");
     }
 

@@ -28,15 +28,23 @@ impl DataPath {
         R: Future<Output = anyhow::Result<()>>,
     {
         let (tell, done) = oneshot::channel();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let outcome = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(main()),
-                Err(error) => Err(error).context("cannot make the runtime of the data path"),
-            };
-            // Nobody listens only when the owner is being dropped anyway.
-            let _ = tell.send(outcome);
-        });
-        Ok(Self { done, thread: thread.context("cannot start the thread of the data path")? })
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let outcome = match tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                {
+                    Ok(runtime) => runtime.block_on(main()),
+                    Err(error) => Err(error).context("cannot make the runtime of the data path"),
+                };
+                // Nobody listens only when the owner is being dropped anyway.
+                let _ = tell.send(outcome);
+            });
+        Ok(Self {
+            done,
+            thread: thread.context("cannot start the thread of the data path")?,
+        })
     }
 
     /// Waits until the future has ended. Cancel safe: the thread goes on.
@@ -73,6 +81,13 @@ mod tests {
         let failed = DataPath::start("failed", || async { Err(anyhow!("no socket")) }).unwrap();
         assert_eq!(failed.join().await.unwrap_err().to_string(), "no socket");
         let panicked = DataPath::start("panicked", || async { panic!("on purpose") }).unwrap();
-        assert!(panicked.join().await.unwrap_err().to_string().contains("panicked"));
+        assert!(
+            panicked
+                .join()
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("panicked")
+        );
     }
 }

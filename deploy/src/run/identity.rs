@@ -3,7 +3,10 @@
 use std::time::SystemTime;
 
 use anyhow::Context as _;
-use keel_certs::{DataDir, Hosts, INTERMEDIATE_LIFE, KeyPair, LiveIdentity, NodeAuthority, NodeName, RootAuthority, write_atomic};
+use keel_certs::{
+    DataDir, Hosts, INTERMEDIATE_LIFE, KeyPair, LiveIdentity, NodeAuthority, NodeName,
+    RootAuthority, write_atomic,
+};
 use keel_control::enroll;
 use keel_fabric::quic::HostPort;
 use tracing::{info, warn};
@@ -27,7 +30,10 @@ pub(super) struct Established {
 }
 
 /// Reads the identity of the data directory, or makes one.
-pub(super) async fn establish(data: &DataDir, settings: &NodeSettings) -> anyhow::Result<Established> {
+pub(super) async fn establish(
+    data: &DataDir,
+    settings: &NodeSettings,
+) -> anyhow::Result<Established> {
     let root = RootAuthority::load(data)?;
     let hosts = hosts(settings);
     let (authority, root) = match NodeAuthority::load(data)? {
@@ -35,7 +41,9 @@ pub(super) async fn establish(data: &DataDir, settings: &NodeSettings) -> anyhow
             resumed(&authority, settings)?;
             (authority, root)
         }
-        None if settings.join.is_some() && root.is_none() => (join(data, settings, &hosts).await?, None),
+        None if settings.join.is_some() && root.is_none() => {
+            (join(data, settings, &hosts).await?, None)
+        }
         None => {
             if settings.join.is_some() {
                 warn!("this directory holds the root of a trust domain: --join is not used");
@@ -44,7 +52,10 @@ pub(super) async fn establish(data: &DataDir, settings: &NodeSettings) -> anyhow
                 Some(root) => root,
                 None => found(data, settings)?,
             };
-            (under_root(data, &root, &node_name(settings)?, &hosts)?, Some(root))
+            (
+                under_root(data, &root, &node_name(settings)?, &hosts)?,
+                Some(root),
+            )
         }
     };
     // A new address of the machine asks for a new intermediate, because that one names the addresses it may sign for.
@@ -55,10 +66,19 @@ pub(super) async fn establish(data: &DataDir, settings: &NodeSettings) -> anyhow
         _ => authority,
     };
     let key = KeyPair::generate()?;
-    let leaf = authority.sign_node(&key.csr()?, &hosts, settings.leaf_life).context("cannot sign the node's certificate")?;
-    let live = LiveIdentity::new(key, leaf, authority.roots()).context("the node's certificate cannot be used")?;
+    let leaf = authority
+        .sign_node(&key.csr()?, &hosts, settings.leaf_life)
+        .context("cannot sign the node's certificate")?;
+    let live = LiveIdentity::new(key, leaf, authority.roots())
+        .context("the node's certificate cannot be used")?;
     let peers = peers::merge(&settings.peers, peers::load(&data.peers())?);
-    Ok(Established { authority, root, live, hosts, peers })
+    Ok(Established {
+        authority,
+        root,
+        live,
+        hosts,
+        peers,
+    })
 }
 
 /// Checks what was asked for against what the directory says.
@@ -71,10 +91,16 @@ fn resumed(authority: &NodeAuthority, settings: &NodeSettings) -> anyhow::Result
         ))
         .into());
     }
-    if let Some(asked) = settings.trust_domain.as_ref().filter(|asked| **asked != authority.trust_domain()) {
+    if let Some(asked) = settings
+        .trust_domain
+        .as_ref()
+        .filter(|asked| **asked != authority.trust_domain())
+    {
         warn!(in_use = %authority.trust_domain(), %asked, "--trust-domain counts only when a trust domain is made; going on");
     }
-    let Some(source) = &settings.join else { return Ok(()) };
+    let Some(source) = &settings.join else {
+        return Ok(());
+    };
     // The token may long be gone from its file: the node is what it is without it.
     match source.read() {
         Ok(token) if Some(&token.pin) == authority.pin().ok().as_ref() => {
@@ -84,24 +110,41 @@ fn resumed(authority: &NodeAuthority, settings: &NodeSettings) -> anyhow::Result
             trust_domain = %authority.trust_domain(),
             "the token is for another trust domain; going on as node {node} of this one. To join the other one, give an empty --data-dir"
         ),
-        Err(error) => warn!(error = chain(&error), "already joined, so the token is not needed"),
+        Err(error) => warn!(
+            error = chain(&error),
+            "already joined, so the token is not needed"
+        ),
     }
     Ok(())
 }
 
 /// Becomes a node of somebody else's trust domain.
-async fn join(data: &DataDir, settings: &NodeSettings, hosts: &Hosts) -> anyhow::Result<NodeAuthority> {
+async fn join(
+    data: &DataDir,
+    settings: &NodeSettings,
+    hosts: &Hosts,
+) -> anyhow::Result<NodeAuthority> {
     let source = settings.join.as_ref().context("no token")?;
-    let token = source.read().map_err(|error| Usage(format!("--join: {}", chain(&error))))?;
+    let token = source
+        .read()
+        .map_err(|error| Usage(format!("--join: {}", chain(&error))))?;
     let node = node_name(settings)?;
     // The token belongs to the first key that uses it, so the key outlives a crash between question and answer.
     let key = pending_key(data)?;
     let joined = enroll::join::node(&token, &node, &key.csr()?, hosts).await?;
     let server: HostPort = token.endpoint.parse().context("the token's endpoint")?;
     // Before the intermediate: a node that knows who it is also knows its first peer.
-    peers::save(&data.peers(), &[PeerArg { node: joined.through.clone(), server }])?;
+    peers::save(
+        &data.peers(),
+        &[PeerArg {
+            node: joined.through.clone(),
+            server,
+        }],
+    )?;
     let authority = NodeAuthority::create(key, joined.intermediate, joined.roots)?;
-    authority.save(data).context("cannot keep the intermediate")?;
+    authority
+        .save(data)
+        .context("cannot keep the intermediate")?;
     renewal::keep_asked(data, hosts)?;
     // Best effort: the key is in the authority now.
     let _ = std::fs::remove_file(data.path().join(PENDING_KEY));
@@ -125,18 +168,28 @@ fn pending_key(data: &DataDir) -> anyhow::Result<KeyPair> {
 }
 
 fn found(data: &DataDir, settings: &NodeSettings) -> anyhow::Result<RootAuthority> {
-    let root = RootAuthority::create(settings.trust_domain.clone()).context("cannot make a root")?;
+    let root =
+        RootAuthority::create(settings.trust_domain.clone()).context("cannot make a root")?;
     root.save(data).context("cannot keep the root")?;
     info!(trust_domain = %root.trust_domain(), ca = %data.ca().display(), "made a new trust domain; back up its ca directory");
     Ok(root)
 }
 
 /// Makes the node's intermediate with the root at hand.
-pub(super) fn under_root(data: &DataDir, root: &RootAuthority, node: &NodeName, hosts: &Hosts) -> anyhow::Result<NodeAuthority> {
+pub(super) fn under_root(
+    data: &DataDir,
+    root: &RootAuthority,
+    node: &NodeName,
+    hosts: &Hosts,
+) -> anyhow::Result<NodeAuthority> {
     let key = KeyPair::generate()?;
-    let intermediate = root.sign_intermediate(&key.csr()?, node, hosts, INTERMEDIATE_LIFE).context("cannot sign the intermediate")?;
+    let intermediate = root
+        .sign_intermediate(&key.csr()?, node, hosts, INTERMEDIATE_LIFE)
+        .context("cannot sign the intermediate")?;
     let authority = NodeAuthority::create(key, intermediate, vec![root.certificate().clone()])?;
-    authority.save(data).context("cannot keep the intermediate")?;
+    authority
+        .save(data)
+        .context("cannot keep the intermediate")?;
     renewal::keep_asked(data, hosts)?;
     Ok(authority)
 }
@@ -147,7 +200,11 @@ pub(super) fn node_name(settings: &NodeSettings) -> anyhow::Result<NodeName> {
         Some(node) => Ok(node.clone()),
         None => NodeName::from_host(&settings.host).map_err(|error| {
             let reason = chain(&error);
-            Usage(format!("the host's name `{}` is no node name ({reason}): give one with --node-name", settings.host)).into()
+            Usage(format!(
+                "the host's name `{}` is no node name ({reason}): give one with --node-name",
+                settings.host
+            ))
+            .into()
         }),
     }
 }

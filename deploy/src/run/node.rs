@@ -89,12 +89,21 @@ async fn parts(
     let router = RouterSettings {
         node: control.node.clone(),
         cluster: settings.cluster.clone(),
-        flags: RouterFlags { listen: settings.router_listen, advertise: settings.advertise.clone() },
+        flags: RouterFlags {
+            listen: settings.router_listen,
+            advertise: settings.advertise.clone(),
+        },
         quic_dir: control.quic_dir(),
         status_interval: settings.status_interval,
     };
     let router = RouterPart::start(router, control.live.clone(), client.clone(), fabric).await?;
-    let syncer = SyncerPart::start(control.node.clone(), &control.peers, control.live.clone(), client, sync);
+    let syncer = SyncerPart::start(
+        control.node.clone(),
+        &control.peers,
+        control.live.clone(),
+        client,
+        sync,
+    );
     Ok((syncer, router))
 }
 
@@ -197,7 +206,12 @@ impl RunningNode {
         let client = self.control.client();
         let router = self.router.stop().await;
         let last = async {
-            let status = client.ok()?.get_router(&self.control.node).await.ok()?.status?;
+            let status = client
+                .ok()?
+                .get_router(&self.control.node)
+                .await
+                .ok()?
+                .status?;
             Some(status.source?.revision)
         };
         let last = timeout(LAST_LOOK, last).await.ok().flatten();
@@ -210,8 +224,16 @@ impl RunningNode {
 }
 
 /// A client of the APIServer at `server`, which must belong to `node`.
-pub(super) fn client(server: HostPort, node: &NodeName, live: &LiveIdentity) -> anyhow::Result<Client> {
-    let config = ClientConfig { server, expect: node.clone(), live: live.clone() };
+pub(super) fn client(
+    server: HostPort,
+    node: &NodeName,
+    live: &LiveIdentity,
+) -> anyhow::Result<Client> {
+    let config = ClientConfig {
+        server,
+        expect: node.clone(),
+        live: live.clone(),
+    };
     Client::new(config).context("no socket for a client of the APIServer")
 }
 

@@ -68,9 +68,14 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     let ready = Ready::default();
     let starting = ready.wait_for("apiserver");
     let metrics = MetricsPort::start(settings.metrics_listen, registry, ready).await?;
-    let Some(access) = Access::wait(&settings, &stop).await? else { return Ok(()) };
+    let Some(access) = Access::wait(&settings, &stop).await? else {
+        return Ok(());
+    };
     let mut rotation = access.rotate(&stop);
-    let flags = RouterFlags { listen: settings.router_listen, advertise: settings.advertise.clone() };
+    let flags = RouterFlags {
+        listen: settings.router_listen,
+        advertise: settings.advertise.clone(),
+    };
     let router = RouterSettings {
         node: access.info.node.clone(),
         cluster: access.info.cluster.clone(),
@@ -78,7 +83,8 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
         quic_dir: access.data.quic(),
         status_interval: settings.status_interval,
     };
-    let mut router = RouterPart::start(router, access.live.clone(), access.client()?, fabric).await?;
+    let mut router =
+        RouterPart::start(router, access.live.clone(), access.client()?, fabric).await?;
     drop(starting);
     info!(node = %access.info.node, metrics = %metrics.addr(), "ready");
     let outcome = tokio::select! {
@@ -103,13 +109,21 @@ pub async fn syncer(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     let ready = Ready::default();
     let starting = ready.wait_for("apiserver");
     let metrics = MetricsPort::start(settings.metrics_listen, registry, ready).await?;
-    let Some(access) = Access::wait(&settings, &stop).await? else { return Ok(()) };
+    let Some(access) = Access::wait(&settings, &stop).await? else {
+        return Ok(());
+    };
     let mut rotation = access.rotate(&stop);
     let peers = peers::merge(&settings.peers, peers::load(&access.data.peers())?);
     if peers.is_empty() {
         warn!("no peers: nothing is exchanged; name some with --peer NAME=HOST:PORT");
     }
-    let mut syncer = SyncerPart::start(access.info.node.clone(), &peers, access.live.clone(), access.client()?, sync);
+    let mut syncer = SyncerPart::start(
+        access.info.node.clone(),
+        &peers,
+        access.live.clone(),
+        access.client()?,
+        sync,
+    );
     drop(starting);
     info!(node = %access.info.node, metrics = %metrics.addr(), "ready");
     let outcome = tokio::select! {
@@ -139,7 +153,10 @@ const SAY: Duration = Duration::from_secs(30);
 
 impl Access {
     /// Waits for the APIServer of the data directory; `None` if `stop` comes first.
-    async fn wait(settings: &NodeSettings, stop: &CancellationToken) -> anyhow::Result<Option<Self>> {
+    async fn wait(
+        settings: &NodeSettings,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Option<Self>> {
         let data = DataDir::peek(&settings.data_dir);
         let mut said: Option<Instant> = None;
         loop {
@@ -166,18 +183,28 @@ impl Access {
 
     async fn get(data: &DataDir) -> Result<(NodeInfo, LiveIdentity), LocalError> {
         let socket = data.admin_sock();
-        Ok((local::info(&socket).await?, local::node_identity(&socket).await?))
+        Ok((
+            local::info(&socket).await?,
+            local::node_identity(&socket).await?,
+        ))
     }
 
     fn client(&self) -> anyhow::Result<Client> {
-        let server = parse_apiserver(&self.info.apiserver).context("the APIServer names no address")?;
+        let server =
+            parse_apiserver(&self.info.apiserver).context("the APIServer names no address")?;
         node::client(server, &self.info.node, &self.live)
     }
 
     fn rotate(&self, stop: &CancellationToken) -> JoinSet<()> {
-        let issuer = Arc::new(NodeSocketIssuer { socket: self.data.admin_sock() });
+        let issuer = Arc::new(NodeSocketIssuer {
+            socket: self.data.admin_sock(),
+        });
         let mut task = JoinSet::new();
-        task.spawn(rotate(self.live.clone(), issuer, stop.clone().cancelled_owned()));
+        task.spawn(rotate(
+            self.live.clone(),
+            issuer,
+            stop.clone().cancelled_owned(),
+        ));
         task
     }
 }

@@ -27,7 +27,9 @@ pub(super) fn load(path: &Path) -> anyhow::Result<Vec<PeerArg>> {
 
 /// Keeps `peers` in the file at `path`, atomically.
 pub(super) fn save(path: &Path, peers: &[PeerArg]) -> anyhow::Result<()> {
-    let file = PeersFile { peers: peers.iter().map(ToString::to_string).collect() };
+    let file = PeersFile {
+        peers: peers.iter().map(ToString::to_string).collect(),
+    };
     let text = serde_saphyr::to_string(&file).context("cannot write the peers as YAML")?;
     write_atomic(path, text.as_bytes(), 0o600)?;
     Ok(())
@@ -53,11 +55,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("peers.yaml");
         assert!(load(&path).unwrap().is_empty());
-        let kept: Vec<PeerArg> = vec!["a=a.example.net:7443".parse().unwrap(), "c=[2001:db8::1]:7443".parse().unwrap()];
+        let kept: Vec<PeerArg> = vec![
+            "a=a.example.net:7443".parse().unwrap(),
+            "c=[2001:db8::1]:7443".parse().unwrap(),
+        ];
         save(&path, &kept).unwrap();
         assert_eq!(load(&path).unwrap(), kept);
         let given = vec!["a=other.example.net:7443".parse().unwrap()];
-        let merged: Vec<_> = merge(&given, kept).iter().map(ToString::to_string).collect();
+        let merged: Vec<_> = merge(&given, kept)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(merged, ["a=other.example.net:7443", "c=[2001:db8::1]:7443"]);
     }
 

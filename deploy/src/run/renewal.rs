@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
-use keel_certs::{DataDir, Hosts, INTERMEDIATE_LIFE, KeyPair, LiveIdentity, NodeAuthority, RootAuthority, write_atomic};
+use keel_certs::{
+    DataDir, Hosts, INTERMEDIATE_LIFE, KeyPair, LiveIdentity, NodeAuthority, RootAuthority,
+    write_atomic,
+};
 use keel_control::enroll::renew_intermediate;
 use rand::RngExt as _;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +47,9 @@ impl Renewal {
             }
             pause = jittered(LOOK);
             let now = SystemTime::now();
-            if !self.authority.needs_renewal(now) && asked(&DataDir::peek(&self.path)).as_ref() == Some(&self.hosts) {
+            if !self.authority.needs_renewal(now)
+                && asked(&DataDir::peek(&self.path)).as_ref() == Some(&self.hosts)
+            {
                 retry = RETRY;
                 continue;
             }
@@ -60,11 +65,17 @@ impl Renewal {
             };
             let reason = format!("{reason:#}");
             if self.authority.not_after() <= now {
-                error!(reason, "the node's intermediate has expired and cannot be renewed: other nodes refuse this one");
+                error!(
+                    reason,
+                    "the node's intermediate has expired and cannot be renewed: other nodes refuse this one"
+                );
             } else if self.authority.needs_renewal(now) {
                 warn!(reason, "the node's intermediate cannot be renewed yet");
             } else {
-                warn!(reason, "this machine has a new name or address, and no intermediate for it yet");
+                warn!(
+                    reason,
+                    "this machine has a new name or address, and no intermediate for it yet"
+                );
             }
             pause = jittered(retry);
             retry = (retry * 2).min(LOOK);
@@ -76,18 +87,27 @@ impl Renewal {
         let csr = key.csr()?;
         let (intermediate, roots) = match &self.root {
             Some(root) => {
-                let signed = root.sign_intermediate(&csr, &self.authority.node(), &self.hosts, INTERMEDIATE_LIFE)?;
+                let signed = root.sign_intermediate(
+                    &csr,
+                    &self.authority.node(),
+                    &self.hosts,
+                    INTERMEDIATE_LIFE,
+                )?;
                 (signed, vec![root.certificate().clone()])
             }
             None => self.ask(&csr).await?,
         };
         self.authority.replace(key, intermediate, roots)?;
         let data = DataDir::peek(&self.path);
-        self.authority.save(&data).context("cannot keep the new intermediate")?;
+        self.authority
+            .save(&data)
+            .context("cannot keep the new intermediate")?;
         keep_asked(&data, &self.hosts)?;
         // The leaf in use ends with the old intermediate and names the old addresses.
         let key = KeyPair::generate()?;
-        let leaf = self.authority.sign_node(&key.csr()?, &self.hosts, self.leaf_life)?;
+        let leaf = self
+            .authority
+            .sign_node(&key.csr()?, &self.hosts, self.leaf_life)?;
         self.live.replace_all(key, leaf, self.authority.roots())?;
         Ok(())
     }
@@ -96,7 +116,10 @@ impl Renewal {
     async fn ask(
         &self,
         csr: &keel_certs::Csr,
-    ) -> anyhow::Result<(rustls_pki_types::CertificateDer<'static>, Vec<rustls_pki_types::CertificateDer<'static>>)> {
+    ) -> anyhow::Result<(
+        rustls_pki_types::CertificateDer<'static>,
+        Vec<rustls_pki_types::CertificateDer<'static>>,
+    )> {
         let mut reasons = Vec::new();
         for peer in &self.peers {
             let client = client(peer.server.clone(), &peer.node, &self.live)?;
@@ -106,7 +129,9 @@ impl Renewal {
             }
         }
         match reasons.is_empty() {
-            true => Err(anyhow!("no peer to ask: give the node that holds the root key with --peer")),
+            true => Err(anyhow!(
+                "no peer to ask: give the node that holds the root key with --peer"
+            )),
             false => Err(anyhow!(reasons.join("; "))),
         }
     }
@@ -121,7 +146,11 @@ fn asked(data: &DataDir) -> Option<Hosts> {
 
 /// Remembers what an intermediate was asked for.
 pub(super) fn keep_asked(data: &DataDir, hosts: &Hosts) -> anyhow::Result<()> {
-    Ok(write_atomic(&data.node().join(ASKED), &serde_json::to_vec(hosts)?, 0o600)?)
+    Ok(write_atomic(
+        &data.node().join(ASKED),
+        &serde_json::to_vec(hosts)?,
+        0o600,
+    )?)
 }
 
 const ASKED: &str = "hosts.json";

@@ -60,10 +60,18 @@ impl RouterPart {
         let mut control = JoinSet::new();
         let events = client.watch_routers(WatchFrom::Snapshot);
         // The view of other routers outlives the router itself: its farewell is written after the data path has ended.
-        let (following, work) = follow(events, settings.node.clone(), settings.flags.clone(), stop.clone());
+        let (following, work) = follow(
+            events,
+            settings.node.clone(),
+            settings.flags.clone(),
+            stop.clone(),
+        );
         control.spawn(work);
         let mut synced = following.synced.clone();
-        if timeout(SPEC_PATIENCE, synced.wait_for(|synced| *synced)).await.is_err() {
+        if timeout(SPEC_PATIENCE, synced.wait_for(|synced| *synced))
+            .await
+            .is_err()
+        {
             warn!("the Router's spec cannot be read yet; starting with flags and defaults");
         }
         let (view_tx, view) = watch::channel(Arc::new(RouterView::default()));
@@ -92,10 +100,21 @@ impl RouterPart {
             Ok(_) = bound.wait_for(Option::is_some) => {}
         }
         let context = flatten(bound, &mut control);
-        let reporter =
-            Reporter::new(ReporterConfig { node: settings.node, interval: settings.status_interval }, client);
+        let reporter = Reporter::new(
+            ReporterConfig {
+                node: settings.node,
+                interval: settings.status_interval,
+            },
+            client,
+        );
         control.spawn(reporter.run(view, context.clone(), stop.clone()));
-        Ok(Self { data_path, control, stop, context, _stop_on_drop: stop_on_drop })
+        Ok(Self {
+            data_path,
+            control,
+            stop,
+            context,
+            _stop_on_drop: stop_on_drop,
+        })
     }
 
     /// Where other nodes reach the router now; empty behind NAT.
@@ -126,7 +145,10 @@ fn flatten(
     tasks: &mut JoinSet<()>,
 ) -> watch::Receiver<Arc<ReportContext>> {
     // Invariant: the caller waited until something was bound, and nobody takes it back.
-    let first = bound.borrow_and_update().clone().expect("something is bound");
+    let first = bound
+        .borrow_and_update()
+        .clone()
+        .expect("something is bound");
     let (sender, receiver) = watch::channel(first);
     tasks.spawn(async move {
         while bound.changed().await.is_ok() {
@@ -172,7 +194,8 @@ impl Serve {
         provider.spawn(self.publish_elsewhere(elsewhere_rx)?);
         loop {
             self.tell(&plan, &serving, trouble.clone());
-            self.view.send_replace(serving.view.borrow_and_update().clone());
+            self.view
+                .send_replace(serving.view.borrow_and_update().clone());
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
@@ -194,7 +217,11 @@ impl Serve {
         Ok(())
     }
 
-    fn bind(&self, listen: ListenAddr, backends: &watch::Receiver<Arc<Vec<Publication>>>) -> anyhow::Result<Serving> {
+    fn bind(
+        &self,
+        listen: ListenAddr,
+        backends: &watch::Receiver<Arc<Vec<Publication>>>,
+    ) -> anyhow::Result<Serving> {
         let config = RouterConfig {
             listen,
             node: self.node.clone(),
@@ -210,7 +237,13 @@ impl Serve {
         let mut task = JoinSet::new();
         task.spawn(router.run(backends.clone(), stop.clone()));
         info!(listen = %listen, "router listens");
-        Ok(Serving { task, stop, view, addrs, listen })
+        Ok(Serving {
+            task,
+            stop,
+            view,
+            addrs,
+            listen,
+        })
     }
 
     /// Moves the router to another address; if that cannot be had it stays where it is, and the reason comes back.
@@ -239,7 +272,11 @@ impl Serve {
     }
 
     fn stay(&self, old: Serving, error: &anyhow::Error) -> (Serving, Option<String>) {
-        let reason = format!("{}; still listening on {}", chain(error.as_ref()), old.listen);
+        let reason = format!(
+            "{}; still listening on {}",
+            chain(error.as_ref()),
+            old.listen
+        );
         warn!("{reason}");
         (old, Some(reason))
     }
@@ -250,8 +287,18 @@ impl Serve {
         publications: watch::Receiver<Arc<Vec<Publication>>>,
     ) -> anyhow::Result<impl Future<Output = ()> + use<>> {
         let endpoint = Endpoint::client(Profile::Router).context("cannot dial other routers")?;
-        let links = Links::new(endpoint, self.live.clone(), LinkLimits::default(), self.metrics.clone());
-        let provider = Provider::new(links, self.live.clone(), ProviderConfig::default(), self.metrics.clone());
+        let links = Links::new(
+            endpoint,
+            self.live.clone(),
+            LinkLimits::default(),
+            self.metrics.clone(),
+        );
+        let provider = Provider::new(
+            links,
+            self.live.clone(),
+            ProviderConfig::default(),
+            self.metrics.clone(),
+        );
         let (others, stop) = (self.others.clone(), self.stop.clone());
         Ok(async move { provider.serve(publications, others, stop).await })
     }
@@ -259,7 +306,11 @@ impl Serve {
     fn tell(&self, plan: &Plan, serving: &Serving, trouble: Option<String>) {
         let mut plan = plan.clone();
         let port = serving.addrs.first().map_or(0, SocketAddr::port);
-        for address in plan.addresses.iter_mut().filter(|address| address.port() == 0) {
+        for address in plan
+            .addresses
+            .iter_mut()
+            .filter(|address| address.port() == 0)
+        {
             if let Ok(ip) = address.host().parse() {
                 *address = HostPort::from(SocketAddr::new(ip, port));
             }
@@ -297,7 +348,11 @@ fn replace(old: &mut Arc<Vec<Publication>>, new: &[Publication]) -> bool {
 
 /// What is published at other routers: everything of ours while this one cannot be reached, else nothing.
 fn elsewhere(plan: &Plan) -> Arc<Vec<Publication>> {
-    Arc::new(if plan.addresses.is_empty() { plan.backends.clone() } else { Vec::new() })
+    Arc::new(if plan.addresses.is_empty() {
+        plan.backends.clone()
+    } else {
+        Vec::new()
+    })
 }
 
 /// How the node's own sidecars reach sockets bound to `bound`: an unspecified address stands for loopback and every address
@@ -310,9 +365,15 @@ fn node_addresses(bound: &[SocketAddr]) -> Vec<SocketAddr> {
             all.push(*addr);
             continue;
         }
-        let loopback = if addr.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) };
+        let loopback = if addr.is_ipv4() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        } else {
+            IpAddr::V6(Ipv6Addr::LOCALHOST)
+        };
         all.push(SocketAddr::new(loopback, addr.port()));
-        let same_family = machine.iter().filter(|ip| ip.is_ipv4() == addr.is_ipv4() && !ip.is_loopback());
+        let same_family = machine
+            .iter()
+            .filter(|ip| ip.is_ipv4() == addr.is_ipv4() && !ip.is_loopback());
         all.extend(same_family.map(|ip| SocketAddr::new(*ip, addr.port())));
     }
     all
@@ -324,7 +385,10 @@ mod tests {
 
     #[test]
     fn an_unspecified_address_stands_for_loopback_first() {
-        let all = node_addresses(&["0.0.0.0:7000".parse().unwrap(), "192.0.2.1:7001".parse().unwrap()]);
+        let all = node_addresses(&[
+            "0.0.0.0:7000".parse().unwrap(),
+            "192.0.2.1:7001".parse().unwrap(),
+        ]);
         assert_eq!(all[0].to_string(), "127.0.0.1:7000");
         assert_eq!(all.last().unwrap().to_string(), "192.0.2.1:7001");
         assert!(all.iter().all(SocketAddr::is_ipv4));

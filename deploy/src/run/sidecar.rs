@@ -82,16 +82,31 @@ impl RunningSidecar {
         let mut data_path = DataPath::start("keel-data", move || async move {
             let mut registry = Registry::default();
             registry.register_collector(Box::new(ProcessCollector::new()));
-            let sidecar = Sidecar::start(settings.config, registry, inner, control).await.map_err(start_error)?;
-            let addresses = SidecarAddresses { dns: sidecar.dns_addr(), metrics: sidecar.metrics_addr() };
+            let sidecar = Sidecar::start(settings.config, registry, inner, control)
+                .await
+                .map_err(start_error)?;
+            let addresses = SidecarAddresses {
+                dns: sidecar.dns_addr(),
+                metrics: sidecar.metrics_addr(),
+            };
             // Nobody listens only if the starter was dropped; the sidecar is stopped by its token then.
             let _ = tell.send((addresses, sidecar.ready()));
             sidecar.run().await?;
             Ok(())
         })?;
         match told.await {
-            Ok((addresses, ready)) => Ok(Self { data_path, _stop_on_drop: stop.clone().drop_guard(), stop, addresses, ready }),
-            Err(_) => Err(data_path.ended().await.err().unwrap_or_else(|| anyhow!("the sidecar was stopped before it started"))),
+            Ok((addresses, ready)) => Ok(Self {
+                data_path,
+                _stop_on_drop: stop.clone().drop_guard(),
+                stop,
+                addresses,
+                ready,
+            }),
+            Err(_) => Err(data_path
+                .ended()
+                .await
+                .err()
+                .unwrap_or_else(|| anyhow!("the sidecar was stopped before it started"))),
         }
     }
 

@@ -35,14 +35,32 @@ impl SyncerPart {
         local: Client,
         metrics: Arc<SyncMetrics>,
     ) -> Self {
-        let peers = peers.iter().map(|peer| Peer { node: peer.node.clone(), server: peer.server.clone() }).collect();
+        let peers = peers
+            .iter()
+            .map(|peer| Peer {
+                node: peer.node.clone(),
+                server: peer.server.clone(),
+            })
+            .collect();
         let (sender, peers) = watch::channel(Arc::new(peers));
-        let syncer = Syncer::new(SyncerConfig { node, peers, local, live, metrics });
+        let syncer = Syncer::new(SyncerConfig {
+            node,
+            peers,
+            local,
+            live,
+            metrics,
+        });
         let states = syncer.peers_state();
         let stop = CancellationToken::new();
         let mut task = JoinSet::new();
         task.spawn(syncer.run(stop.clone()));
-        Self { states, task, _stop_on_drop: stop.clone().drop_guard(), stop, _peers: sender }
+        Self {
+            states,
+            task,
+            _stop_on_drop: stop.clone().drop_guard(),
+            stop,
+            _peers: sender,
+        }
     }
 
     /// How it goes with each peer.
@@ -61,7 +79,9 @@ impl SyncerPart {
     pub(super) async fn stop(mut self, last: Option<Revision>) {
         if let Some(last) = last {
             let told = |states: &PeerStates| {
-                states.iter().all(|peer| !peer.connected || peer.pushed.is_none_or(|pushed| pushed >= last))
+                states
+                    .iter()
+                    .all(|peer| !peer.connected || peer.pushed.is_none_or(|pushed| pushed >= last))
             };
             // Whoever was not told finds out by the heartbeat.
             let _ = timeout(LAST_PUSH, self.states.wait_for(told)).await;

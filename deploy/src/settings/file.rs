@@ -12,10 +12,16 @@ const FILE_MAX: u64 = 1024 * 1024;
 /// # Errors
 /// The file cannot be read, is too large, is no YAML, has an unknown key or a value of the wrong kind.
 pub fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, FileError> {
-    let read = |source| FileError::Read { path: path.to_owned(), source };
+    let read = |source| FileError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let size = std::fs::metadata(path).map_err(read)?.len();
     if size > FILE_MAX {
-        return Err(FileError::TooLarge { path: path.to_owned(), size });
+        return Err(FileError::TooLarge {
+            path: path.to_owned(),
+            size,
+        });
     }
     let text = std::fs::read_to_string(path).map_err(read)?;
     parse(&text, path)
@@ -23,7 +29,9 @@ pub fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, FileError> 
 
 fn parse<T: DeserializeOwned + Default>(text: &str, path: &Path) -> Result<T, FileError> {
     // An empty file, or one of comments only, is a configuration that says nothing.
-    let silent = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---";
+    let silent = |line: &str| {
+        line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---"
+    };
     if text.lines().all(silent) {
         return Ok(T::default());
     }
@@ -31,8 +39,15 @@ fn parse<T: DeserializeOwned + Default>(text: &str, path: &Path) -> Result<T, Fi
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let reason = error.without_snippet().to_string();
         // The place stands in front, as compilers write it.
-        let reason = reason.rsplit_once(" at line ").map_or(reason.as_str(), |(reason, _)| reason).to_owned();
-        FileError::Parse { path: path.to_owned(), line: error.location().map_or(0, |at| at.line()), reason }
+        let reason = reason
+            .rsplit_once(" at line ")
+            .map_or(reason.as_str(), |(reason, _)| reason)
+            .to_owned();
+        FileError::Parse {
+            path: path.to_owned(),
+            line: error.location().map_or(0, |at| at.line()),
+            reason,
+        }
     })
 }
 
@@ -105,7 +120,11 @@ mod tests {
 
     #[test]
     fn a_sidecar_has_a_file_too() {
-        let flags: SidecarFlags = parse("mappedServices: [mysql, redis]\nipRange: 127.0.66.0/24\n", Path::new("s.yaml")).unwrap();
+        let flags: SidecarFlags = parse(
+            "mappedServices: [mysql, redis]\nipRange: 127.0.66.0/24\n",
+            Path::new("s.yaml"),
+        )
+        .unwrap();
         assert_eq!(flags.mapped_services, ["mysql", "redis"]);
     }
 }

@@ -30,7 +30,10 @@ pub struct Wanted {
 impl Wanted {
     /// What the user gave, else the default.
     pub fn new(given: Option<SocketAddr>, default: SocketAddr) -> Self {
-        Self { addr: given.unwrap_or(default), given: given.is_some() }
+        Self {
+            addr: given.unwrap_or(default),
+            given: given.is_some(),
+        }
     }
 }
 

@@ -48,11 +48,21 @@ pub struct NodeFlags {
     #[serde(deserialize_with = "values::text")]
     pub trust_domain: Option<TrustDomain>,
     /// The Router as other nodes reach it; none: this node is behind NAT
-    #[arg(long, env = "KEEL_ADVERTISE", value_name = "HOST:PORT", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "KEEL_ADVERTISE",
+        value_name = "HOST:PORT",
+        value_delimiter = ','
+    )]
     #[serde(deserialize_with = "values::texts")]
     pub advertise: Vec<HostPort>,
     /// Another node's APIServer to exchange Routers with
-    #[arg(long, env = "KEEL_PEER", value_name = "NAME=HOST:PORT", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "KEEL_PEER",
+        value_name = "NAME=HOST:PORT",
+        value_delimiter = ','
+    )]
     #[serde(deserialize_with = "values::texts")]
     pub peer: Vec<PeerArg>,
     /// Where resources are kept [default: sqlite:<data directory>/store.db]
@@ -68,7 +78,12 @@ pub struct NodeFlags {
     #[serde(deserialize_with = "values::text")]
     pub metrics_listen: Option<SocketAddr>,
     /// Namespaces that any local user may have identities of, besides `default`
-    #[arg(long, env = "KEEL_LOCAL_NAMESPACES", value_name = "NS", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "KEEL_LOCAL_NAMESPACES",
+        value_name = "NS",
+        value_delimiter = ','
+    )]
     #[serde(deserialize_with = "values::texts")]
     pub local_namespaces: Vec<Namespace>,
     /// Longest time between two durable writes of counters and heartbeats [default: 30s]
@@ -99,13 +114,35 @@ impl Part {
     pub fn foreign_flags(self) -> &'static [&'static str] {
         match self {
             Self::Node => &[],
-            Self::ApiServer => &["router_listen", "peer", "dashboard_listen", "status_interval"],
+            Self::ApiServer => &[
+                "router_listen",
+                "peer",
+                "dashboard_listen",
+                "status_interval",
+            ],
             Self::Router => &[
-                "node_name", "join", "apiserver_listen", "trust_domain", "peer", "store", "local_namespaces", "leaf_life",
+                "node_name",
+                "join",
+                "apiserver_listen",
+                "trust_domain",
+                "peer",
+                "store",
+                "local_namespaces",
+                "leaf_life",
             ],
             Self::Syncer => &[
-                "node_name", "cluster", "join", "apiserver_listen", "router_listen", "trust_domain", "advertise", "store",
-                "dashboard_listen", "local_namespaces", "status_interval", "leaf_life",
+                "node_name",
+                "cluster",
+                "join",
+                "apiserver_listen",
+                "router_listen",
+                "trust_domain",
+                "advertise",
+                "store",
+                "dashboard_listen",
+                "local_namespaces",
+                "status_interval",
+                "leaf_life",
             ],
         }
     }
@@ -126,9 +163,9 @@ impl std::str::FromStr for StoreUrl {
             Some(("sqlite", path)) if !path.trim_start_matches("//").is_empty() => {
                 Ok(Self::Sqlite(path.strip_prefix("//").unwrap_or(path).into()))
             }
-            Some(("postgres" | "postgresql", _)) => {
-                Err(Usage("PostgreSQL as a store is not built yet: use sqlite:PATH".into()))
-            }
+            Some(("postgres" | "postgresql", _)) => Err(Usage(
+                "PostgreSQL as a store is not built yet: use sqlite:PATH".into(),
+            )),
             _ => Err(Usage("a store is written sqlite:PATH".into())),
         }
     }
@@ -172,7 +209,8 @@ pub struct NodeSettings {
 }
 
 /// A leaf that lives less cannot be renewed in time on a slow machine; more defeats short lives.
-const LEAF_LIFE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(7 * 24 * 3600));
+const LEAF_LIFE: (Duration, Duration) =
+    (Duration::from_secs(60), Duration::from_secs(7 * 24 * 3600));
 
 impl NodeFlags {
     /// Reads the `--config` file, if one was given, and lays the flags over it.
@@ -219,13 +257,22 @@ impl NodeFlags {
     /// # Errors
     /// A value is out of its range.
     pub fn resolve(self, default_dir: PathBuf, host: String) -> Result<NodeSettings, Usage> {
-        let leaf_life = self.leaf_life.map_or(Duration::from_secs(24 * 3600), |span| span.0);
+        let leaf_life = self
+            .leaf_life
+            .map_or(Duration::from_secs(24 * 3600), |span| span.0);
         if leaf_life < LEAF_LIFE.0 || leaf_life > LEAF_LIFE.1 {
-            return Err(Usage(format!("--leaf-life {} is out of range: 60s to 7d", Span(leaf_life))));
+            return Err(Usage(format!(
+                "--leaf-life {} is out of range: 60s to 7d",
+                Span(leaf_life)
+            )));
         }
-        let status_interval = self.status_interval.map_or(Duration::from_secs(30), |span| span.0);
+        let status_interval = self
+            .status_interval
+            .map_or(Duration::from_secs(30), |span| span.0);
         if status_interval.is_zero() {
-            return Err(Usage("--status-interval 0s is out of range: write at least 1ms".into()));
+            return Err(Usage(
+                "--status-interval 0s is out of range: write at least 1ms".into(),
+            ));
         }
         Ok(NodeSettings {
             node: self.node_name,
@@ -233,14 +280,22 @@ impl NodeFlags {
             cluster: self.cluster.unwrap_or_else(ClusterName::default_cluster),
             data_dir: self.data_dir.unwrap_or(default_dir),
             join: self.join,
-            apiserver_listen: self.apiserver_listen.unwrap_or(ListenAddr::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 7443)))),
+            apiserver_listen: self
+                .apiserver_listen
+                .unwrap_or(ListenAddr::from(SocketAddr::from((
+                    Ipv4Addr::LOCALHOST,
+                    7443,
+                )))),
             router_listen: self.router_listen,
             trust_domain: self.trust_domain,
             advertise: self.advertise,
             peers: self.peer,
             store: self.store.map(|StoreUrl::Sqlite(path)| path),
             dashboard_listen: self.dashboard_listen,
-            metrics_listen: Wanted::new(self.metrics_listen, SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))),
+            metrics_listen: Wanted::new(
+                self.metrics_listen,
+                SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
+            ),
             local_namespaces: self.local_namespaces,
             status_interval,
             leaf_life,
@@ -261,16 +316,31 @@ mod tests {
     }
 
     fn flags(args: &[&str]) -> NodeFlags {
-        Command::try_parse_from(std::iter::once("keel").chain(args.iter().copied())).unwrap().flags
+        Command::try_parse_from(std::iter::once("keel").chain(args.iter().copied()))
+            .unwrap()
+            .flags
     }
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("keel.yaml");
-        std::fs::write(&file, "nodeName: from-file\ncluster: site-1\nadvertise: ['f.example.net:1']\n").unwrap();
-        let given = flags(&["--node-name", "from-flag", "--config", file.to_str().unwrap()]);
-        let settings = given.with_file().unwrap().resolve("/d".into(), "host".into()).unwrap();
+        std::fs::write(
+            &file,
+            "nodeName: from-file\ncluster: site-1\nadvertise: ['f.example.net:1']\n",
+        )
+        .unwrap();
+        let given = flags(&[
+            "--node-name",
+            "from-flag",
+            "--config",
+            file.to_str().unwrap(),
+        ]);
+        let settings = given
+            .with_file()
+            .unwrap()
+            .resolve("/d".into(), "host".into())
+            .unwrap();
         assert_eq!(settings.node.unwrap().as_ref(), "from-flag");
         assert_eq!(settings.cluster.as_ref(), "site-1");
         assert_eq!(settings.advertise.len(), 1);
@@ -282,9 +352,32 @@ mod tests {
     #[test]
     fn every_flag_of_the_contract_parses() {
         let all = [
-            "--node-name", "n", "--cluster", "c", "--data-dir", "/d", "--join", "@token", "--apiserver-listen", "0.0.0.0:7443",
-            "--router-listen", ":7000", "--trust-domain", "t", "--advertise", "a:1", "--advertise", "b:2", "--peer", "x=h:3",
-            "--store", "sqlite:/s.db", "--dashboard-listen", "127.0.0.1:7500", "--metrics-listen", "127.0.0.1:9090",
+            "--node-name",
+            "n",
+            "--cluster",
+            "c",
+            "--data-dir",
+            "/d",
+            "--join",
+            "@token",
+            "--apiserver-listen",
+            "0.0.0.0:7443",
+            "--router-listen",
+            ":7000",
+            "--trust-domain",
+            "t",
+            "--advertise",
+            "a:1",
+            "--advertise",
+            "b:2",
+            "--peer",
+            "x=h:3",
+            "--store",
+            "sqlite:/s.db",
+            "--dashboard-listen",
+            "127.0.0.1:7500",
+            "--metrics-listen",
+            "127.0.0.1:9090",
         ];
         let settings = flags(&all).resolve("/x".into(), "h".into()).unwrap();
         assert_eq!((settings.advertise.len(), settings.peers.len()), (2, 1));
@@ -295,7 +388,13 @@ mod tests {
     fn values_out_of_range_are_refused() {
         for args in [["--leaf-life", "1s"], ["--status-interval", "0s"]] {
             let flags = flags(&args);
-            assert!(flags.resolve("/x".into(), "h".into()).unwrap_err().to_string().contains(args[0]));
+            assert!(
+                flags
+                    .resolve("/x".into(), "h".into())
+                    .unwrap_err()
+                    .to_string()
+                    .contains(args[0])
+            );
         }
         assert!("postgres://db".parse::<StoreUrl>().is_err());
     }

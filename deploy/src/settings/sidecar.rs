@@ -21,10 +21,20 @@ use crate::errors::{Usage, chain};
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SidecarFlags {
     /// Services to map here: name[.namespace[.cluster]][:port][/tcp|/udp], comma separated, `alias=` in front
-    #[arg(long, env = "SIDECAR_MAPPED_SERVICES", value_name = "SERVICES", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "SIDECAR_MAPPED_SERVICES",
+        value_name = "SERVICES",
+        value_delimiter = ','
+    )]
     pub mapped_services: Vec<String>,
     /// Services to publish from here: name[.namespace][:port]=host:port, comma separated
-    #[arg(long, env = "SIDECAR_PUBLISHED_SERVICES", value_name = "SERVICES", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "SIDECAR_PUBLISHED_SERVICES",
+        value_name = "SERVICES",
+        value_delimiter = ','
+    )]
     pub published_services: Vec<String>,
     /// Addresses that mapped services get [default: 127.0.66.0/24]
     #[arg(long, env = "SIDECAR_IP_RANGE", value_name = "CIDR")]
@@ -34,16 +44,31 @@ pub struct SidecarFlags {
     #[serde(deserialize_with = "values::text")]
     pub dns_addr: Option<SocketAddr>,
     /// Where other names are asked, comma separated, or `none` [default: the resolv.conf found at start]
-    #[arg(long, env = "SIDECAR_DNS_UPSTREAM", value_name = "ADDR", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "SIDECAR_DNS_UPSTREAM",
+        value_name = "ADDR",
+        value_delimiter = ','
+    )]
     pub dns_upstream: Vec<String>,
     /// More zones that are ours alone, besides clusterset.local
-    #[arg(long, env = "SIDECAR_DNS_ZONE", value_name = "ZONE", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "SIDECAR_DNS_ZONE",
+        value_name = "ZONE",
+        value_delimiter = ','
+    )]
     pub dns_zone: Vec<String>,
     /// The APIServer [default: what the node's socket or the token says]
     #[arg(long, env = "SIDECAR_APISERVER", value_name = "URL")]
     pub apiserver: Option<String>,
     /// Join with this token: the token, @FILE, or - for standard input
-    #[arg(long, env = "SIDECAR_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "SIDECAR_JOIN_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
     #[serde(deserialize_with = "values::text")]
     pub join: Option<TokenSource>,
     /// Directory with tls.crt, tls.key and ca.crt to use as the identity
@@ -152,12 +177,16 @@ impl SidecarFlags {
             // Checked here so that a typing error shows; the sidecar learns its cluster from its node.
             let _checked: ClusterName = parse("--cluster", &text)?;
         }
-        let data_dir = self.data_dir.clone().unwrap_or_else(|| machine.data_dir.clone());
+        let data_dir = self
+            .data_dir
+            .clone()
+            .unwrap_or_else(|| machine.data_dir.clone());
         let mut config = SidecarConfig::new(namespace.clone(), data_dir.join("sidecar"));
         let mapped = self.mapped_services.join(",");
         config.mapped = parse_mapped(&mapped, &namespace).map_err(wrong("--mapped-services"))?;
         let published = self.published_services.join(",");
-        config.published = parse_published(&published, &namespace).map_err(wrong("--published-services"))?;
+        config.published =
+            parse_published(&published, &namespace).map_err(wrong("--published-services"))?;
         if let Some(text) = filled(self.ip_range) {
             config.ip_range = parse::<IpRange>("--ip-range", &text)?;
         }
@@ -165,8 +194,12 @@ impl SidecarFlags {
             config.dns = ListenOn::given(address);
         }
         config.dns_upstreams = parse::<Upstreams>("--dns-upstream", &self.dns_upstream.join(","))?;
-        config.dns_zones =
-            self.dns_zone.iter().map(|zone| zone.trim().trim_end_matches('.').to_ascii_lowercase()).filter(|zone| !zone.is_empty()).collect();
+        config.dns_zones = self
+            .dns_zone
+            .iter()
+            .map(|zone| zone.trim().trim_end_matches('.').to_ascii_lowercase())
+            .filter(|zone| !zone.is_empty())
+            .collect();
         if let Some(url) = filled(self.apiserver) {
             config.apiserver = Some(parse_apiserver(&url).map_err(wrong("--apiserver"))?);
         }
@@ -225,21 +258,39 @@ mod tests {
     use super::*;
 
     fn machine() -> Machine {
-        Machine { data_dir: "/home/u/keel".into(), host: "laptop".into(), user: "u".into() }
+        Machine {
+            data_dir: "/data/keel".into(),
+            host: "laptop".into(),
+            user: "u".into(),
+        }
     }
 
     #[test]
     fn nothing_given_means_every_default() {
         let config = SidecarFlags::default().resolve(&machine()).unwrap().config;
         assert!(config.mapped.is_empty() && config.published.is_empty() && !config.dns.given);
-        assert_eq!(config.state_root, Path::new("/home/u/keel/sidecar"));
-        let sockets: Vec<_> = config.workload_sockets.iter().map(|path| path.to_str().unwrap()).collect();
-        assert_eq!(sockets, ["/run/keel/workload.sock", "/home/u/keel/workload.sock", "/var/lib/keel/workload.sock"]);
+        assert_eq!(config.state_root, Path::new("/data/keel/sidecar"));
+        let sockets: Vec<_> = config
+            .workload_sockets
+            .iter()
+            .map(|path| path.to_str().unwrap())
+            .collect();
+        assert_eq!(
+            sockets,
+            [
+                "/run/keel/workload.sock",
+                "/data/keel/workload.sock",
+                "/var/lib/keel/workload.sock"
+            ]
+        );
     }
 
     #[test]
     fn a_given_data_directory_comes_first() {
-        let flags = SidecarFlags { data_dir: Some("/d".into()), ..SidecarFlags::default() };
+        let flags = SidecarFlags {
+            data_dir: Some("/d".into()),
+            ..SidecarFlags::default()
+        };
         let config = flags.resolve(&machine()).unwrap().config;
         assert_eq!(config.workload_sockets[0], Path::new("/d/workload.sock"));
         assert_eq!(config.state_root, Path::new("/d/sidecar"));
@@ -249,13 +300,55 @@ mod tests {
     fn wrong_values_name_their_flag() {
         let text = |text: &str| Some(text.to_owned());
         let all = [
-            ("--mapped-services", SidecarFlags { mapped_services: vec!["my sql".into()], ..SidecarFlags::default() }),
-            ("--published-services", SidecarFlags { published_services: vec!["web".into()], ..SidecarFlags::default() }),
-            ("--ip-range", SidecarFlags { ip_range: text("127.0.66.0/99"), ..SidecarFlags::default() }),
-            ("--dns-upstream", SidecarFlags { dns_upstream: vec!["dns.example".into()], ..SidecarFlags::default() }),
-            ("--apiserver", SidecarFlags { apiserver: text("http://a"), ..SidecarFlags::default() }),
-            ("--pod-namespace", SidecarFlags { pod_namespace: text("A B"), ..SidecarFlags::default() }),
-            ("--join", SidecarFlags { join: Some("nonsense".parse().unwrap()), ..SidecarFlags::default() }),
+            (
+                "--mapped-services",
+                SidecarFlags {
+                    mapped_services: vec!["my sql".into()],
+                    ..SidecarFlags::default()
+                },
+            ),
+            (
+                "--published-services",
+                SidecarFlags {
+                    published_services: vec!["web".into()],
+                    ..SidecarFlags::default()
+                },
+            ),
+            (
+                "--ip-range",
+                SidecarFlags {
+                    ip_range: text("127.0.66.0/99"),
+                    ..SidecarFlags::default()
+                },
+            ),
+            (
+                "--dns-upstream",
+                SidecarFlags {
+                    dns_upstream: vec!["dns.example".into()],
+                    ..SidecarFlags::default()
+                },
+            ),
+            (
+                "--apiserver",
+                SidecarFlags {
+                    apiserver: text("http://a"),
+                    ..SidecarFlags::default()
+                },
+            ),
+            (
+                "--pod-namespace",
+                SidecarFlags {
+                    pod_namespace: text("A B"),
+                    ..SidecarFlags::default()
+                },
+            ),
+            (
+                "--join",
+                SidecarFlags {
+                    join: Some("nonsense".parse().unwrap()),
+                    ..SidecarFlags::default()
+                },
+            ),
         ];
         for (flag, flags) in all {
             let error = flags.resolve(&machine()).unwrap_err().to_string();

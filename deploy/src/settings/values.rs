@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use keel_certs::NodeName;
 use keel_certs::JoinToken;
+use keel_certs::NodeName;
 use keel_fabric::quic::HostPort;
 use serde::de::{Deserialize, Deserializer, Error as _};
 
@@ -31,7 +31,9 @@ impl FromStr for Span {
             let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
             let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
             rest = &rest[digits..];
-            let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+            let letters = rest
+                .find(|c: char| c.is_ascii_digit())
+                .unwrap_or(rest.len());
             let unit = match &rest[..letters] {
                 "ms" => Duration::from_millis(1),
                 "s" => Duration::from_secs(1),
@@ -92,10 +94,12 @@ impl TokenSource {
             Self::Value(text) => (text.clone(), "the token given".to_owned()),
             Self::File(path) => {
                 let open = std::fs::File::open(path);
-                let text = open.and_then(read_all).map_err(|source| ValueError::TokenFile {
-                    path: path.clone(),
-                    source,
-                })?;
+                let text = open
+                    .and_then(read_all)
+                    .map_err(|source| ValueError::TokenFile {
+                        path: path.clone(),
+                        source,
+                    })?;
                 (text, path.display().to_string())
             }
             Self::Stdin => {
@@ -157,11 +161,22 @@ impl FromStr for PeerArg {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let (node, server) = text.split_once('=').ok_or_else(|| ValueError::Peer(text.to_owned()))?;
-        let part = |reason: String| ValueError::PeerPart { text: text.to_owned(), reason };
+        let (node, server) = text
+            .split_once('=')
+            .ok_or_else(|| ValueError::Peer(text.to_owned()))?;
+        let part = |reason: String| ValueError::PeerPart {
+            text: text.to_owned(),
+            reason,
+        };
         Ok(Self {
-            node: node.trim().parse().map_err(|error| part(crate::errors::chain(&error)))?,
-            server: server.trim().parse().map_err(|error| part(crate::errors::chain(&error)))?,
+            node: node
+                .trim()
+                .parse()
+                .map_err(|error| part(crate::errors::chain(&error)))?,
+            server: server
+                .trim()
+                .parse()
+                .map_err(|error| part(crate::errors::chain(&error)))?,
         })
     }
 }
@@ -176,7 +191,9 @@ impl fmt::Display for PeerArg {
 #[derive(Debug, thiserror::Error)]
 pub enum ValueError {
     /// Not a length of time.
-    #[error("`{0}` is no length of time: write a number with a unit (ms, s, m, h, d), as in `10s` or `1h30m`")]
+    #[error(
+        "`{0}` is no length of time: write a number with a unit (ms, s, m, h, d), as in `10s` or `1h30m`"
+    )]
     Span(String),
     /// A peer without `=`.
     #[error("`{0}` is no peer: write NAME=HOST:PORT, as in `edge-a=a.example.net:7443`")]
@@ -228,7 +245,10 @@ where
     T: FromStr<Err: fmt::Display>,
 {
     let texts = Vec::<String>::deserialize(deserializer)?;
-    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(D::Error::custom))
+        .collect()
 }
 
 #[cfg(test)]
@@ -242,7 +262,17 @@ mod tests {
         assert_eq!(parse("1h30m").unwrap(), Duration::from_secs(5400));
         assert_eq!(parse("250ms").unwrap(), Duration::from_millis(250));
         assert_eq!(parse("7d").unwrap(), Duration::from_secs(604_800));
-        for bad in ["", "10", "s", "10 s", "-1s", "1.5h", "10x", "99999999999999999999s", "4294967295d4294967295d9s9"] {
+        for bad in [
+            "",
+            "10",
+            "s",
+            "10 s",
+            "-1s",
+            "1.5h",
+            "10x",
+            "99999999999999999999s",
+            "4294967295d4294967295d9s9",
+        ] {
             let error = parse(bad).unwrap_err().to_string();
             assert!(error.contains("unit"), "{bad}: {error}");
         }
@@ -259,7 +289,10 @@ mod tests {
     fn a_token_never_shows_in_debug() {
         let source: TokenSource = "keel1.secret".parse().unwrap();
         assert_eq!(format!("{source:?}"), "(a token)");
-        assert_eq!(format!("{:?}", "@file".parse::<TokenSource>().unwrap()), "@file");
+        assert_eq!(
+            format!("{:?}", "@file".parse::<TokenSource>().unwrap()),
+            "@file"
+        );
         let error = source.read().unwrap_err().to_string();
         assert!(!error.contains("secret"), "{error}");
     }

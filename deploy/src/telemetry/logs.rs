@@ -36,7 +36,11 @@ impl LogSettings {
         let format = match set("KEEL_LOG_FORMAT").as_deref() {
             None | Some("text") => LogFormat::Text,
             Some("json") => LogFormat::Json,
-            Some(other) => return Err(Usage(format!("KEEL_LOG_FORMAT={other}: write text or json"))),
+            Some(other) => {
+                return Err(Usage(format!(
+                    "KEEL_LOG_FORMAT={other}: write text or json"
+                )));
+            }
         };
         Ok(Self {
             filter: set("KEEL_LOG").unwrap_or_else(|| default.to_owned()),
@@ -51,9 +55,16 @@ impl LogSettings {
 /// # Errors
 /// The filter cannot be understood.
 pub fn init(settings: &LogSettings) -> Result<(), Usage> {
-    let filter = EnvFilter::try_new(&settings.filter)
-        .map_err(|error| Usage(format!("KEEL_LOG={}: {error}; write for example info or info,keel_fabric=debug", settings.filter)))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(settings.colour);
+    let filter = EnvFilter::try_new(&settings.filter).map_err(|error| {
+        Usage(format!(
+            "KEEL_LOG={}: {error}; write for example info or info,keel_fabric=debug",
+            settings.filter
+        ))
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(settings.colour);
     // A second start in one process (several nodes in a test) keeps the first one's log.
     let _already_started = match settings.format {
         LogFormat::Text => builder.try_init(),
@@ -69,14 +80,26 @@ mod tests {
     #[test]
     fn an_unknown_format_or_filter_is_wrong_usage() {
         let env = |name: &str| (name == "KEEL_LOG_FORMAT").then(|| "yaml".to_owned());
-        assert!(LogSettings::from_env(env, "info").unwrap_err().0.contains("yaml"));
-        let settings = LogSettings { filter: "=,=".into(), format: LogFormat::Text, colour: false };
+        assert!(
+            LogSettings::from_env(env, "info")
+                .unwrap_err()
+                .0
+                .contains("yaml")
+        );
+        let settings = LogSettings {
+            filter: "=,=".into(),
+            format: LogFormat::Text,
+            colour: false,
+        };
         assert!(init(&settings).unwrap_err().0.contains("KEEL_LOG"));
     }
 
     #[test]
     fn the_default_is_text_at_the_given_filter() {
         let settings = LogSettings::from_env(|_| None, "warn").unwrap();
-        assert_eq!((settings.filter.as_str(), settings.format), ("warn", LogFormat::Text));
+        assert_eq!(
+            (settings.filter.as_str(), settings.format),
+            ("warn", LogFormat::Text)
+        );
     }
 }

@@ -20,8 +20,12 @@ pub struct ProcessCollector {
 impl ProcessCollector {
     /// A collector for this process, which counts as started now.
     pub fn new() -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { started: since_epoch.as_secs_f64() }
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            started: since_epoch.as_secs_f64(),
+        }
     }
 }
 
@@ -73,7 +77,9 @@ impl Collector for ProcessCollector {
 
 fn resident_bytes() -> Option<i64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -104,8 +110,16 @@ mod tests {
         registry.register_collector(Box::new(ProcessCollector::new()));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        for name in ["process_start_time_seconds", "process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"] {
-            assert!(text.contains(&format!("\n{name} ")) || text.starts_with(&format!("{name} ")), "{name} in\n{text}");
+        for name in [
+            "process_start_time_seconds",
+            "process_resident_memory_bytes",
+            "process_cpu_seconds_total",
+            "process_open_fds",
+        ] {
+            assert!(
+                text.contains(&format!("\n{name} ")) || text.starts_with(&format!("{name} ")),
+                "{name} in\n{text}"
+            );
         }
     }
 }

@@ -15,7 +15,10 @@ fn view() -> RouterView {
             service: "mysql.default".parse().unwrap(),
             port: 3306,
             protocol: Protocol::Tcp,
-            providers: vec![ProviderView { identity: "/node/b/ns/default/pod/db-0".parse().unwrap(), since: at(1) }],
+            providers: vec![ProviderView {
+                identity: "/node/b/ns/default/pod/db-0".parse().unwrap(),
+                since: at(1),
+            }],
             clients: vec![ClientView {
                 identity: "/node/a/ns/default/pod/app".parse().unwrap(),
                 role: Role::Consumer,
@@ -26,7 +29,12 @@ fn view() -> RouterView {
                 bytes_out: 20,
             }],
         }],
-        totals: Totals { clients: 1, connections: 2, bytes_in: 10, bytes_out: 20 },
+        totals: Totals {
+            clients: 1,
+            connections: 2,
+            bytes_in: 10,
+            bytes_out: 20,
+        },
     }
 }
 
@@ -42,13 +50,24 @@ fn context(spec: serde_json::Value) -> ReportContext {
 
 #[test]
 fn a_status_says_what_consumers_need() {
-    let status = status(&view(), &context(serde_json::json!({"addresses": ["a.example.net:7000"]})), None, at(12));
+    let status = status(
+        &view(),
+        &context(serde_json::json!({"addresses": ["a.example.net:7000"]})),
+        None,
+        at(12),
+    );
     let text = serde_json::to_value(&status).unwrap();
     assert_eq!(text["addresses"][0], "a.example.net:7000");
     assert_eq!(text["nodeAddresses"][0], "127.0.0.1:7000");
     let service = &text["activeServices"][0];
-    assert_eq!((service["name"].as_str(), service["port"].as_u64()), (Some("mysql"), Some(3306)));
-    assert_eq!(service["providers"][0]["identity"], "/node/b/ns/default/pod/db-0");
+    assert_eq!(
+        (service["name"].as_str(), service["port"].as_u64()),
+        (Some("mysql"), Some(3306))
+    );
+    assert_eq!(
+        service["providers"][0]["identity"],
+        "/node/b/ns/default/pod/db-0"
+    );
     assert_eq!(service["clients"][0]["id"], "app-mysql");
     assert_eq!(text["conditions"][0]["type"], "Ready");
     assert_eq!(text["conditions"][0]["status"], "True");
@@ -59,7 +78,11 @@ fn a_status_says_what_consumers_need() {
 fn announced_services_are_listed_without_a_provider_until_one_comes() {
     let spec = serde_json::json!({"advertisedServices": [{"name": "redis", "port": 6379}, {"name": "mysql", "port": 3306}]});
     let status = status(&view(), &context(spec), None, at(12));
-    let names: Vec<_> = status.active_services.iter().map(|service| service.name.clone().unwrap()).collect();
+    let names: Vec<_> = status
+        .active_services
+        .iter()
+        .map(|service| service.name.clone().unwrap())
+        .collect();
     assert_eq!(names, ["mysql", "redis"]);
     assert!(status.active_services[1].providers.is_empty());
 }
@@ -76,10 +99,16 @@ fn counters_and_heartbeat_tick_and_everything_else_is_state() {
     assert!(!state_changed(&first, &second));
     let mut gone = view();
     gone.services[0].providers.clear();
-    assert!(state_changed(&first, &status(&gone, &context, Some(&first), at(50))));
+    assert!(state_changed(
+        &first,
+        &status(&gone, &context, Some(&first), at(50))
+    ));
     let mut troubled = context;
     troubled.trouble = Some("port 7000 is taken".to_owned());
-    assert!(state_changed(&first, &status(&view(), &troubled, Some(&first), at(50))));
+    assert!(state_changed(
+        &first,
+        &status(&view(), &troubled, Some(&first), at(50))
+    ));
 }
 
 #[test]

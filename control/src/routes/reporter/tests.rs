@@ -43,7 +43,10 @@ fn view(connections: u64, services: &[&str]) -> Arc<RouterView> {
                 clients: Vec::new(),
             })
             .collect(),
-        totals: Totals { connections, ..Totals::default() },
+        totals: Totals {
+            connections,
+            ..Totals::default()
+        },
     })
 }
 
@@ -59,7 +62,10 @@ async fn state_is_written_at_once_and_ticks_once_per_interval() {
     let (_context_tx, context) = watch::channel(Arc::new(context));
     let (views, view_rx) = watch::channel(view(0, &[]));
     let stop = CancellationToken::new();
-    let config = ReporterConfig { node: "a".parse().unwrap(), interval: Duration::from_secs(30) };
+    let config = ReporterConfig {
+        node: "a".parse().unwrap(),
+        interval: Duration::from_secs(30),
+    };
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(Reporter::new(config, written.clone()).run(view_rx, context, stop.clone()));
     written.reach(1).await;
@@ -67,14 +73,21 @@ async fn state_is_written_at_once_and_ticks_once_per_interval() {
     let start = Instant::now();
     views.send_replace(view(1, &["web.default"]));
     written.reach(2).await;
-    assert!(start.elapsed() < Duration::from_secs(1), "state waits for nothing");
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "state waits for nothing"
+    );
 
     let start = Instant::now();
     for connections in 2..100 {
         views.send_replace(view(connections, &["web.default"]));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(written.count(), 2, "counters alone are not written before their time");
+    assert_eq!(
+        written.count(),
+        2,
+        "counters alone are not written before their time"
+    );
     written.reach(3).await;
     assert!(start.elapsed() >= Duration::from_secs(29));
 
@@ -82,5 +95,11 @@ async fn state_is_written_at_once_and_ticks_once_per_interval() {
     tasks.join_next().await.unwrap().unwrap();
     let last = written.0.lock().unwrap().last().unwrap().clone();
     assert!(last.active_services.is_empty());
-    assert_eq!((last.conditions[0].kind.as_str(), last.conditions[0].status.as_str()), ("Ready", "False"));
+    assert_eq!(
+        (
+            last.conditions[0].kind.as_str(),
+            last.conditions[0].status.as_str()
+        ),
+        ("Ready", "False")
+    );
 }

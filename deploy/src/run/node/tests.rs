@@ -31,22 +31,41 @@ fn settings(dir: &Path, name: &str) -> NodeSettings {
 }
 
 async fn token(node: &RunningNode, scope: TokenScope) -> String {
-    let request =
-        TokenRequest { scope, ttl_seconds: 600, uses: 1, endpoint: Some(node.apiserver_addr().to_string()) };
+    let request = TokenRequest {
+        scope,
+        ttl_seconds: 600,
+        uses: 1,
+        endpoint: Some(node.apiserver_addr().to_string()),
+    };
     let socket = node.data_dir().join("admin.sock");
-    local::create_token(&socket, &request).await.unwrap().to_string()
+    local::create_token(&socket, &request)
+        .await
+        .unwrap()
+        .to_string()
 }
 
 /// The status of Router `name` at `node`, once it is as `wanted`.
-async fn status(node: &RunningNode, name: &str, wanted: impl Fn(&RouterStatus) -> bool) -> RouterStatus {
+async fn status(
+    node: &RunningNode,
+    name: &str,
+    wanted: impl Fn(&RouterStatus) -> bool,
+) -> RouterStatus {
     let client = node.client().unwrap();
     let name: NodeName = name.parse().unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let found = client.get_router(&name).await.ok().and_then(|router| router.status);
+        let found = client
+            .get_router(&name)
+            .await
+            .ok()
+            .and_then(|router| router.status);
         match found {
             Some(status) if wanted(&status) => return status,
-            other => assert!(Instant::now() < deadline, "{name} at {} never came to be: {other:?}", node.node()),
+            other => assert!(
+                Instant::now() < deadline,
+                "{name} at {} never came to be: {other:?}",
+                node.node()
+            ),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -55,11 +74,20 @@ async fn status(node: &RunningNode, name: &str, wanted: impl Fn(&RouterStatus) -
 async fn apply(node: &RunningNode, spec: serde_json::Value) {
     let admin = Admin::get(node.data_dir(), None, None).await.unwrap();
     let patch = serde_json::json!({ "spec": spec });
-    admin.client().unwrap().merge_patch_router(node.node(), &patch).await.unwrap();
+    admin
+        .client()
+        .unwrap()
+        .merge_patch_router(node.node(), &patch)
+        .await
+        .unwrap();
 }
 
 fn condition<'a>(status: &'a RouterStatus, kind: &str) -> Option<&'a str> {
-    status.conditions.iter().find(|condition| condition.kind == kind).map(|condition| condition.status.as_str())
+    status
+        .conditions
+        .iter()
+        .find(|condition| condition.kind == kind)
+        .map(|condition| condition.status.as_str())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,20 +95,38 @@ async fn a_second_node_joins_and_stays_what_it_is() {
     let dir = TempDir::new().unwrap();
     let first = Node::start(settings(dir.path(), "a")).await.unwrap();
     let mut joining = settings(dir.path(), "b");
-    let text = token(&first, TokenScope::Node { node: Some("b".parse().unwrap()) }).await;
+    let text = token(
+        &first,
+        TokenScope::Node {
+            node: Some("b".parse().unwrap()),
+        },
+    )
+    .await;
     joining.join = Some(text.parse().unwrap());
     let second = Node::start(joining.clone()).await.unwrap();
     assert_eq!(first.trust_domain(), second.trust_domain());
-    status(&first, "b", |status| condition(status, "Ready") == Some("True")).await;
-    status(&second, "a", |status| condition(status, "Ready") == Some("True")).await;
+    status(&first, "b", |status| {
+        condition(status, "Ready") == Some("True")
+    })
+    .await;
+    status(&second, "a", |status| {
+        condition(status, "Ready") == Some("True")
+    })
+    .await;
 
     second.stop().await.unwrap();
-    status(&first, "b", |status| condition(status, "Ready") == Some("False")).await;
+    status(&first, "b", |status| {
+        condition(status, "Ready") == Some("False")
+    })
+    .await;
 
     // The token is used up, and its file may be gone: neither matters to a node that has joined.
     joining.join = Some(TokenSource::File(dir.path().join("gone")));
     let again = Node::start(joining).await.unwrap();
-    status(&first, "b", |status| condition(status, "Ready") == Some("True")).await;
+    status(&first, "b", |status| {
+        condition(status, "Ready") == Some("True")
+    })
+    .await;
     again.stop().await.unwrap();
     first.stop().await.unwrap();
 }
@@ -89,7 +135,9 @@ async fn a_second_node_joins_and_stays_what_it_is() {
 async fn one_directory_or_one_port_serves_one_node_and_the_error_says_so() {
     let dir = TempDir::new().unwrap();
     let first = Node::start(settings(dir.path(), "a")).await.unwrap();
-    let text = |outcome: anyhow::Result<RunningNode>| crate::errors::chain(outcome.err().unwrap().as_ref());
+    let text = |outcome: anyhow::Result<RunningNode>| {
+        crate::errors::chain(outcome.err().unwrap().as_ref())
+    };
 
     let same_dir = text(Node::start(settings(dir.path(), "a")).await);
     assert!(same_dir.contains("in use by process"), "{same_dir}");
@@ -117,13 +165,26 @@ async fn one_directory_or_one_port_serves_one_node_and_the_error_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_spec_moves_the_router_unless_a_flag_holds_it() {
     let dir = TempDir::new().unwrap();
-    let free = || UdpSocket::bind(loopback(0)).unwrap().local_addr().unwrap().port();
+    let free = || {
+        UdpSocket::bind(loopback(0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port()
+    };
     let (first_port, next_port) = (free(), free());
     let mut held = settings(dir.path(), "b");
     held.router_listen = Some(ListenAddr::from(loopback(first_port)));
     let b = Node::start(held).await.unwrap();
-    apply(&b, serde_json::json!({"frps": {"bindAddr": "127.0.0.1", "bindPort": next_port}})).await;
-    let seen = status(&b, "b", |status| condition(status, "SpecOverridden") == Some("True")).await;
+    apply(
+        &b,
+        serde_json::json!({"frps": {"bindAddr": "127.0.0.1", "bindPort": next_port}}),
+    )
+    .await;
+    let seen = status(&b, "b", |status| {
+        condition(status, "SpecOverridden") == Some("True")
+    })
+    .await;
     assert_eq!(seen.node_addresses, [loopback(first_port).to_string()]);
     b.stop().await.unwrap();
 
@@ -133,16 +194,30 @@ async fn a_spec_moves_the_router_unless_a_flag_holds_it() {
     let b = Node::start(free_now).await.unwrap();
     assert_eq!(b.router_addrs(), [loopback(next_port)]);
     apply(&b, serde_json::json!({"frps": {"bindPort": first_port}})).await;
-    status(&b, "b", |status| status.node_addresses == [loopback(first_port).to_string()]).await;
+    status(&b, "b", |status| {
+        status.node_addresses == [loopback(first_port).to_string()]
+    })
+    .await;
 
     // A port that cannot be had is said, and the router stays where it is.
     let taken = UdpSocket::bind(loopback(0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     apply(&b, serde_json::json!({"frps": {"bindPort": port}})).await;
-    let seen = status(&b, "b", |status| condition(status, "Ready") == Some("False")).await;
+    let seen = status(&b, "b", |status| {
+        condition(status, "Ready") == Some("False")
+    })
+    .await;
     assert_eq!(seen.node_addresses, [loopback(first_port).to_string()]);
-    let said = seen.conditions.iter().find(|condition| condition.kind == "Ready").unwrap();
-    assert!(said.message.contains(&port.to_string()) && said.message.contains("still listening"), "{}", said.message);
+    let said = seen
+        .conditions
+        .iter()
+        .find(|condition| condition.kind == "Ready")
+        .unwrap();
+    assert!(
+        said.message.contains(&port.to_string()) && said.message.contains("still listening"),
+        "{}",
+        said.message
+    );
     b.stop().await.unwrap();
 }
 
@@ -157,21 +232,38 @@ async fn a_router_behind_nat_publishes_its_services_at_one_that_is_reachable() {
     assert_eq!(seen.addresses, [loopback(port).to_string()]);
 
     let mut hidden = settings(dir.path(), "b");
-    hidden.join = Some(token(&a, TokenScope::Node { node: None }).await.parse().unwrap());
+    hidden.join = Some(
+        token(&a, TokenScope::Node { node: None })
+            .await
+            .parse()
+            .unwrap(),
+    );
     let b = Node::start(hidden).await.unwrap();
     status(&b, "b", |status| condition(status, "Ready") == Some("True")).await;
     let services = serde_json::json!([{"name": "mysql", "port": 3306, "target": "127.0.0.1:9"}, {"name": "later", "port": 1}]);
     apply(&b, serde_json::json!({ "advertisedServices": services })).await;
 
     let provided = |status: &RouterStatus| {
-        status.active_services.iter().any(|service| service.providers.iter().any(|provider| provider.identity == "/node/b"))
+        status.active_services.iter().any(|service| {
+            service
+                .providers
+                .iter()
+                .any(|provider| provider.identity == "/node/b")
+        })
     };
     status(&b, "b", provided).await;
     let seen = status(&a, "a", provided).await;
     assert_eq!(seen.active_services[0].name.as_deref(), Some("mysql"));
     let own = status(&b, "b", |status| status.active_services.len() == 2).await;
-    let later = own.active_services.iter().find(|service| service.name.as_deref() == Some("later")).unwrap();
-    assert!(later.providers.is_empty(), "announced services wait for a provider");
+    let later = own
+        .active_services
+        .iter()
+        .find(|service| service.name.as_deref() == Some("later"))
+        .unwrap();
+    assert!(
+        later.providers.is_empty(),
+        "announced services wait for a provider"
+    );
     b.stop().await.unwrap();
     // What was published by a router that stopped is gone at once.
     status(&a, "a", |status| status.active_services.is_empty()).await;
