@@ -203,14 +203,24 @@ impl SidecarFlags {
         if let Some(url) = filled(self.apiserver) {
             config.apiserver = Some(parse_apiserver(&url).map_err(wrong("--apiserver"))?);
         }
-        if let Some(source) = &self.join {
-            config.join = Some(source.read().map_err(wrong("--join"))?);
-        }
         config.identity_dir = self.identity_dir;
         config.workload_sockets = sockets(self.data_dir.as_deref(), &machine.data_dir);
         config.state_dir = self.state_dir;
         if let Some(text) = filled(self.pod_name) {
             config.pod = Some(parse::<PodName>("--pod-name", &text)?);
+        }
+        if let Some(source) = &self.join {
+            match source.read() {
+                Ok(token) => config.join = Some(token),
+                // The file may go once it was used: whoever joined goes on as what it is.
+                Err(error) if has_joined(&config) => {
+                    tracing::warn!(
+                        error = chain(&error),
+                        "already joined, so the token is not needed"
+                    );
+                }
+                Err(error) => return Err(wrong("--join")(error)),
+            }
         }
         config.pod_base = format!("{}-{}", machine.user, machine.host);
         if let Some(address) = self.metrics_addr {
@@ -224,6 +234,24 @@ impl SidecarFlags {
         }
         Ok(SidecarSettings { config })
     }
+}
+
+/// Whether a state directory that this sidecar may take holds an identity.
+fn has_joined(config: &SidecarConfig) -> bool {
+    let kept = |dir: &Path| dir.join("identity").join("tls.crt").exists();
+    if let Some(dir) = &config.state_dir {
+        return kept(dir);
+    }
+    let prefix = format!("{}.", config.namespace);
+    let ours = |name: &str| match &config.pod {
+        Some(pod) => name == format!("{prefix}{pod}"),
+        None => name.starts_with(&prefix),
+    };
+    // No directory, or one that cannot be read, holds nothing for us.
+    let entries = std::fs::read_dir(&config.state_root).into_iter().flatten();
+    entries
+        .flatten()
+        .any(|entry| entry.file_name().to_str().is_some_and(ours) && kept(&entry.path()))
 }
 
 /// Where a node's workload socket may be, in the order in which they are tried.
@@ -294,6 +322,21 @@ mod tests {
         let config = flags.resolve(&machine()).unwrap().config;
         assert_eq!(config.workload_sockets[0], Path::new("/d/workload.sock"));
         assert_eq!(config.state_root, Path::new("/d/sidecar"));
+    }
+
+    #[test]
+    fn a_token_that_is_gone_matters_only_before_it_was_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = SidecarFlags {
+            join: Some("@/nowhere/token".parse().unwrap()),
+            state_dir: Some(dir.path().to_owned()),
+            ..SidecarFlags::default()
+        };
+        let error = flags.clone().resolve(&machine()).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/token"), "{error}");
+        std::fs::create_dir(dir.path().join("identity")).unwrap();
+        std::fs::write(dir.path().join("identity/tls.crt"), "").unwrap();
+        assert!(flags.resolve(&machine()).unwrap().config.join.is_none());
     }
 
     #[test]
