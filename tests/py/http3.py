@@ -1,6 +1,6 @@
 """An HTTP/3 client that shares no line with ours: lists, watches and cancels, with libcurl (ngtcp2) through curl_cffi.
 
-    http3.py URL CERT KEY CA
+    http3.py URL CERT KEY
 
 Prints one word per step that held; any other end is a failure. HTTP/3 only: there is no way back to TCP.
 """
@@ -11,7 +11,9 @@ import time
 
 from curl_cffi import Curl, CurlECode, CurlError, CurlHttpVersion, CurlInfo, CurlOpt
 
-url, cert, key, ca = sys.argv[1:]
+url, cert, key = sys.argv[1:]
+# What a write function answers to end the transfer (CURL_WRITEFUNC_ERROR).
+CANCEL = 0xFFFFFFFF
 ROUTERS = f"{url}/apis/edge.example.com/v1/routers"
 
 
@@ -22,7 +24,10 @@ def request(path, handler, method="GET", body=None, content_type="application/js
     curl.setopt(CurlOpt.HTTP_VERSION, CurlHttpVersion.V3ONLY)
     curl.setopt(CurlOpt.SSLCERT, cert.encode())
     curl.setopt(CurlOpt.SSLKEY, key.encode())
-    curl.setopt(CurlOpt.CAINFO, ca.encode())
+    # BoringSSL knows no name constraints on IP addresses, which our intermediates carry (OpenSSL, Go and rustls do), so
+    # it cannot check this chain. What is tried here is HTTP/3; the client certificate is shown all the same.
+    curl.setopt(CurlOpt.SSL_VERIFYPEER, 0)
+    curl.setopt(CurlOpt.SSL_VERIFYHOST, 0)
     curl.setopt(CurlOpt.TIMEOUT_MS, seconds * 1000)
     curl.setopt(CurlOpt.WRITEFUNCTION, handler)
     if body is not None:
@@ -43,7 +48,7 @@ def whole(path, **more):
     parts = []
     code, status, version = request(path, lambda part: parts.append(part) or len(part), **more)
     assert code is None, f"{path}: curl error {code}"
-    assert version == CurlHttpVersion.V3ONLY or version == CurlHttpVersion.V3, f"HTTP version {version}"
+    assert version == CurlHttpVersion.V3, f"HTTP version {version}"
     return status, json.loads(b"".join(parts))
 
 
@@ -72,7 +77,7 @@ def event(part):
             patch = json.dumps({"metadata": {"labels": {"seen": "once"}}})
             whole(f"{ROUTERS}/by-h3", method="PATCH", body=patch, content_type="application/merge-patch+json")
     named = [one for one in seen if one["object"]["metadata"]["name"] == "by-h3"]
-    return 0 if len(named) >= 2 else len(part)
+    return CANCEL if len(named) >= 2 else len(part)
 
 
 started = time.monotonic()
@@ -87,7 +92,7 @@ print("watched", flush=True)
 
 # Many watches, each given up in the middle: none may be left hanging in the server, and new requests are answered.
 for _ in range(50):
-    code, _, _ = request(f"{ROUTERS}?watch=1", lambda part: 0, seconds=10)
+    code, _, _ = request(f"{ROUTERS}?watch=1", lambda part: CANCEL, seconds=10)
     assert code == CurlECode.WRITE_ERROR, code
 status, _ = whole(ROUTERS)
 assert status == 200

@@ -28,15 +28,23 @@ impl Credentials {
         let config = std::fs::read_to_string(node.kubeconfig()?)?;
         let folder = tempfile::tempdir()?;
         let write = |field: &str, name: &str| -> anyhow::Result<PathBuf> {
-            let mark = format!("{field}: ");
-            let line = config
+            let (_, value) = config
+                .split_once(&format!("{field}:"))
+                .with_context(|| format!("no {field} in {config}"))?;
+            // On one line or folded over several; the next key ends it.
+            let base64: String = value
                 .lines()
-                .find_map(|line| line.split_once(&mark))
-                .with_context(|| format!("no {field} in {config}"))?
-                .1;
-            let pem = data_encoding::BASE64.decode(line.trim().trim_matches('"').as_bytes())?;
+                .map(str::trim)
+                .filter(|line| *line != ">-")
+                .take_while(|line| !line.contains([':', '-']))
+                .collect();
             let path = folder.path().join(name);
-            std::fs::write(&path, pem)?;
+            std::fs::write(
+                &path,
+                data_encoding::BASE64
+                    .decode(base64.as_bytes())
+                    .with_context(|| format!("{field} is no base64"))?,
+            )?;
             Ok(path)
         };
         let cert = write("client-certificate-data", "tls.crt")?;

@@ -168,6 +168,8 @@ pub struct Sidecar {
     pub host: Host,
     state: tempfile::TempDir,
     program: Program,
+    /// Its command line names the token's file, also when it starts again.
+    _token: Option<tempfile::NamedTempFile>,
 }
 
 impl Sidecar {
@@ -193,11 +195,11 @@ impl Sidecar {
             pod,
             &[&["--join", &join], flags].concat(),
         )?;
-        // The token's file may go once it was read, which the identity in the state directory shows.
         let state = sidecar.state.path().to_owned();
         wait::until("the sidecar keeps an identity", wait::SOON, || {
             crate::credentials::search(&state, "tls.crt").is_some() || !sidecar.process.is_running()
         })?;
+        sidecar._token = Some(token);
         Ok(sidecar)
     }
 
@@ -220,6 +222,7 @@ impl Sidecar {
             host: host.clone(),
             state,
             program,
+            _token: None,
         })
     }
 
@@ -248,7 +251,7 @@ impl Sidecar {
             wait::SOON,
             || {
                 let answer = dig(&self.host, &[name, "A", "+short"])
-                    .map_err(|error| format!("{error:#}"))?;
+                    .map_err(|error| format!("{error:#}; {}", self.process.log()))?;
                 answer
                     .trim()
                     .parse()

@@ -27,7 +27,7 @@ fn no_failure_looks_like_a_clean_end() -> anyhow::Result<()> {
     host.swallow(3004)?;
     let node = Node::public(&host, "a")?;
     let published =
-        "good=127.0.0.1:3001,closed=127.0.0.1:3002,rude=127.0.0.1:3003,deaf=127.0.0.1:3004";
+        "good=127.0.0.1:3001,closed=127.0.0.1:3002,rude=127.0.0.1:3003,deaf:3104=127.0.0.1:3004";
     let _good = Backend::on(&host, 3001, Manner::Echo)?;
     let _rude = Backend::on(&host, 3003, Manner::Reset)?;
     let _provider = Sidecar::beside(&node, "provider", &["--published-services", published])?;
@@ -58,8 +58,8 @@ fn no_failure_looks_like_a_clean_end() -> anyhow::Result<()> {
         );
     }
 
-    consumer.listens("deaf", 3004)?;
-    let (deaf, nobody) = (listener("deaf", 3004)?, listener("nobody", 3005)?);
+    consumer.listens("deaf", 3104)?;
+    let (deaf, nobody) = (listener("deaf", 3104)?, listener("nobody", 3005)?);
     let (nobody, deaf) = std::thread::scope(|scope| {
         let deaf = scope.spawn(|| ask.run(&host, deaf));
         (ask.run(&host, nobody), deaf.join())

@@ -65,11 +65,9 @@ fn tokens_bad_in_every_way() -> anyhow::Result<()> {
         &[kind, id, secret, foreign_pin, endpoint].join("."),
     )?
     .complains(1, &["root"])?;
-    let flipped: String = secret
-        .chars()
-        .map(|digit| if digit == '0' { '1' } else { '0' })
-        .collect();
-    join(&host, "c", &[kind, id, &flipped, pin, endpoint].join("."))?.complains(1, &["token"])?;
+    // Another secret of the right form: that of another token.
+    let other = elsewhere.split('.').nth(2).unwrap_or_default();
+    join(&host, "c", &[kind, id, other, pin, endpoint].join("."))?.complains(1, &["token"])?;
     for garbage in [
         "",
         "keel1",

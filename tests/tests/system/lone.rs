@@ -131,12 +131,11 @@ fn parts_run_alone_and_stop_cleanly() -> anyhow::Result<()> {
         "keel-apiserver",
         &["--node-name", "a", "--apiserver-listen", "0.0.0.0:7443"],
     )?;
-    apiserver.says("ready", SOON)?;
+    apiserver.says("APIServer listens", SOON)?;
     let advertise = format!("{}:7000", host.address);
     let mut router = start("keel-router", &["--advertise", &advertise])?;
-    router.says("ready", SOON)?;
+    router.says("router listens", SOON)?;
     let mut syncer = start("keel-syncer", &[])?;
-    syncer.says("ready", SOON)?;
     let routers = node.keel(&["get", "routers", "-o", "json"])?;
     wait::until("the router reports to the APIServer", SOON, || {
         routers

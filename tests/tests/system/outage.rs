@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use keel_tests::backends::{Backend, Manner, pattern};
 use keel_tests::client::Exchange;
+use keel_tests::credentials::search;
 use keel_tests::lab::{Host, NatKind};
 use keel_tests::need::{Need, lacking};
 use keel_tests::site::Town;
@@ -118,6 +119,13 @@ fn a_sidecar_restarts_without_the_apiserver() -> anyhow::Result<()> {
     };
     assert_eq!(ask.run(town.apps(), server)?.bytes, b"anybody?");
 
+    wait::until("the sidecar has written down what it knows", SOON, || {
+        ["snapshot.0", "snapshot.1"].iter().any(|name| {
+            let path = search(town.consumer.state(), name);
+            path.and_then(|path| std::fs::read_to_string(path).ok())
+                .is_some_and(|text| text.contains("/node/b/ns/default/pod/provider"))
+        })
+    })?;
     town.apps().block(7443)?;
     town.consumer.process.kill()?;
     town.consumer.again()?;

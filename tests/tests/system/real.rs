@@ -88,7 +88,7 @@ fn mariadb_behind_a_home_nat() -> anyhow::Result<()> {
     let town = Town::new(NatKind::Home, "mysql=127.0.0.1:3306", "mysql")?;
     let server = MariaDb::on(town.servers())?;
     town.consumer.listens("mysql.default.svc", 3306)?;
-    let dump = server.write_dump(50 << 20)?;
+    let dump = server.write_dump(60 << 20)?;
 
     let name = "mysql.default.svc";
     {
