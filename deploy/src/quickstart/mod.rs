@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use keel_certs::Namespace;
 use keel_fabric::quic::{HostPort, ListenAddr};
 use keel_sidecar::config::{ListenOn, SidecarConfig};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::access::Admin;
 use crate::run::{Node, RunningNode, RunningSidecar};
-use crate::settings::{NodeFlags, NodeSettings, SidecarSettings, TokenSource};
+use crate::settings::{NodeFlags, NodeSettings, PeerArg, SidecarSettings, TokenSource};
 use found::Found;
 use web::Web;
 
@@ -43,7 +43,7 @@ const STEP: Duration = Duration::from_secs(10);
 /// Runs the demonstration until the proof is done (`--once`) or `stop` is asked for.
 ///
 /// # Errors
-/// A step did not hold; the error says which and what was seen instead.
+/// A step did not hold; the error says which and what was seen instead. `stop` came before the proof was done.
 pub async fn run(flags: Flags, stop: CancellationToken) -> anyhow::Result<()> {
     let started = Instant::now();
     let temporary = match &flags.data_dir {
@@ -62,21 +62,16 @@ pub async fn run(flags: Flags, stop: CancellationToken) -> anyhow::Result<()> {
         .or_else(|| temporary.as_ref().map(|dir| dir.path().to_owned()))
         .unwrap_or_default();
     let mut show = Show { steps: 0 };
-    let outcome = tokio::select! {
+    let mut stage = Stage::default();
+    let proved = tokio::select! {
         biased;
-        () = stop.cancelled() => Ok(None),
-        stage = Stage::set_up(&base, &mut show) => match stage {
-            Ok(mut stage) => match stage.prove(&mut show).await {
-                Ok(()) => Ok(Some(stage)),
-                Err(error) => {
-                    stage.tear_down().await;
-                    Err(error)
-                }
-            },
-            Err(error) => Err(error),
-        },
+        () = stop.cancelled() => Err(anyhow!("stopped before everything was proved")),
+        proved = stage.play(&base, &mut show) => proved,
     };
-    let Some(stage) = outcome? else { return Ok(()) };
+    if let Err(error) = proved {
+        stage.tear_down().await;
+        return Err(error);
+    }
     let steps = show.steps;
     show.line(format_args!(
         "\nIt works: {steps} steps in {:.1} s.",
@@ -91,16 +86,16 @@ pub async fn run(flags: Flags, stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Everything that runs.
+/// Everything that runs; what is not there has not been started.
+#[derive(Default)]
 struct Stage {
     consumer: Option<RunningSidecar>,
     provider: Option<RunningSidecar>,
-    edge_a: RunningNode,
-    edge_b: RunningNode,
+    edge_a: Option<RunningNode>,
+    edge_b: Option<RunningNode>,
     web: JoinSet<()>,
     web_stop: CancellationToken,
     found: Vec<Found>,
-    admin: Admin,
 }
 
 /// The name under which the built-in service is published.
@@ -109,11 +104,19 @@ const WEB: &str = "hello";
 const PORT: u16 = 8080;
 
 impl Stage {
-    async fn set_up(base: &Path, show: &mut Show) -> anyhow::Result<Self> {
-        let settings = node_settings("edge-a", &base.join("edge-a"), None)?;
+    async fn play(&mut self, base: &Path, show: &mut Show) -> anyhow::Result<()> {
+        let admin = self.start_nodes(base, show).await?;
+        self.start_sidecars(base, show).await?;
+        self.prove(&admin, show).await
+    }
+
+    /// Gives an admin of edge-a.
+    async fn start_nodes(&mut self, base: &Path, show: &mut Show) -> anyhow::Result<Admin> {
+        let settings = node_settings("edge-a", &base.join("edge-a"))?;
         let edge_a = Node::start(settings)
             .await
             .context("edge-a does not start")?;
+        let edge_a = self.edge_a.insert(edge_a);
         show.step(format_args!(
             "edge-a is up: APIServer {}, Router {}",
             edge_a.apiserver_url(),
@@ -123,39 +126,44 @@ impl Stage {
         let admin = Admin::get(&base.join("edge-a"), None, None)
             .await
             .context("edge-a gives no admin identity")?;
-        let endpoint = edge_a.apiserver_addr().to_string();
+        let endpoint = edge_a.apiserver_addr();
         let token = admin
-            .node_token(&"edge-b".parse()?, &endpoint)
+            .node_token(&"edge-b".parse()?, &endpoint.to_string())
             .await
             .context("edge-a makes no token")?;
         let token_file = base.join("token");
         keel_certs::write_atomic(&token_file, token.to_string().as_bytes(), 0o600)?;
-        let settings = node_settings(
-            "edge-b",
-            &base.join("edge-b"),
-            Some(TokenSource::File(token_file)),
-        )?;
+        let mut settings = node_settings("edge-b", &base.join("edge-b"))?;
+        settings.join = Some(TokenSource::File(token_file));
+        // Ports are new at every start, and the one that edge-b joined through is not: it is told again.
+        settings.peers = vec![PeerArg {
+            node: edge_a.node().clone(),
+            server: HostPort::from(endpoint),
+        }];
         let edge_b = Node::start(settings)
             .await
             .context("edge-b does not start")?;
+        let edge_b = self.edge_b.insert(edge_b);
         show.step(format_args!(
             "edge-b joined trust domain {} with a token: APIServer {}, Router {}",
             edge_b.trust_domain(),
             edge_b.apiserver_url(),
             first(edge_b.router_addrs()),
         ));
+        Ok(admin)
+    }
 
+    async fn start_sidecars(&mut self, base: &Path, show: &mut Show) -> anyhow::Result<()> {
         let web = Web::bind("hello from edge-b".to_owned()).await?;
         // Listening below 1024 takes root, and this must work without.
         let mut published = vec![format!("{WEB}:{PORT}={}", web.addr())];
-        let found = found::look().await;
+        self.found = found::look().await;
         published.extend(
-            found
+            self.found
                 .iter()
                 .map(|found| format!("{}={}", found.name, found.addr)),
         );
-        let (web_stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
-        tasks.spawn(web.run(web_stop.clone()));
+        self.web.spawn(web.run(self.web_stop.clone()));
 
         let namespace = Namespace::default_namespace();
         let mut config = sidecar_config(base, "edge-b");
@@ -163,6 +171,7 @@ impl Stage {
         let provider = start_sidecar(config)
             .await
             .context("the sidecar on edge-b does not start")?;
+        self.provider = Some(provider);
         show.step(format_args!(
             "a sidecar on edge-b publishes {}",
             published.join(", ")
@@ -170,7 +179,7 @@ impl Stage {
 
         let mut mapped = vec![format!("{WEB}:{PORT}")];
         mapped.extend(
-            found
+            self.found
                 .iter()
                 .map(|found| format!("{}:{}", found.name, found.addr.port())),
         );
@@ -184,21 +193,13 @@ impl Stage {
             mapped.join(", "),
             dns(&consumer)?
         ));
-        Ok(Self {
-            consumer: Some(consumer),
-            provider: Some(provider),
-            edge_a,
-            edge_b,
-            web: tasks,
-            web_stop,
-            found,
-            admin,
-        })
+        self.consumer = Some(consumer);
+        Ok(())
     }
 
     /// Looks at what an application would see, and at nothing behind it.
-    async fn prove(&mut self, show: &mut Show) -> anyhow::Result<()> {
-        let client = self.admin.client()?;
+    async fn prove(&self, admin: &Admin, show: &mut Show) -> anyhow::Result<()> {
+        let client = admin.client()?;
         let edge_b = "edge-b".parse()?;
         let seen = until(|| async {
             let router = client
@@ -276,19 +277,22 @@ impl Stage {
             .as_ref()
             .and_then(|consumer| consumer.addresses().dns)
             .unwrap_or_else(|| loopback(0));
+        let metrics = self
+            .edge_a
+            .as_ref()
+            .map_or_else(|| loopback(0), RunningNode::metrics_addr);
         show.line(format_args!(
             "\nTry it yourself, in another terminal:
   dig @{} -p {} {WEB}.default.svc +short
   curl http://$(dig @{} -p {} {WEB}.default.svc +short):{PORT}/
   cargo run --release --bin keel -- get routers --data-dir {dir}
   cargo run --release --bin keel -- kubeconfig --data-dir {dir} > kubeconfig && kubectl --kubeconfig kubeconfig get routers
-  curl http://{}/metrics
+  curl http://{metrics}/metrics
 Ctrl-C ends it.",
             server.ip(),
             server.port(),
             server.ip(),
             server.port(),
-            self.edge_a.metrics_addr(),
             dir = dir.display(),
         ));
     }
@@ -301,8 +305,12 @@ Ctrl-C ends it.",
         {
             warn_of(sidecar.stop().await);
         }
-        warn_of(self.edge_b.stop().await);
-        warn_of(self.edge_a.stop().await);
+        for node in [self.edge_b.take(), self.edge_a.take()]
+            .into_iter()
+            .flatten()
+        {
+            warn_of(node.stop().await);
+        }
         self.web_stop.cancel();
         while self.web.join_next().await.is_some() {}
     }
@@ -314,15 +322,10 @@ fn warn_of(outcome: anyhow::Result<()>) {
     }
 }
 
-fn node_settings(
-    name: &str,
-    dir: &Path,
-    join: Option<TokenSource>,
-) -> anyhow::Result<NodeSettings> {
+fn node_settings(name: &str, dir: &Path) -> anyhow::Result<NodeSettings> {
     let flags = NodeFlags {
         node_name: Some(name.parse()?),
         data_dir: Some(dir.to_owned()),
-        join,
         apiserver_listen: Some(ListenAddr::from(loopback(0))),
         router_listen: Some(ListenAddr::from(loopback(0))),
         // Port 0: the one really bound. Both are reachable from each other, as they share the loopback.
@@ -398,3 +401,6 @@ impl Show {
         let _ = writeln!(std::io::stdout().lock(), "{what}");
     }
 }
+
+#[cfg(test)]
+mod tests;
