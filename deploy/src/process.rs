@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::errors::{Usage, chain};
+use crate::settings::environment::variable;
 use crate::settings::{Machine, NodeFlags, NodeSettings, SidecarFlags, SidecarSettings};
 use crate::telemetry::{self, LogSettings};
 
@@ -67,10 +68,6 @@ fn host_name() -> String {
         .ok()
         .and_then(|name| name.into_string().ok())
         .unwrap_or_default()
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }
 
 /// Runs `main` on a runtime with `threads` workers (1: on this thread) until it ends, or until a second signal.

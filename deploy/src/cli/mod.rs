@@ -14,9 +14,9 @@ mod up;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::settings::NodeFlags;
+use crate::settings::{NodeFlags, environment};
 use crate::{process, quickstart};
 
 /// Services of other networks, here by name.
@@ -88,7 +88,10 @@ impl NodeDir {
 
 /// Runs the `keel` command and gives its exit code.
 pub fn main() -> ExitCode {
-    let keel = Keel::parse();
+    let keel = match Keel::from_arg_matches(&environment::matches(&mut Keel::command())) {
+        Ok(keel) => keel,
+        Err(error) => error.exit(),
+    };
     // A node logs what it does; a command that answers a question only says what is wrong.
     let log = match keel.command {
         Command::Up(_) => "info",

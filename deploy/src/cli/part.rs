@@ -7,7 +7,7 @@ use clap::{Args as _, FromArgMatches as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::process;
-use crate::settings::{NodeFlags, NodeSettings, Part};
+use crate::settings::{NodeFlags, NodeSettings, Part, environment};
 
 /// Name, purpose and example of a part.
 struct About {
@@ -60,7 +60,7 @@ where
     R: Future<Output = anyhow::Result<()>>,
 {
     let mut command = command(part);
-    let matches = command.get_matches_mut();
+    let matches = environment::matches(&mut command);
     // One environment may serve all parts, so a foreign variable is fine; a foreign flag is a mistake.
     let given = |id: &&&str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if let Some(id) = part.foreign_flags().iter().find(given) {

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{FromArgMatches as _, Parser};
 
 use crate::errors::Usage;
-use crate::settings::SidecarFlags;
+use crate::settings::{SidecarFlags, environment};
 use crate::{process, run};
 
 /// Services of other networks, here by name; services of here, there.
@@ -28,7 +28,11 @@ struct Command {
 
 /// Runs `keel-sidecar` and gives its exit code.
 pub fn main() -> ExitCode {
-    let command = Command::parse();
+    let matches = environment::matches(&mut <Command as clap::CommandFactory>::command());
+    let command = match Command::from_arg_matches(&matches) {
+        Ok(command) => command,
+        Err(error) => error.exit(),
+    };
     if let Err(error) = process::start_log("info") {
         return process::report(&error.into());
     }

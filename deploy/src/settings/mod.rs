@@ -2,8 +2,9 @@
 //!
 //! Each command has one raw struct that clap fills (flags and environment) and that the YAML file fills with the same
 //! names in camelCase; [`NodeFlags::over`] lays one over the other, and `resolve` makes the settings that the parts take,
-//! once. Nothing else in the project reads the environment.
+//! once. Nothing else in the project reads the environment; [`environment`] says what an empty variable means.
 
+pub(crate) mod environment;
 mod file;
 mod node;
 mod sidecar;

@@ -169,11 +169,11 @@ impl SidecarFlags {
     /// # Errors
     /// A value that cannot be understood; the error names its flag and what to write instead.
     pub fn resolve(self, machine: &Machine) -> Result<SidecarSettings, Usage> {
-        let namespace = match filled(self.pod_namespace) {
+        let namespace = match self.pod_namespace {
             Some(text) => parse("--pod-namespace", &text)?,
             None => Namespace::default_namespace(),
         };
-        if let Some(text) = filled(self.cluster) {
+        if let Some(text) = self.cluster {
             // Checked here so that a typing error shows; the sidecar learns its cluster from its node.
             let _checked: ClusterName = parse("--cluster", &text)?;
         }
@@ -187,7 +187,7 @@ impl SidecarFlags {
         let published = self.published_services.join(",");
         config.published =
             parse_published(&published, &namespace).map_err(wrong("--published-services"))?;
-        if let Some(text) = filled(self.ip_range) {
+        if let Some(text) = self.ip_range {
             config.ip_range = parse::<IpRange>("--ip-range", &text)?;
         }
         if let Some(address) = self.dns_addr {
@@ -200,13 +200,13 @@ impl SidecarFlags {
             .map(|zone| zone.trim().trim_end_matches('.').to_ascii_lowercase())
             .filter(|zone| !zone.is_empty())
             .collect();
-        if let Some(url) = filled(self.apiserver) {
+        if let Some(url) = self.apiserver {
             config.apiserver = Some(parse_apiserver(&url).map_err(wrong("--apiserver"))?);
         }
         config.identity_dir = self.identity_dir;
         config.workload_sockets = sockets(self.data_dir.as_deref(), &machine.data_dir);
         config.state_dir = self.state_dir;
-        if let Some(text) = filled(self.pod_name) {
+        if let Some(text) = self.pod_name {
             config.pod = Some(parse::<PodName>("--pod-name", &text)?);
         }
         if let Some(source) = &self.join {
@@ -266,11 +266,6 @@ fn sockets(given: Option<&Path>, default: &Path) -> Vec<PathBuf> {
         }
     }
     all
-}
-
-/// An empty variable of a manifest says nothing.
-fn filled(text: Option<String>) -> Option<String> {
-    text.filter(|text| !text.trim().is_empty())
 }
 
 fn parse<T: FromStr<Err: std::error::Error>>(flag: &str, text: &str) -> Result<T, Usage> {
@@ -397,16 +392,5 @@ mod tests {
             let error = flags.resolve(&machine()).unwrap_err().to_string();
             assert!(error.starts_with(flag), "{error}");
         }
-    }
-
-    #[test]
-    fn empty_variables_say_nothing() {
-        let flags = SidecarFlags {
-            mapped_services: vec![String::new()],
-            ip_range: Some(String::new()),
-            pod_name: Some(String::new()),
-            ..SidecarFlags::default()
-        };
-        assert!(flags.resolve(&machine()).unwrap().config.mapped.is_empty());
     }
 }

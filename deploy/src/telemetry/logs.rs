@@ -32,8 +32,7 @@ impl LogSettings {
     /// # Errors
     /// `KEEL_LOG_FORMAT` is neither `text` nor `json`.
     pub fn from_env(var: impl Fn(&str) -> Option<String>, default: &str) -> Result<Self, Usage> {
-        let set = |name| var(name).filter(|value| !value.is_empty());
-        let format = match set("KEEL_LOG_FORMAT").as_deref() {
+        let format = match var("KEEL_LOG_FORMAT").as_deref() {
             None | Some("text") => LogFormat::Text,
             Some("json") => LogFormat::Json,
             Some(other) => {
@@ -43,9 +42,9 @@ impl LogSettings {
             }
         };
         Ok(Self {
-            filter: set("KEEL_LOG").unwrap_or_else(|| default.to_owned()),
+            filter: var("KEEL_LOG").unwrap_or_else(|| default.to_owned()),
             format,
-            colour: std::io::stderr().is_terminal() && set("NO_COLOR").is_none(),
+            colour: std::io::stderr().is_terminal() && var("NO_COLOR").is_none(),
         })
     }
 }

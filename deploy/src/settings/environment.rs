@@ -1,0 +1,71 @@
+//! What the environment says to every command: a variable that is set and empty says nothing, as manifests leave them.
+
+use std::ffi::OsStr;
+
+use clap::{ArgMatches, Command};
+
+/// Parses the process's arguments and environment; ends the process with a message if they are wrong.
+pub(crate) fn matches(command: &mut Command) -> ArgMatches {
+    *command = without_silent(std::mem::take(command), &|name| {
+        std::env::var_os(name).is_some_and(|value| is_silent(&value))
+    });
+    command.get_matches_mut()
+}
+
+/// The value of a variable, if it says something.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name)
+        .ok()
+        .filter(|value| !is_silent(value.as_ref()))
+}
+
+fn is_silent(value: &OsStr) -> bool {
+    value.to_str().is_some_and(|value| value.trim().is_empty())
+}
+
+/// `command` and its subcommands without the variables that are `silent`.
+fn without_silent(command: Command, silent: &dyn Fn(&OsStr) -> bool) -> Command {
+    command
+        .mut_args(|arg| match arg.get_env() {
+            Some(name) if silent(name) => arg.env(None::<&str>),
+            _ => arg,
+        })
+        .mut_subcommands(|command| without_silent(command, silent))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Arg;
+
+    use super::*;
+
+    /// A variable that every test has.
+    const SET: &str = "CARGO_MANIFEST_DIR";
+
+    fn parsed(silent: bool, args: &[&str]) -> Option<String> {
+        let arg = Arg::new("dir").long("dir").env(SET).global(true);
+        let inner = Command::new("inner").arg(Arg::new("own").long("own").env(SET));
+        let command = Command::new("outer").arg(arg).subcommand(inner);
+        let command = without_silent(command, &|name| silent && name == SET);
+        let matches = command.try_get_matches_from(args).unwrap();
+        let (matches, id) = match matches.subcommand() {
+            Some((_, inner)) => (inner, "own"),
+            None => (&matches, "dir"),
+        };
+        matches.get_one::<String>(id).cloned()
+    }
+
+    #[test]
+    fn a_silent_variable_is_not_set_in_any_command() {
+        for args in [["outer"].as_slice(), &["outer", "inner"]] {
+            assert!(parsed(false, args).is_some());
+            assert_eq!(parsed(true, args), None);
+        }
+        assert_eq!(
+            parsed(true, &["outer", "--dir", "d"]).as_deref(),
+            Some("d"),
+            "the flag itself stays"
+        );
+        assert!(is_silent("".as_ref()) && is_silent(" \n".as_ref()) && !is_silent("0".as_ref()));
+    }
+}
