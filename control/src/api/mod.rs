@@ -28,5 +28,8 @@ pub const VERSION: &str = "v1";
 pub const API_VERSION: &str = "edge.example.com/v1";
 /// The kind of [`Router`].
 pub const KIND: &str = "Router";
+/// Largest object that a server keeps, encoded, in bytes. Readers take this much and its envelope; an object that were larger would
+/// stop the watches that it is in.
+pub const MAX_OBJECT: usize = 1 << 20;
 /// The plural, as it is written in paths.
 pub const PLURAL: &str = "routers";

@@ -12,12 +12,13 @@ use tokio::time::timeout;
 
 use super::{Client, ClientError};
 use crate::api::{
-    API_VERSION, GROUP, KIND, ObjectMeta, PLURAL, Revision, Router, RouterStatus, VERSION,
+    API_VERSION, GROUP, KIND, MAX_OBJECT, ObjectMeta, PLURAL, Revision, Router, RouterStatus,
+    VERSION,
 };
 use crate::http::{Body, read};
 
-/// Largest answer that is taken for one object, in bytes.
-pub(super) const MAX_OBJECT: usize = 1 << 20;
+/// What an answer for one object may have around it: an event's or a list's frame, in bytes.
+const ENVELOPE: usize = 64 << 10;
 /// Largest list that is taken, in bytes.
 pub(super) const MAX_LIST: usize = 64 << 20;
 /// How long the body of an answer may take.
@@ -49,7 +50,7 @@ impl Selection {
         Self {
             name: None,
             max_list: MAX_LIST,
-            max_event: 2 * MAX_OBJECT,
+            max_event: MAX_OBJECT + ENVELOPE,
         }
     }
 
@@ -57,8 +58,8 @@ impl Selection {
     pub(super) fn one(name: NodeName) -> Self {
         Self {
             name: Some(name),
-            max_list: MAX_OBJECT,
-            max_event: MAX_OBJECT,
+            max_list: MAX_OBJECT + ENVELOPE,
+            max_event: MAX_OBJECT + ENVELOPE,
         }
     }
 

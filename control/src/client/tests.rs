@@ -283,9 +283,49 @@ async fn a_watch_of_one_router_asks_for_one_and_takes_no_more_than_one_needs() {
     first.query.push_str(field);
     let mut second = watch(5, vec![huge], Then::Hang);
     second.query.push_str(field);
-    let (served, client) = serve(vec![first, second]);
+    // Watched again from 5, it would come again: the next thing is a list.
+    let mut third = list(6, vec![router("a", 6)]);
+    third.query.push_str(field);
+    let (served, client) = serve(vec![first, second, third]);
     let mut stream = client.watch_router(NodeName::new("a").unwrap(), WatchFrom::Snapshot);
-    assert_events(&mut stream, &["snapshot 5 ", "interrupted Retry"]).await;
+    assert_events(
+        &mut stream,
+        &["snapshot 5 ", "interrupted Retry", "snapshot 6 a"],
+    )
+    .await;
+    drop(stream);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn one_huge_object_does_not_hold_up_the_others() {
+    let huge = json!({"metadata": {"name": "a", "resourceVersion": "6", "labels": {"x": "y".repeat(2 << 20)}}});
+    let largest = json!({"metadata": {"name": "b", "resourceVersion": "8", "labels": {"x": "y".repeat((1 << 20) - 100)}}});
+    let (served, client) = serve(vec![
+        list(5, vec![]),
+        watch(
+            5,
+            vec![json!({"type": "ADDED", "object": huge.clone()})],
+            Then::Hang,
+        ),
+        list(7, vec![huge, router("b", 7)]),
+        watch(
+            7,
+            vec![json!({"type": "MODIFIED", "object": largest})],
+            Then::Hang,
+        ),
+    ]);
+    let mut stream = client.watch_routers(WatchFrom::Snapshot);
+    assert_events(
+        &mut stream,
+        &[
+            "snapshot 5 ",
+            "interrupted Retry",
+            "snapshot 7 a,b",
+            "applied b 8",
+        ],
+    )
+    .await;
     drop(stream);
     served.stop().await;
 }

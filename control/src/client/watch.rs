@@ -155,7 +155,12 @@ impl Follow {
                 self.wait = self.backoff.failed();
                 Ok(None)
             }
-            Ok(Err(error @ LineError::TooLong(_))) => Err(ClientError::Answer(error.to_string())),
+            // An object that is larger than a server should keep. Watched again from here it would come again, for ever, and
+            // hold up all others; a list may be longer than an event.
+            Ok(Err(error @ LineError::TooLong(_))) => {
+                self.watcher.relist();
+                Err(ClientError::Answer(error.to_string()))
+            }
             Ok(Err(error)) => Err(ClientError::Interrupted {
                 server,
                 why: error.to_string(),

@@ -52,6 +52,11 @@ impl Watcher {
         }
     }
 
+    /// The watch cannot get past its next event: the current state must be read instead.
+    pub(super) fn relist(&mut self) {
+        self.next = Step::List;
+    }
+
     /// Takes one line of a watch. `None` if it brings nothing new.
     ///
     /// # Errors

@@ -12,6 +12,10 @@ use crate::api::{
     ActiveService, ClientStatus, Condition, ProviderStatus, RouterStatus, ServiceStatus, Time,
 };
 
+/// Attached sidecars that a status names, of one service and in all: a status must stay far below the 1 MiB that an object may
+/// have. The totals count all of them.
+const MAX_CLIENTS: (usize, usize) = (100, 1000);
+
 /// What besides the router's view goes into a status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReportContext {
@@ -35,10 +39,11 @@ pub fn status(
     previous: Option<&RouterStatus>,
     now: SystemTime,
 ) -> RouterStatus {
+    let mut room = MAX_CLIENTS.1;
     let mut active_services: Vec<ActiveService> = view
         .services
         .iter()
-        .map(|service| active(service, &context.cluster))
+        .map(|service| active(service, &context.cluster, &mut room))
         .collect();
     for announced in &context.plan.announced {
         let known = view.services.iter().any(|service| {
@@ -97,8 +102,10 @@ pub fn status(
     }
 }
 
-fn active(service: &ServiceView, cluster: &ClusterName) -> ActiveService {
+fn active(service: &ServiceView, cluster: &ClusterName, room: &mut usize) -> ActiveService {
     let since = |at| Some(Time::from(at));
+    let named = service.clients.len().min(MAX_CLIENTS.0).min(*room);
+    *room -= named;
     ActiveService {
         name: Some(service.service.name.to_string()),
         namespace: Some(service.service.namespace.to_string()),
@@ -118,6 +125,7 @@ fn active(service: &ServiceView, cluster: &ClusterName) -> ActiveService {
         clients: service
             .clients
             .iter()
+            .take(named)
             .map(|client| attached(client, service))
             .collect(),
         ..ActiveService::default()

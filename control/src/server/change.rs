@@ -6,11 +6,8 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::api::decode::invalid_field;
-use crate::api::{API_VERSION, GROUP, KIND, PLURAL, Reason, Revision, Status, Time};
+use crate::api::{API_VERSION, GROUP, KIND, MAX_OBJECT, PLURAL, Reason, Revision, Status, Time};
 use crate::store::{Change, Object};
-
-/// Largest object that is kept, encoded: as large as the largest body, so that patches cannot grow an object without end.
-pub(super) const MAX_OBJECT: usize = 3 << 20;
 
 /// What a write led to.
 #[derive(Clone, Debug)]
@@ -101,7 +98,7 @@ pub(super) fn create(
     if let Some(spec) = sent.get("spec") {
         object.insert("spec".into(), spec.clone());
     }
-    let data = encode(name, &mut object, revision)?;
+    let data = check_size(name, encode(name, &mut object, revision)?)?;
     Ok((
         Change::Put(data.clone()),
         Written {
@@ -155,6 +152,7 @@ pub(super) fn update(
         };
         return Ok((Change::Delete(data), written));
     }
+    let data = check_size(name, data)?;
     Ok((
         Change::Put(data.clone()),
         Written {
@@ -415,6 +413,11 @@ fn encode(
     };
     meta.insert("resourceVersion".into(), revision.to_string().into());
     let data = serde_json::to_vec(object).map_err(|_| broken(name))?;
+    Ok(data.into())
+}
+
+/// Refuses an object that readers would not take. Deletions are not asked: what is too large must be able to go.
+fn check_size(name: &str, data: Bytes) -> Result<Bytes, Status> {
     if data.len() > MAX_OBJECT {
         let message = format!(
             "Request entity too large: the object would have {} bytes, the limit is {MAX_OBJECT}",
@@ -422,7 +425,7 @@ fn encode(
         );
         return Err(Status::router(Reason::RequestEntityTooLarge, name, message));
     }
-    Ok(data.into())
+    Ok(data)
 }
 
 /// Reads a stored object.

@@ -4,10 +4,9 @@ use json_patch::PatchOperation;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::change::MAX_OBJECT;
 use super::write::unsupported;
 use crate::api::decode::{self, FieldValidation, Format, MAX_DEPTH};
-use crate::api::{Reason, Status};
+use crate::api::{MAX_OBJECT, Reason, Status};
 
 /// Steps of a JSON patch.
 const MAX_STEPS: usize = 1000;

@@ -119,3 +119,25 @@ fn conditions_keep_their_time_while_their_status_stays() {
     let second = status(&view(), &context, Some(&first), at(99));
     assert_eq!(first.conditions, second.conditions);
 }
+
+#[test]
+fn a_crowd_of_clients_does_not_blow_a_status_up() {
+    let mut crowded = view();
+    crowded.services = vec![crowded.services[0].clone(); 20];
+    for service in &mut crowded.services {
+        service.clients = vec![service.clients[0].clone(); 5000];
+    }
+    crowded.totals.clients = 100_000;
+    let status = status(&crowded, &context(serde_json::json!({})), None, at(12));
+    let named: Vec<usize> = status
+        .active_services
+        .iter()
+        .map(|service| service.clients.len())
+        .collect();
+    assert_eq!((named[0], named.iter().sum::<usize>()), (100, 1000));
+    assert_eq!(
+        status.service_status.as_ref().unwrap().total_clients,
+        100_000
+    );
+    assert!(serde_json::to_vec(&status).unwrap().len() < 1 << 19);
+}

@@ -279,14 +279,24 @@ async fn wrong_bodies() {
         .post(ADMIN, &router("a", json!({})))
         .await
         .expect(201);
-    let half = json!({"metadata": {"annotations": {"one": "y".repeat(2 << 20)}}});
+    let half = json!({"metadata": {"annotations": {"one": "y".repeat(700 << 10)}}});
     server.patch(ADMIN, "a", MERGE, &half).await.expect(200);
-    let more = json!({"metadata": {"annotations": {"two": "y".repeat(2 << 20)}}});
+    let more = json!({"metadata": {"annotations": {"two": "y".repeat(700 << 10)}}});
     assert_eq!(
         server.patch(ADMIN, "a", MERGE, &more).await.code,
         413,
         "patches cannot grow an object without end"
     );
+    // What an older version kept can go.
+    let large = router("large", json!({"x": "y".repeat(2 << 20)})).to_string();
+    server
+        .store
+        .write(crate::server::key("large"), |_, _| {
+            (crate::store::Change::Put(large.into()), ())
+        })
+        .await
+        .unwrap();
+    server.delete(ADMIN, "large", "").await.expect(200);
     assert_eq!(
         server.put(ADMIN, "a", &router("b", json!({}))).await.code,
         400
