@@ -175,7 +175,7 @@ struct Shared {
     revision: watch::Sender<Revision>,
     /// Events up to here are gone. Raised before they are deleted, so that a reader who read half of them can tell.
     compacted: AtomicU64,
-    /// Numbers that were skipped after an unclean stop: a cursor inside may have seen what was lost.
+    /// Numbers that were skipped at an opening: a cursor inside has seen what was lost.
     gaps: Vec<(Revision, Revision)>,
 }
 
@@ -241,7 +241,7 @@ impl Store {
         answered.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Finishes what is queued, marks the store as cleanly closed and closes the file. Other handles get [`StoreError::Closed`].
+    /// Finishes what is queued and closes the file. Other handles get [`StoreError::Closed`].
     pub async fn close(&self) {
         let (answer, answered) = oneshot::channel();
         if self.send(Job::Close { answer }).await.is_ok() {

@@ -1,9 +1,9 @@
-//! Opening: schema, revision rules after a stop, quarantine of a corrupt file.
+//! Opening: schema, revision rules over a stop, quarantine of a corrupt file.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
@@ -23,8 +23,8 @@ use crate::api::Revision;
 const SCHEMA: i64 = 1;
 /// Marks the file as ours (`keel` in ASCII), so that no other program's database is taken for a store.
 const APPLICATION: i64 = 0x6b65_656c;
-/// Numbers skipped after an unclean stop, if the clock does not ask for more: what a disk that lies about `fsync` may have lost.
-const SKIP: u64 = 10_000;
+/// Openings over which history is kept: each leaves a gap that every resumed watch is compared with.
+const GAPS: i64 = 100;
 
 const CREATE: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -107,8 +107,9 @@ impl Store {
     ///
     /// A new store counts from the current Unix time in milliseconds, so that its numbers are above those of any store that was
     /// there before it. A file that SQLite finds corrupt is set aside (`<name>.corrupt-<time>`) with a loud error, and a new store
-    /// takes its place. After an unclean stop the numbers go on with a gap; a copy (a
-    /// restored backup) counts everything before as forgotten. The file is readable by its owner only.
+    /// takes its place. Every opening goes on with the clock's number, so that a restored
+    /// backup gives no number out again that was in use after it was made; whoever watched then is told to begin anew. The file is
+    /// readable by its owner only.
     ///
     /// # Errors
     /// An [`OpenError`] that says what to do. Another process must not have the store open: the data directory's lock sees to that.
@@ -243,13 +244,7 @@ async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<State
     if check != "ok" {
         return Err(Failure::Corrupt(check));
     }
-    let file = std::fs::metadata(path).map_err(|source| {
-        Failure::Error(OpenError::File {
-            path: path.into(),
-            source,
-        })
-    })?;
-    resume(connection, file.ino().cast_signed())
+    resume(connection, version == 0)
         .await
         .map_err(|error| failure(path, error))
 }
@@ -270,13 +265,10 @@ async fn create(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let base = column(unix_millis());
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::raw_sql(CREATE).execute(&mut *transaction).await?;
-    // Counted as cleanly closed until the first opening, which follows at once.
-    sqlx::query(
-        "INSERT INTO meta (key, value) VALUES ('revision', ?1), ('compacted', ?1), ('clean', 1)",
-    )
-    .bind(base)
-    .execute(&mut *transaction)
-    .await?;
+    sqlx::query("INSERT INTO meta (key, value) VALUES ('revision', ?1), ('compacted', ?1)")
+        .bind(base)
+        .execute(&mut *transaction)
+        .await?;
     for (pragma, value) in [("user_version", SCHEMA), ("application_id", APPLICATION)] {
         // Pragmas take no parameters; both parts are constants of this file.
         sqlx::query(AssertSqlSafe(format!("PRAGMA {pragma} = {value}")))
@@ -286,61 +278,59 @@ async fn create(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     transaction.commit().await
 }
 
-/// Reads where the store stands, skips numbers after an unclean stop and marks the store as in use.
+/// Reads where the store stands and goes on with the clock's number.
 ///
-/// `file` is the file's inode: a store that lies in another file than last time is a copy, and a copy is taken for a restored
-/// backup. What happened between backup and restore is unknown, so nobody may resume from before. (A backup that is written over
-/// the old file in place looks like the old file: backups are to be moved there.)
-async fn resume(connection: &mut SqliteConnection, file: i64) -> Result<State, sqlx::Error> {
+/// What the file does not know may have happened all the same: the file may be a restored backup, its last commits may be lost
+/// with a disk that lies about `fsync`. Numbers come from the clock, so those that were given out since are behind it, and with
+/// every opening beginning there none is given out twice. The numbers that are skipped are a gap: a cursor inside has seen what was
+/// lost, one at its beginning has not.
+async fn resume(connection: &mut SqliteConnection, fresh: bool) -> Result<State, sqlx::Error> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     let meta = |key: &'static str| {
         sqlx::query_scalar::<_, i64>("SELECT value FROM meta WHERE key = ?1").bind(key)
     };
     let durable: i64 = meta("revision").fetch_one(&mut *transaction).await?;
     let compacted: i64 = meta("compacted").fetch_one(&mut *transaction).await?;
-    let clean: i64 = meta("clean").fetch_one(&mut *transaction).await?;
-    let last_file: Option<i64> = meta("file").fetch_optional(&mut *transaction).await?;
-    let restored = last_file.is_some_and(|last| last != file);
     let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(revision) FROM event")
         .fetch_one(&mut *transaction)
         .await?;
     let durable = Revision(durable.max(newest.unwrap_or(0)).unsigned_abs());
-    let (mut revision, mut compacted) = (durable, Revision(compacted.unsigned_abs()));
-    if restored || clean == 0 {
-        // A number that may have been given out must not be given out again. The clock is the better guess: numbers
-        // started from it, so they are ahead of it only while more than 1,000 a second are used.
-        revision = Revision(durable.0 + SKIP).max(unix_millis());
-    }
-    if restored {
-        warn!(from = %durable, to = %revision, "the store is a copy: everybody who watches begins anew");
-        compacted = revision;
-        sqlx::query("UPDATE meta SET value = ?1 WHERE key = 'compacted'")
-            .bind(column(revision))
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::raw_sql("DELETE FROM event; DELETE FROM gap")
-            .execute(&mut *transaction)
-            .await?;
-    } else if clean == 0 {
-        warn!(from = %durable, to = %revision, "the store was not closed cleanly: revisions go on after a gap");
+    let mut compacted = Revision(compacted.unsigned_abs());
+    let mut revision = durable;
+    if !fresh {
+        revision = durable.next().max(unix_millis());
         sqlx::query("INSERT OR REPLACE INTO gap (low, high) VALUES (?1, ?2)")
             .bind(column(durable))
             .bind(column(revision))
             .execute(&mut *transaction)
             .await?;
+        sqlx::query("UPDATE meta SET value = ?1 WHERE key = 'revision'")
+            .bind(column(revision))
+            .execute(&mut *transaction)
+            .await?;
     }
-    sqlx::query("UPDATE meta SET value = ?1 WHERE key = 'revision'")
-        .bind(column(revision))
-        .execute(&mut *transaction)
-        .await?;
-    sqlx::query("INSERT OR REPLACE INTO meta (key, value) VALUES ('clean', 0), ('file', ?1)")
-        .bind(file)
-        .execute(&mut *transaction)
-        .await?;
+    let older: Option<i64> =
+        sqlx::query_scalar("SELECT high FROM gap ORDER BY low DESC LIMIT 1 OFFSET ?1")
+            .bind(GAPS)
+            .fetch_optional(&mut *transaction)
+            .await?;
+    if let Some(high) = older {
+        compacted = compacted.max(Revision(high.unsigned_abs()));
+        for forget in [
+            "DELETE FROM event WHERE revision <= ?1",
+            "DELETE FROM gap WHERE high <= ?1",
+            "UPDATE meta SET value = ?1 WHERE key = 'compacted'",
+        ] {
+            sqlx::query(forget)
+                .bind(column(compacted))
+                .execute(&mut *transaction)
+                .await?;
+        }
+    }
     let events: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM event")
         .fetch_one(&mut *transaction)
         .await?;
-    let gaps = sqlx::query("SELECT low, high FROM gap")
+    let gaps = sqlx::query("SELECT low, high FROM gap ORDER BY low")
         .fetch_all(&mut *transaction)
         .await?;
     let gaps = gaps

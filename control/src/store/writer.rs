@@ -384,15 +384,9 @@ impl Writer {
         }
     }
 
-    /// Marks the store as cleanly closed and closes the file. Queued jobs are dropped, which tells their callers.
+    /// Closes the file. Queued jobs are dropped, which tells their callers.
     async fn close(mut self) {
         self.jobs.close();
-        let marked = sqlx::query("UPDATE meta SET value = 1 WHERE key = 'clean'")
-            .execute(&mut self.connection)
-            .await;
-        if let Err(error) = marked {
-            error!(%error, "the store cannot be marked as closed; the next start will skip some revisions");
-        }
         // Closing the last connection checkpoints and removes the log. Awaited: a dropped connection closes in the background,
         // and the file must not be moved meanwhile.
         match self.connection.close().await {
