@@ -7,7 +7,8 @@ use bytes::{Bytes, BytesMut};
 
 use crate::quic::{ReadError, RecvStream, SendStream};
 use crate::wire::{
-    Decoder, Frame, Generation, Open, RefuseCode, ResetCode, Resume, WireError, data_header,
+    Decoder, Frame, Generation, GoneCode, Open, RefuseCode, ResetCode, Resume, Role, WireError,
+    data_header,
 };
 
 /// Payloads of at most this size travel in one chunk with their header; larger ones are not copied.
@@ -91,10 +92,42 @@ impl IncomingLeg {
         }
     }
 
+    /// Refuses as the provider's end. The answer to a repeated open proves that: a refusal by a router on the way would
+    /// not say that nothing was delivered.
+    pub(crate) async fn refuse(self, code: RefuseCode, text: String) {
+        let mut out = BytesMut::new();
+        match &self.header {
+            Header::Open(open) => {
+                if open.generation > Generation::FIRST {
+                    let proof = open
+                        .secret
+                        .prove(open.flow, open.generation, Role::Terminator);
+                    Frame::Resumed {
+                        generation: open.generation,
+                        recv: 0,
+                        limit: 0,
+                        proof,
+                    }
+                    .encode(&mut out);
+                }
+                Frame::Refuse { code, text }.encode(&mut out);
+            }
+            Header::Resume(_) => Frame::Gone {
+                code: GoneCode::Forbidden,
+            }
+            .encode(&mut out),
+        }
+        self.last(out).await;
+    }
+
     /// Answers with a last frame.
-    pub(crate) async fn answer(mut self, frame: &Frame) {
+    pub(crate) async fn answer(self, frame: &Frame) {
         let mut out = BytesMut::new();
         frame.encode(&mut out);
+        self.last(out).await;
+    }
+
+    async fn last(mut self, out: BytesMut) {
         // If the stream is gone there is nobody to tell.
         if self.send.write_chunk(out.freeze()).await.is_ok() {
             self.send.finish();

@@ -62,6 +62,13 @@ pub struct DirectionLabels {
     pub direction: &'static str,
 }
 
+/// A refusal by a router.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefuseLabels {
+    /// The code's name.
+    pub code: &'static str,
+}
+
 /// Metrics of routers and flow ends of one process.
 #[derive(Debug, Default)]
 pub struct FabricMetrics {
@@ -83,6 +90,8 @@ pub struct FabricMetrics {
     pub router_legs: Gauge,
     /// Bytes that the router forwarded, headers of the flow protocol included.
     pub router_bytes: Family<DirectionLabels, Counter>,
+    /// Legs that the router did not forward.
+    pub router_refusals: Family<RefuseLabels, Counter>,
     /// Links to routers that were established.
     pub links_connected: Counter,
 }
@@ -136,6 +145,11 @@ impl FabricMetrics {
             "router_bytes",
             "Bytes forwarded by the router",
             metrics.router_bytes.clone(),
+        );
+        r.register(
+            "router_refusals",
+            "Legs that the router did not forward, by code",
+            metrics.router_refusals.clone(),
         );
         r.register(
             "links_connected",

@@ -274,7 +274,12 @@ impl Flow {
         );
         flow.generation = open.generation;
         flow.opened = true;
-        flow.leg = Leg::Up;
+        // The initiator of a repeated open waits for a proof that the answer is this end's and not a router's.
+        flow.leg = if open.generation > Generation::FIRST {
+            Leg::Header(Header::Resumed, false)
+        } else {
+            Leg::Up
+        };
         flow
     }
 
@@ -324,6 +329,11 @@ impl Flow {
     /// The generation of the newest leg.
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// Whether a leg of the newest generation is in use. Without one, the driver drops what it still holds.
+    pub fn has_leg(&self) -> bool {
+        self.leg != Leg::None
     }
 
     /// Largest datagram payload that both ends can use, known after ACCEPT; 0 for none.

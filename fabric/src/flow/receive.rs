@@ -39,12 +39,18 @@ impl Flow {
             Frame::Accept {
                 limit,
                 max_datagram,
-            } if initiator && !self.accepted => {
+            } if initiator && up && !self.accepted => {
                 self.accept_received(limit, max_datagram);
                 Ok(())
             }
-            Frame::Refuse { code, text } if initiator && !self.accepted => {
+            Frame::Refuse { code, text } if initiator && up && !self.accepted => {
                 self.refused(code, text);
+                Ok(())
+            }
+            // A repeated open, and no proof that this is the provider's answer: it may be a router that has lost the
+            // provider from its books, while the first open was taken. Only the provider may say that it was not.
+            Frame::Refuse { .. } if initiator && self.leg == Leg::Waiting => {
+                self.leg_lost(self.generation, now);
                 Ok(())
             }
             Frame::Resumed {
@@ -93,12 +99,7 @@ impl Flow {
     fn accept_received(&mut self, limit: u64, max_datagram: u64) {
         self.accepted = true;
         self.max_datagram = self.max_datagram.min(max_datagram);
-        if self.leg == Leg::Waiting {
-            // The OPEN was repeated and is new to the provider: what went along with the first one never arrived.
-            self.send.restart();
-        }
         self.send.raise(limit);
-        self.leg = Leg::Up;
         self.state = State::Attached(self.generation);
     }
 

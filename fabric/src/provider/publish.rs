@@ -14,7 +14,7 @@ use super::{Inner, Publication, PublishOutcome};
 use crate::leg::{Header, IncomingLeg};
 use crate::link::{Link, PublishError, RouterPeer};
 use crate::quic::{HostPort, Lost, RecvStream, SendStream};
-use crate::wire::{Frame, GoneCode, Protocol, RefuseCode, ResetCode};
+use crate::wire::{Protocol, RefuseCode, ResetCode};
 
 /// First pause before a router is dialled again; doubles up to [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -220,13 +220,7 @@ async fn take(
         }
         Err((code, text)) => {
             tracing::warn!(router = %link.node(), text, "flow refused");
-            let frame = match leg.header {
-                Header::Open(_) => Frame::Refuse { code, text },
-                Header::Resume(_) => Frame::Gone {
-                    code: GoneCode::Forbidden,
-                },
-            };
-            leg.answer(&frame).await;
+            leg.refuse(code, text).await;
         }
     }
 }

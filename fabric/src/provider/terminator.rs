@@ -119,7 +119,7 @@ impl Terminator {
                 Ok(backend) => self.start(key, *open, leg, via, backend),
                 Err((code, text)) => {
                     tracing::debug!(%flow, from = %via.from, %code, text, "flow refused");
-                    leg.answer(&Frame::Refuse { code, text }).await;
+                    leg.refuse(code, text).await;
                 }
             },
         }

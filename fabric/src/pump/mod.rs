@@ -189,6 +189,10 @@ impl Pump {
                         }
                         return true;
                     }
+                    if !self.flow.has_leg() && !self.flow.state().is_final() {
+                        self.drop_leg(ResetCode::Abandoned, now);
+                        return true;
+                    }
                 }
                 Poll::Ready(Err(end)) => {
                     // After the flow's last frames the stream just ends; what we still owe goes out before.

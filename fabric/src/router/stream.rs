@@ -10,9 +10,10 @@ use super::clients::Client;
 use super::route::{Next, Request, ServiceKey};
 use super::splice::{Stream, splice};
 use crate::leg::{Header, HeaderError, IncomingLeg};
+use crate::metrics::RefuseLabels;
 use crate::provider::terminator::Via;
 use crate::quic::{RecvStream, SendStream};
-use crate::wire::{Frame, Protocol, RefuseCode, ResetCode};
+use crate::wire::{Frame, Generation, Protocol, RefuseCode, ResetCode};
 
 /// Largest datagram payload that this router forwards: what a 1,200 byte packet leaves, less stream id and header.
 const MAX_DATAGRAM: u64 = 1100;
@@ -29,7 +30,8 @@ pub(super) enum Outcome {
 /// Serves one stream that `client` opened.
 ///
 /// The header is read and stamped, a provider's connection is found, and from then on bytes are copied. A refusal is
-/// answered at once; a RESUME that finds no provider now is cut with `LEG_LOST`, because the provider may come back.
+/// answered at once; a RESUME or a repeated OPEN that finds no provider now is cut with `LEG_LOST`, because the provider
+/// may come back.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     client: Arc<Client>,
@@ -67,7 +69,7 @@ pub(super) async fn serve(
             shared.own.take(leg, via, Some(backend)).await;
         }
         Ok(Next::Provider(provider)) => forward(&shared, &client, &provider, leg).await,
-        Err((code, text)) => refuse(&client, leg, code, text).await,
+        Err((code, text)) => refuse(&shared, &client, leg, code, text).await,
     }
     Outcome::Served
 }
@@ -136,11 +138,22 @@ fn key(header: &Header) -> ServiceKey {
     }
 }
 
-async fn refuse(client: &Client, leg: IncomingLeg, code: RefuseCode, text: String) {
+/// Only a first open can be refused here: after that the provider may have the flow, and only he may refuse it.
+async fn refuse(
+    shared: &Shared,
+    client: &Client,
+    leg: IncomingLeg,
+    code: RefuseCode,
+    text: String,
+) {
     tracing::debug!(identity = %client.identity, %code, text, "refused");
-    match leg.header {
-        Header::Open(_) => leg.answer(&Frame::Refuse { code, text }).await,
-        Header::Resume(_) => leg.cut(ResetCode::LegLost),
+    let labels = RefuseLabels { code: code.name() };
+    shared.metrics.router_refusals.get_or_create(&labels).inc();
+    match &leg.header {
+        Header::Open(open) if open.generation == Generation::FIRST => {
+            leg.answer(&Frame::Refuse { code, text }).await;
+        }
+        Header::Open(_) | Header::Resume(_) => leg.cut(ResetCode::LegLost),
     }
 }
 
@@ -152,12 +165,12 @@ async fn forward(shared: &Shared, client: &Client, provider: &Client, leg: Incom
         Ok(Ok(stream)) => stream,
         Ok(Err(lost)) => {
             let text = format!("the connection of {} is lost: {lost}", provider.identity);
-            return refuse(client, leg, RefuseCode::NoProvider, text).await;
+            return refuse(shared, client, leg, RefuseCode::NoProvider, text).await;
         }
         Err(_) => {
             shared.metrics.hit("streams");
             let text = format!("{} takes no more flows now", provider.identity);
-            return refuse(client, leg, RefuseCode::Limit, text).await;
+            return refuse(shared, client, leg, RefuseCode::Limit, text).await;
         }
     };
     let passing = shared

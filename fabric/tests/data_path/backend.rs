@@ -47,6 +47,41 @@ impl Backend {
     }
 }
 
+/// A backend whose kernel takes no connection before [`hear`](Self::hear).
+pub(crate) struct Deaf {
+    pub(crate) addr: SocketAddr,
+    listener: std::net::TcpListener,
+    fill: TcpStream,
+}
+
+impl Deaf {
+    pub(crate) async fn new() -> Self {
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        socket.bind(&any.into()).unwrap();
+        // One connection fits the queue; the SYNs of others are dropped.
+        socket.listen(0).unwrap();
+        let listener = std::net::TcpListener::from(socket);
+        let addr = listener.local_addr().unwrap();
+        let fill = TcpStream::connect(addr).await.unwrap();
+        Self {
+            addr,
+            listener,
+            fill,
+        }
+    }
+
+    /// Takes connections from now on; connections that wait come with the next SYN.
+    pub(crate) fn hear(self) -> TcpListener {
+        drop(self.fill);
+        let (filled, _) = self.listener.accept().unwrap();
+        drop(filled);
+        self.listener.set_nonblocking(true).unwrap();
+        TcpListener::from_std(self.listener).unwrap()
+    }
+}
+
 /// An address where nobody listens.
 pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0")

@@ -57,7 +57,7 @@ pub(crate) struct RunningProvider {
     pub(crate) state: watch::Receiver<Arc<Vec<PublishedAt>>>,
     pub(crate) publications: watch::Sender<Arc<Vec<Publication>>>,
     pub(crate) stop: CancellationToken,
-    _routers: watch::Sender<Arc<Vec<RouterPeer>>>,
+    pub(crate) routers: watch::Sender<Arc<Vec<RouterPeer>>>,
 }
 
 impl World {
@@ -199,7 +199,7 @@ impl World {
             state,
             publications,
             stop,
-            _routers: keep,
+            routers: keep,
         }
     }
 

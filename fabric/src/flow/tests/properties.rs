@@ -15,6 +15,7 @@ fn random_worlds_keep_all_invariants() {
                 total.done += report.done;
                 total.expired += report.expired;
                 total.refused += report.refused;
+                total.lapses += report.lapses;
                 total.bytes += report.bytes;
             }
             Err(error) => failed.push(format!("seed {seed}: {error}")),
@@ -31,7 +32,11 @@ fn random_worlds_keep_all_invariants() {
     );
     // The worlds must not become peaceful unnoticed.
     assert!(
-        total.resumes > SEEDS && total.done > SEEDS / 2 && total.expired > 0 && total.refused > 0,
+        total.resumes > SEEDS
+            && total.done > SEEDS / 2
+            && total.expired > 0
+            && total.refused > 0
+            && total.lapses > 0,
         "{total:?}"
     );
 }

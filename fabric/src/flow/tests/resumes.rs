@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::pair::{Pair, other_open};
-use crate::flow::{FlowLimits, State, TERMINATOR_GRACE, Violation};
-use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof};
+use crate::flow::{Flow, FlowLimits, State, TERMINATOR_GRACE, Violation};
+use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof, RefuseCode};
 
 #[test]
 fn a_lost_last_word_is_repeated_from_the_record() {
@@ -219,4 +219,40 @@ fn a_move_asks_for_a_leg_and_the_old_one_is_fenced() {
     assert_eq!(pair.provider().transmit(Generation(1), now), None);
     pair.provider().leg_lost(Generation(1), now);
     assert_eq!(*pair.provider().state(), State::Attached(Generation(2)));
+}
+
+#[test]
+fn a_repeated_open_is_refused_by_the_provider_only() {
+    let mut pair = Pair::new();
+    pair.consumer.write(Bytes::from_static(b"early"));
+    pair.exchange();
+    pair.consumer.leg_lost(Generation(1), pair.now);
+    let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
+    pair.sent_by_consumer();
+    let refusal = || Frame::Refuse {
+        code: RefuseCode::NoProvider,
+        text: "not published here".to_owned(),
+    };
+    pair.consumer
+        .receive(second, refusal(), pair.now)
+        .expect("only the leg is of no use");
+    assert!(matches!(pair.consumer.state(), State::Detached { .. }) && pair.consumer.wants_leg());
+    assert!(!pair.consumer.restart(other_open()));
+
+    // A provider that never saw the first one proves who it is, and may refuse.
+    let third = pair.consumer.resume(pair.now).expect("a leg is wanted");
+    let Some(Frame::Open(open)) = pair.consumer.transmit(third, pair.now) else {
+        panic!("no OPEN")
+    };
+    let mut provider = Flow::terminate(&open, FlowLimits::default());
+    provider.refuse(RefuseCode::BackendRefused, "refused");
+    let mut frames = Vec::new();
+    while let Some(frame) = provider.transmit(third, pair.now) {
+        frames.push(frame.name());
+        pair.consumer
+            .receive(third, frame, pair.now)
+            .expect("a good frame");
+    }
+    assert_eq!(frames, ["RESUMED", "REFUSE"]);
+    assert!(pair.consumer.restart(other_open()));
 }

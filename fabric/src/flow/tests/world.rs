@@ -29,6 +29,8 @@ pub(super) struct Report {
     pub(super) done: u64,
     pub(super) expired: u64,
     pub(super) refused: u64,
+    /// Repeated opens that a router refused.
+    pub(super) lapses: u64,
     pub(super) bytes: u64,
 }
 
@@ -47,6 +49,8 @@ pub(super) struct World {
     /// Breaks that are still allowed; a world that breaks for ever proves nothing about the end.
     pub(super) breaks_left: u64,
     pub(super) refusals_left: u64,
+    /// How often the router on the way will not know the provider.
+    pub(super) lapses_left: u64,
     pub(super) long_outage: bool,
     pub(super) consumer_ended: Option<Instant>,
     pub(super) report: Report,
@@ -76,6 +80,11 @@ impl World {
         } else {
             0
         };
+        let lapses_left = if random.once_in(4) {
+            random.below(4)
+        } else {
+            0
+        };
         if bug.is_some_and(|bug| bug != Bug::CutTakenForEnd) {
             app.ending = Ending::Fin;
         }
@@ -93,6 +102,7 @@ impl World {
             redial_at: None,
             breaks_left,
             refusals_left,
+            lapses_left,
             long_outage: false,
             consumer_ended: None,
             report: Report::default(),
@@ -328,6 +338,19 @@ impl World {
             Frame::Resume(resume) => (resume.flow, resume.generation),
             other => return Err(format!("a leg began with {}", other.name())),
         };
+        if matches!(frame, Frame::Open(_)) && self.lapses_left > 0 && self.random.once_in(2) {
+            self.lapses_left -= 1;
+            self.report.lapses += u64::from(generation > Generation::FIRST);
+            let refuse = Frame::Refuse {
+                code: RefuseCode::NoProvider,
+                text: String::new(),
+            };
+            let leg = &mut self.legs[index];
+            leg.send_down(&refuse, self.now, &mut self.random);
+            leg.down.finished = true;
+            leg.bound = Bound::Refused;
+            return Ok(());
+        }
         let known = self
             .served
             .get_mut(&id)
