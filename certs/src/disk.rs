@@ -87,10 +87,14 @@ impl DataDir {
                 path: lock,
                 source,
             })?;
-        Ok(Self {
+        let this = Self {
             path,
             _lock: Some(file),
-        })
+        };
+        for directory in [this.path(), &this.ca(), &this.node(), &this.quic()] {
+            remove_leftovers(directory);
+        }
+        Ok(this)
     }
 
     /// The directory without its lock, for commands that only read it or talk to its sockets.
@@ -203,6 +207,23 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DiskErro
     sync_parent(path)
 }
 
+/// Removes the siblings that [`write_atomic`] left in a directory when its process was killed: they may hold keys. Only for
+/// a directory that nobody else writes to now. Best effort: left-overs are never read.
+pub(crate) fn remove_leftovers(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let random = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".new")?.rsplit_once('.'));
+        if random
+            .is_some_and(|(_, hex)| hex.len() == 8 && hex.bytes().all(|c| c.is_ascii_hexdigit()))
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Renames within a directory, durably.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), DiskError> {
     fs::rename(from, to).map_err(|source| DiskError {
@@ -296,7 +317,13 @@ mod tests {
             0o700
         );
         drop(first);
+        let leftover = path.join("lock.00c0ffee.new");
+        let others = [path.join("mine.new"), path.join("a.00c0ffeg.new")];
+        for file in others.iter().chain([&leftover]) {
+            fs::write(file, "").unwrap();
+        }
         DataDir::open(&path).unwrap();
+        assert!(!leftover.exists() && others.iter().all(|file| file.exists()));
     }
 
     #[test]

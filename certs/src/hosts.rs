@@ -5,20 +5,45 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// Addresses of interfaces that [`Hosts::local`] takes at most.
 const MAX_LOCAL: usize = 48;
 
-/// DNS names and IP addresses of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// DNS names and IP addresses of a node. Reading them brings each into the one form that is compared, and fails for names
+/// that no certificate may carry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Hosts {
-    /// DNS names, lower case.
-    #[serde(default)]
+    /// DNS names: lower case, no dot at the end, no wildcard.
     pub dns: BTreeSet<String>,
-    /// Addresses.
-    #[serde(default)]
+    /// Addresses: none is an IPv4 address in the form of an IPv6 one.
     pub ips: BTreeSet<IpAddr>,
+}
+
+impl<'de> Deserialize<'de> for Hosts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct AsWritten {
+            dns: Vec<String>,
+            ips: Vec<IpAddr>,
+        }
+        let written = AsWritten::deserialize(deserializer)?;
+        let mut hosts = Self::default();
+        for name in &written.dns {
+            if !hosts.add_name(name) {
+                let name: String = name.chars().take(100).collect();
+                let why = format!(
+                    "the host {name:?} cannot be put into a certificate: give a full DNS name"
+                );
+                return Err(de::Error::custom(why));
+            }
+        }
+        for ip in written.ips {
+            hosts.add_ip(ip);
+        }
+        Ok(hosts)
+    }
 }
 
 impl Hosts {
@@ -64,14 +89,28 @@ impl Hosts {
     /// Adds a host name or address, as users write it. Text that is neither is ignored.
     pub fn add(&mut self, host: &str) {
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        if let Ok(ip) = host.parse::<IpAddr>() {
-            if !ip.is_unspecified() {
-                self.ips.insert(ip);
-            }
-        } else if is_dns_name(host) {
-            self.dns
-                .insert(host.trim_end_matches('.').to_ascii_lowercase());
+        match host.parse::<IpAddr>() {
+            Ok(ip) => self.add_ip(ip),
+            // What is no name is ignored.
+            Err(_) => drop(self.add_name(host)),
         }
+    }
+
+    fn add_ip(&mut self, ip: IpAddr) {
+        let ip = ip.to_canonical();
+        if !ip.is_unspecified() {
+            self.ips.insert(ip);
+        }
+    }
+
+    /// Whether it is a name.
+    fn add_name(&mut self, name: &str) -> bool {
+        let is_name = is_dns_name(name);
+        if is_name {
+            self.dns
+                .insert(name.trim_end_matches('.').to_ascii_lowercase());
+        }
+        is_name
     }
 
     /// Adds all of `other`.
@@ -131,5 +170,30 @@ mod tests {
         }
         assert_eq!(hosts.dns, BTreeSet::from(["a.example.net".to_owned()]));
         assert_eq!(hosts.ips.len(), 2);
+    }
+
+    #[test]
+    fn what_others_write_is_read_in_one_form_or_refused() {
+        let read = |json: &str| serde_json::from_str::<Hosts>(json);
+        let hosts = read(
+            r#"{"dns":["A.Example.NET.","a.example.net"],"ips":["::ffff:192.0.2.1","192.0.2.1","::"]}"#,
+        );
+        let mut expected = Hosts::default();
+        expected.add("a.example.net");
+        expected.add("192.0.2.1");
+        assert_eq!(hosts.unwrap(), expected);
+        assert_eq!(read("{}").unwrap(), Hosts::default());
+        for name in [
+            "*.example.net",
+            "a b",
+            "",
+            ".",
+            ".example.net",
+            "a..b",
+            "192.0.2.1",
+        ] {
+            let error = read(&serde_json::json!({ "dns": [name] }).to_string()).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
     }
 }

@@ -299,7 +299,9 @@ pub(crate) fn params(life: Duration, latest: SystemTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.not_before = (now - BACKDATE).into();
-    params.not_after = (now + life).min(latest).into();
+    // A life that no clock can express ends with the issuer too.
+    let end = now.checked_add(life).unwrap_or(latest);
+    params.not_after = end.min(latest).into();
     // 126 random bits: unguessable, positive, and never with a leading zero byte.
     let mut serial: [u8; 16] = rand::random();
     serial[0] = (serial[0] & 0x7f) | 0x40;

@@ -84,7 +84,7 @@ pub enum LiveError {
     /// rustls does not take the key.
     #[error("the private key cannot be used: {0}")]
     Rustls(rustls::Error),
-    /// The chain does not lead to the roots that came with it.
+    /// The chain does not lead to the roots.
     #[error("the certificates do not fit together: {0}")]
     Verify(#[from] VerifyError),
 }
@@ -137,7 +137,7 @@ impl LiveIdentity {
         self.0.current.load().roots.clone()
     }
 
-    /// Changes to a renewed key and chain of the same identity, and writes them where [`LiveIdentity::keep_in`] said. New
+    /// Changes to a renewed key and chain of the same identity, under the roots that are held, and writes them where [`LiveIdentity::keep_in`] said. New
     /// handshakes use them; no connection ends.
     ///
     /// # Errors
@@ -147,15 +147,9 @@ impl LiveIdentity {
         self.swap(|current| Current::new(key, chain, current.roots.clone()))
     }
 
-    /// Changes the trust bundle. The own chain must still lead to one of the roots.
-    ///
-    /// # Errors
-    /// As [`LiveIdentity::replace`].
-    pub fn replace_roots(&self, roots: Vec<CertificateDer<'static>>) -> Result<(), LiveError> {
-        self.swap(|current| Current::new(current.key.clone(), current.chain.clone(), roots))
-    }
-
-    /// Changes key, chain and trust bundle together.
+    /// Changes key, chain and trust bundle together, for a bundle that the owner of this machine keeps. The new chain must
+    /// lead to a root of the bundle before too, so that none becomes trusted on nothing but its own word. Never for what came
+    /// over the network: that is [`LiveIdentity::replace`].
     ///
     /// # Errors
     /// As [`LiveIdentity::replace`].
@@ -165,7 +159,10 @@ impl LiveIdentity {
         chain: Chain,
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<(), LiveError> {
-        self.swap(|_| Current::new(key, chain, roots))
+        self.swap(|current| {
+            Current::new(key.clone(), chain.clone(), current.roots.clone())?;
+            Current::new(key, chain, roots)
+        })
     }
 
     /// Settings of a server with this identity. `alpn` in order of preference.
@@ -218,6 +215,7 @@ impl LiveIdentity {
     pub fn keep_in(&self, dir: &Path) -> Result<(), LiveError> {
         let mut keep = self.0.keep.lock().unwrap_or_else(PoisonError::into_inner);
         self.save(dir)?;
+        disk::remove_leftovers(dir);
         *keep = Some(dir.to_owned());
         Ok(())
     }
@@ -229,12 +227,17 @@ impl LiveIdentity {
     pub fn load(dir: &Path) -> Result<Self, LiveError> {
         let chain = Chain::from_pem(&disk::read(&dir.join("tls.crt"))?)?;
         let roots = certs_from_pem(&disk::read(&dir.join("ca.crt"))?)?;
-        let key = KeyPair::from_pem(&disk::read(&dir.join("tls.key"))?)?;
-        match (
-            Self::new(key, chain.clone(), roots.clone()),
-            disk::read_optional(&dir.join(NEXT_KEY))?,
-        ) {
-            // A crash between certificate and key: the key that belongs to the certificate is the next one.
+        let next = disk::read_optional(&dir.join(NEXT_KEY))?;
+        // A crash between certificate and key: the key that belongs to the certificate is the next one. The first time that
+        // an identity is written there is no other yet.
+        let key = match (disk::read_optional(&dir.join("tls.key"))?, &next) {
+            (Some(key), _) => key,
+            (None, Some(next)) => next.clone(),
+            // Read again for the error that names the file.
+            (None, None) => disk::read(&dir.join("tls.key"))?,
+        };
+        let key = KeyPair::from_pem(&key)?;
+        match (Self::new(key, chain.clone(), roots.clone()), next) {
             (Err(LiveError::KeyMismatch(_)), Some(next)) => {
                 Self::new(KeyPair::from_pem(&next)?, chain, roots)
             }

@@ -16,7 +16,7 @@ use crate::{
     verify::rfc3339,
 };
 
-/// A new chain for a key, and the trust bundle of the moment.
+/// A new chain for a key, and the trust bundle of whoever answered. [`rotate`] does not take the bundle over.
 pub type Renewed = (Chain, Vec<CertificateDer<'static>>);
 
 /// Whoever can be asked for a new certificate of the own identity: an authority in this process, a socket, a server.
@@ -115,9 +115,9 @@ async fn attempt(live: &LiveIdentity, issuer: &dyn Issuer) -> Result<(), String>
     let renewed = timeout(ATTEMPT, issuer.renew(&csr))
         .await
         .map_err(|_| format!("no answer within {} s", ATTEMPT.as_secs()))?;
-    let (chain, roots) = renewed.map_err(|error| error.to_string())?;
-    live.replace_all(key, chain, roots)
-        .map_err(|error| error.to_string())
+    // The roots stay those that are held: whoever answers must not choose whom this process believes.
+    let (chain, _) = renewed.map_err(|error| error.to_string())?;
+    live.replace(key, chain).map_err(|error| error.to_string())
 }
 
 /// When half of a certificate's life is over. The backdated part of it is not life.

@@ -92,18 +92,19 @@ impl NodeAuthority {
         )?)
     }
 
-    /// Changes to a renewed intermediate of the same node.
+    /// Changes to a renewed intermediate of the same node. The roots stay: whoever answers a renewal must not choose whom
+    /// this node believes.
     ///
     /// # Errors
-    /// [`AuthorityError::Certificates`] if it is of another node or trust domain, or unusable; the old one stays.
+    /// [`AuthorityError::Certificates`] if no root that is held signed it, if it is of another node or trust domain, or
+    /// unusable; the old one stays.
     pub fn replace(
         &self,
         key: KeyPair,
         intermediate: CertificateDer<'static>,
-        roots: Vec<CertificateDer<'static>>,
     ) -> Result<(), AuthorityError> {
-        let next = Current::new(key, intermediate, roots)?;
         let current = self.0.load();
+        let next = Current::new(key, intermediate, current.roots.clone())?;
         if (&next.node, &next.trust_domain) != (&current.node, &current.trust_domain) {
             return Err(AuthorityError::Certificates(format!(
                 "the new intermediate is for node {} of {}, this is node {} of {}",
@@ -266,7 +267,7 @@ impl Current {
             .position(|root| verify::signed_by(&intermediate, root));
         let Some(signer) = signer else {
             return Err(broken(format!(
-                "the intermediate of node {node} was not signed by the root that came with it"
+                "the intermediate of node {node} was not signed by a root of its trust domain that is at hand"
             )));
         };
         roots.swap(0, signer);

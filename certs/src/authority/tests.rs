@@ -86,10 +86,7 @@ fn parts_that_do_not_belong_together_are_refused() {
     assert!(create(&key, root, fabric.roots()).is_err());
 
     let authority = fabric.node_authority("edge-b");
-    let error = authority
-        .replace(key, cert, fabric.roots())
-        .unwrap_err()
-        .to_string();
+    let error = authority.replace(key, cert).unwrap_err().to_string();
     assert!(
         error.contains("edge-a") && error.contains("edge-b"),
         "{error}"
@@ -110,8 +107,43 @@ fn a_renewed_intermediate_is_seen_by_all_clones() {
         .root()
         .sign_intermediate(&csr, &authority.node(), &hosts, LEAF_LIFE)
         .unwrap();
-    authority.replace(key, cert, fabric.roots()).unwrap();
+    authority.replace(key, cert).unwrap();
     assert!(clone.covers(&hosts));
+}
+
+#[test]
+fn no_renewal_brings_a_root() {
+    let (fabric, liar) = (Fabric::new(), Fabric::new());
+    let authority = fabric.node_authority("edge-a");
+    let before = (authority.intermediate(), authority.roots());
+    let key = KeyPair::generate().unwrap();
+    // The same trust domain, the same node, the right key: only the root is another.
+    let cert = liar
+        .root()
+        .sign_intermediate(
+            &key.csr().unwrap(),
+            &authority.node(),
+            &Hosts::loopback(),
+            LEAF_LIFE,
+        )
+        .unwrap();
+    let error = authority.replace(key, cert).unwrap_err().to_string();
+    assert!(error.contains("not signed by a root"), "{error}");
+    assert_eq!((authority.intermediate(), authority.roots()), before);
+}
+
+#[test]
+fn a_life_beyond_all_clocks_ends_with_the_issuer() {
+    let fabric = Fabric::new();
+    let authority = fabric.node_authority("edge-a");
+    let chain = authority
+        .sign_admin(
+            &csr(),
+            &UserName::new("ann").unwrap(),
+            std::time::Duration::MAX,
+        )
+        .unwrap();
+    assert_eq!(chain.not_after, authority.not_after());
 }
 
 #[test]

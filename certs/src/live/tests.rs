@@ -333,6 +333,14 @@ fn a_replacement_of_somebody_else_or_with_another_key_is_refused() {
         live.replace(foreign.key(), foreign.chain()),
         Err(LiveError::Verify(_))
     ));
+    let bundles = [foreign.roots(), [live.roots(), foreign.roots()].concat()];
+    for roots in bundles {
+        assert!(matches!(
+            live.replace_all(foreign.key(), foreign.chain(), roots),
+            Err(LiveError::Verify(_))
+        ));
+    }
+    assert_eq!(live.roots(), fabric.roots());
     assert_eq!(live.chain(), before);
 }
 
@@ -353,6 +361,17 @@ fn a_kept_identity_survives_a_restart_and_a_crash_while_writing() {
     std::fs::rename(dir.join("tls.key"), dir.join(NEXT_KEY)).unwrap();
     std::fs::write(dir.join("tls.key"), old_key).unwrap();
     assert_eq!(LiveIdentity::load(&dir).unwrap().chain(), renewed.chain());
+
+    // As if it had ended there the first time, and in the middle of another file.
+    std::fs::rename(dir.join("tls.key"), dir.join("gone")).unwrap();
+    std::fs::write(dir.join("tls.key.0123abcd.new"), "left over").unwrap();
+    let again = LiveIdentity::load(&dir).unwrap();
+    assert_eq!(again.chain(), renewed.chain());
+    again.keep_in(&dir).unwrap();
+    assert!(dir.join("tls.key").exists() && !dir.join("tls.key.0123abcd.new").exists());
+    std::fs::remove_file(dir.join("tls.key")).unwrap();
+    let error = LiveIdentity::load(&dir).unwrap_err().to_string();
+    assert!(error.contains("tls.key"), "{error}");
 
     std::fs::write(dir.join("tls.crt"), "garbage").unwrap();
     assert!(matches!(

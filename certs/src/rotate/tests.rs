@@ -91,6 +91,22 @@ async fn failures_are_retried_with_growing_pauses_up_to_150_s() {
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 150, 150, 150, 150]);
 }
 
+#[tokio::test]
+async fn an_answer_of_another_root_is_not_taken() {
+    let (fabric, liar) = (Fabric::new(), Arc::new(Fabric::new()));
+    let live = fabric.pod("edge-a", "default", "db-0");
+    let before = (live.chain(), live.roots());
+    let issuer = Scripted {
+        fabric: liar,
+        failures: AtomicUsize::new(0),
+        asked: Mutex::default(),
+        answered: Arc::default(),
+    };
+    let error = attempt(&live, &issuer).await.unwrap_err();
+    assert!(error.contains("does not lead to a root"), "{error}");
+    assert_eq!((live.chain(), live.roots()), before);
+}
+
 #[test]
 fn the_backdated_part_is_not_life() {
     let now = SystemTime::now();

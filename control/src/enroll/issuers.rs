@@ -15,6 +15,8 @@ use crate::api::Status;
 use crate::client::{Class, Client, ClientError};
 use crate::http::read;
 
+/// How long one attempt may take, from connecting to the last byte of the answer.
+const ATTEMPT: Duration = Duration::from_secs(45);
 /// Largest answer that is taken, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 
@@ -94,7 +96,8 @@ impl Issuer for RemoteIssuer {
     }
 }
 
-/// Asks the node that holds the root key (`client` must go there, with this node's identity) for a new intermediate.
+/// Asks the node that holds the root key (`client` must go there, with this node's identity) for a new intermediate. Whether it
+/// is under a root that is held is for [`NodeAuthority::replace`] to say. Ends within a minute.
 ///
 /// # Errors
 /// [`RenewError::Refused`] if that node does not hold the root key or does not sign; [`RenewError::Unreachable`] if it is away.
@@ -102,13 +105,34 @@ pub async fn renew_intermediate(
     client: &Client,
     csr: &Csr,
     hosts: &Hosts,
-) -> Result<(CertificateDer<'static>, Vec<CertificateDer<'static>>), RenewError> {
-    let (mut chain, roots) = renew(client, csr, hosts).await?;
+) -> Result<CertificateDer<'static>, RenewError> {
+    let (mut chain, _) = renew(client, csr, hosts).await?;
     // `Chain` is never empty.
-    Ok((chain.certs.remove(0), roots))
+    Ok(chain.certs.remove(0))
 }
 
 async fn renew(client: &Client, csr: &Csr, hosts: &Hosts) -> Result<Renewed, RenewError> {
+    within(ATTEMPT, exchange(client, csr, hosts)).await
+}
+
+/// `attempt`, which counts as unreachable if it takes longer: a peer that stops in the middle of its answer holds up nobody.
+pub(super) async fn within<T>(
+    limit: Duration,
+    attempt: impl Future<Output = Result<T, RenewError>>,
+) -> Result<T, RenewError> {
+    tokio::time::timeout(limit, attempt)
+        .await
+        .unwrap_or_else(|_| {
+            let why = format!("no whole answer within {} s", limit.as_secs());
+            Err(RenewError::Unreachable(why))
+        })
+}
+
+async fn exchange(
+    client: &Client,
+    csr: &Csr,
+    hosts: &Hosts,
+) -> Result<Renewed, RenewError> {
     let body = RenewRequest {
         csr: PemCsr(csr.clone()),
         hosts: hosts.clone(),

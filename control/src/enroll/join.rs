@@ -1,20 +1,26 @@
 //! Joining with a token: the one conversation with a server that is known by nothing but the hash of its root's key.
 
+use std::time::Duration;
+
 use keel_certs::{Chain, Csr, Hosts, JoinToken, NodeName, RootPin, join_client_config};
 use keel_fabric::quic::HostPort;
 use rustls_pki_types::CertificateDer;
+use tokio::time::timeout;
 
 use super::local::parse;
 use super::wire::{EnrollRequest, Issued, PemCsr, PlainSecret, Wants};
 use crate::client::{Class, ClientError, post};
 use crate::transport::ALPN_H3;
 
+/// How long one attempt may take, from connecting to the last byte of the answer.
+const ATTEMPT: Duration = Duration::from_secs(45);
+
 /// What a node gets for its token.
 #[derive(Clone, Debug)]
 pub struct JoinedNode {
     /// The node's intermediate.
     pub intermediate: CertificateDer<'static>,
-    /// The trust bundle.
+    /// The trust bundle: the root that the token names.
     pub roots: Vec<CertificateDer<'static>>,
     /// The node that answered: the first peer.
     pub through: NodeName,
@@ -25,7 +31,7 @@ pub struct JoinedNode {
 pub struct JoinedSidecar {
     /// Leaf and intermediate.
     pub chain: Chain,
-    /// The trust bundle.
+    /// The trust bundle: the root that the token names.
     pub roots: Vec<CertificateDer<'static>>,
     /// The node that answered.
     pub node: NodeName,
@@ -119,8 +125,15 @@ async fn enroll(
     };
     let request = serde_json::to_value(&request).map_err(|error| unusable(&error))?;
     let tls = join_client_config(&token.pin, &[ALPN_H3]);
-    let answer = post(&server, tls, "/v1/enroll", &request)
+    let late = |_| {
+        Err(ClientError::Interrupted {
+            server: server.clone(),
+            why: format!("no whole answer within {} s", ATTEMPT.as_secs()),
+        })
+    };
+    let answer = timeout(ATTEMPT, post(&server, tls, "/v1/enroll", &request))
         .await
+        .unwrap_or_else(late)
         .map_err(|error| match error.class() {
             Class::Retry => JoinError::Unreachable {
                 token: token.id.to_string(),
@@ -132,11 +145,11 @@ async fn enroll(
             },
         })?;
     let issued: Issued = serde_json::from_value(answer).map_err(|error| unusable(&error))?;
-    let (chain, roots) = parse(&issued).map_err(|error| unusable(&error))?;
-    if !roots
-        .iter()
-        .any(|root| RootPin::of(root).is_ok_and(|pin| pin == token.pin))
-    {
+    let (chain, mut roots) = parse(&issued).map_err(|error| unusable(&error))?;
+    // The token vouches for one root and for no other that the answer may hold.
+    roots.retain(|root| RootPin::of(root).is_ok_and(|pin| pin == token.pin));
+    roots.truncate(1);
+    if roots.is_empty() {
         return Err(unusable(&"the root that the token names is not in it"));
     }
     Ok((issued.node, chain, roots))

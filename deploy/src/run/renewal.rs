@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use keel_certs::{
-    DataDir, Hosts, INTERMEDIATE_LIFE, KeyPair, LiveIdentity, NodeAuthority, RootAuthority,
+    Csr, DataDir, Hosts, INTERMEDIATE_LIFE, KeyPair, LiveIdentity, NodeAuthority, RootAuthority,
     write_atomic,
 };
 use keel_control::enroll::renew_intermediate;
@@ -65,9 +65,10 @@ impl Renewal {
             };
             let reason = format!("{reason:#}");
             if self.authority.not_after() <= now {
+                let node = self.authority.node();
                 error!(
                     reason,
-                    "the node's intermediate has expired and cannot be renewed: other nodes refuse this one"
+                    "the node's intermediate has expired and cannot be renewed, so other nodes refuse this one: make a token with `keel token create --node {node}` where the root key is, and start this node with --join and that token"
                 );
             } else if self.authority.needs_renewal(now) {
                 warn!(reason, "the node's intermediate cannot be renewed yet");
@@ -85,19 +86,14 @@ impl Renewal {
     async fn renew(&self) -> anyhow::Result<()> {
         let key = KeyPair::generate()?;
         let csr = key.csr()?;
-        let (intermediate, roots) = match &self.root {
+        match &self.root {
             Some(root) => {
-                let signed = root.sign_intermediate(
-                    &csr,
-                    &self.authority.node(),
-                    &self.hosts,
-                    INTERMEDIATE_LIFE,
-                )?;
-                (signed, vec![root.certificate().clone()])
+                let node = self.authority.node();
+                let signed = root.sign_intermediate(&csr, &node, &self.hosts, INTERMEDIATE_LIFE)?;
+                self.authority.replace(key, signed)?;
             }
-            None => self.ask(&csr).await?,
-        };
-        self.authority.replace(key, intermediate, roots)?;
+            None => self.ask(&key, &csr).await?,
+        }
         let data = DataDir::peek(&self.path);
         self.authority
             .save(&data)
@@ -108,24 +104,26 @@ impl Renewal {
         let leaf = self
             .authority
             .sign_node(&key.csr()?, &self.hosts, self.leaf_life)?;
-        self.live.replace_all(key, leaf, self.authority.roots())?;
+        self.live.replace(key, leaf)?;
         Ok(())
     }
 
-    /// Asks the peers in turn, the one joined through among them: one of them holds the root key.
-    async fn ask(
-        &self,
-        csr: &keel_certs::Csr,
-    ) -> anyhow::Result<(
-        rustls_pki_types::CertificateDer<'static>,
-        Vec<rustls_pki_types::CertificateDer<'static>>,
-    )> {
+    /// Asks the peers in turn, the one joined through among them: one of them holds the root key. An answer that no root of
+    /// this node signed is as good as none, so that a peer that lies does not keep the others from being asked.
+    async fn ask(&self, key: &KeyPair, csr: &Csr) -> anyhow::Result<()> {
         let mut reasons = Vec::new();
         for peer in &self.peers {
             let client = client(peer.server.clone(), &peer.node, &self.live)?;
-            match renew_intermediate(&client, csr, &self.hosts).await {
-                Ok(renewed) => return Ok(renewed),
-                Err(error) => reasons.push(format!("{}: {error}", peer.node)),
+            let replaced = match renew_intermediate(&client, csr, &self.hosts).await {
+                Ok(intermediate) => self
+                    .authority
+                    .replace(key.clone(), intermediate)
+                    .map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match replaced {
+                Ok(()) => return Ok(()),
+                Err(why) => reasons.push(format!("{}: {why}", peer.node)),
             }
         }
         match reasons.is_empty() {
@@ -159,3 +157,6 @@ const ASKED: &str = "hosts.json";
 fn jittered(pause: Duration) -> Duration {
     pause + pause.mul_f64(rand::rng().random_range(0.0..0.1))
 }
+
+#[cfg(test)]
+mod tests;

@@ -434,10 +434,10 @@ async fn joining_and_renewing_over_http3() {
         .sign_node(&node_key.csr().unwrap(), &Hosts::loopback(), LIFE)
         .unwrap();
     let b = client(LiveIdentity::new(node_key, chain, authority.roots()).unwrap());
-    let (intermediate, roots) = renew_intermediate(&b, &key.csr().unwrap(), &Hosts::loopback())
+    let intermediate = renew_intermediate(&b, &key.csr().unwrap(), &Hosts::loopback())
         .await
         .unwrap();
-    authority.replace(key, intermediate, roots).unwrap();
+    authority.replace(key, intermediate).unwrap();
 
     served.stop().await;
     let error = join::sidecar(&token, &csr()).await.unwrap_err();
