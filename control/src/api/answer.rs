@@ -99,6 +99,8 @@ pub enum Reason {
     ServiceUnavailable,
     /// The server did not get that far in time.
     Timeout,
+    /// The caller has too much open at once.
+    TooManyRequests,
     /// The caller has no identity.
     Unauthorized,
     /// The body is in a format that this path does not take.
@@ -124,6 +126,7 @@ impl Reason {
             Self::RequestEntityTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         }
@@ -194,6 +197,18 @@ impl Status {
         Self {
             details: Some(Box::new(details)),
             ..Self::failure(Reason::Timeout, message)
+        }
+    }
+
+    /// The caller has too much open at once.
+    pub fn too_many(message: impl Into<String>) -> Self {
+        let details = Details {
+            retry_after_seconds: Some(10),
+            ..Details::default()
+        };
+        Self {
+            details: Some(Box::new(details)),
+            ..Self::failure(Reason::TooManyRequests, message)
         }
     }
 

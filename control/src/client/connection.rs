@@ -17,7 +17,7 @@ use crate::http::Body;
 use crate::transport::adapter::{Budgets, H3Connection, MAX_FIELD_SECTION, Opener, Side};
 use crate::transport::body::{Reader, Streamed};
 
-/// How long one address may take to connect.
+/// How long the resolution of a name, the connection to one address and the start of HTTP/3 on it may take, each.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long the header of an answer may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(30);
@@ -46,9 +46,14 @@ impl Connection {
             server: server.clone(),
             why,
         };
-        let addresses = server
-            .resolve()
+        let addresses = timeout(CONNECT, server.resolve())
             .await
+            .map_err(|_| {
+                unreachable(format!(
+                    "its name was not resolved within {} s",
+                    CONNECT.as_secs()
+                ))
+            })?
             .map_err(|error| unreachable(error.to_string()))?;
         let mut failures = Vec::new();
         for address in addresses {
@@ -75,13 +80,21 @@ impl Connection {
     ) -> Result<Self, ClientError> {
         let adapter = H3Connection::new(quic.clone(), Side::Client);
         let budgets = adapter.budgets();
-        let started = h3::client::builder()
-            .max_field_section_size(MAX_FIELD_SECTION)
-            .build::<_, _, Bytes>(adapter)
-            .await;
-        let (mut connection, send) = started.map_err(|error| ClientError::Unreachable {
+        let mut builder = h3::client::builder();
+        builder.max_field_section_size(MAX_FIELD_SECTION);
+        // The streams that it opens need the peer's leave, and all callers wait for this connection.
+        let started = timeout(CONNECT, builder.build::<_, _, Bytes>(adapter)).await;
+        let why = match started {
+            Ok(Ok(started)) => Ok(started),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!(
+                "HTTP/3 did not start within {} s",
+                CONNECT.as_secs()
+            )),
+        };
+        let (mut connection, send) = why.map_err(|why| ClientError::Unreachable {
             server: server.clone(),
-            why: error.to_string(),
+            why,
         })?;
         let gone = CancellationToken::new();
         let guard = gone.clone().drop_guard();

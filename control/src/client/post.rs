@@ -6,9 +6,11 @@ use bytes::Bytes;
 use http::{Method, header};
 use keel_fabric::quic::{Endpoint, HostPort, Profile};
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::ClientError;
 use super::connection::Connection;
+use super::routers::BODY;
 use crate::http::read;
 
 /// Largest answer that is taken, in bytes.
@@ -40,8 +42,12 @@ pub async fn post(
         .body(Bytes::from(body.to_string()))
         .map_err(|error| ClientError::Request(error.to_string()))?;
     let (parts, answer) = connection.request(request).await?.into_parts();
-    let bytes = read(answer, MAX_ANSWER)
+    let bytes = timeout(BODY, read(answer, MAX_ANSWER))
         .await
+        .map_err(|_| ClientError::Slow {
+            server: server.clone(),
+            seconds: BODY.as_secs(),
+        })?
         .map_err(|error| ClientError::Interrupted {
             server: server.clone(),
             why: error.to_string(),

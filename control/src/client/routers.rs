@@ -22,7 +22,7 @@ const ENVELOPE: usize = 64 << 10;
 /// Largest list that is taken, in bytes.
 pub(super) const MAX_LIST: usize = 64 << 20;
 /// How long the body of an answer may take.
-const BODY: Duration = Duration::from_secs(60);
+pub(super) const BODY: Duration = Duration::from_secs(60);
 
 /// Routers as of one revision.
 #[derive(Clone, Debug, PartialEq)]

@@ -16,6 +16,7 @@ mod reply;
 mod selector;
 mod table;
 mod watch;
+mod watches;
 mod write;
 
 use std::fmt;
@@ -32,6 +33,7 @@ use crate::store::{Key, Store, StoreError};
 use access::{Action, Grant};
 use path::Route;
 use query::Options;
+use watches::Watches;
 
 /// How routers are called in the store.
 const RESOURCE: &str = "routers.edge.example.com";
@@ -53,6 +55,7 @@ struct Inner {
     config: ApiConfig,
     store: Store,
     enroll: Arc<dyn Handler>,
+    watches: Arc<Watches>,
 }
 
 impl fmt::Debug for Api {
@@ -71,6 +74,7 @@ impl Api {
                 config,
                 store,
                 enroll,
+                watches: Arc::default(),
             }),
         }
     }
@@ -145,13 +149,19 @@ impl Inner {
             _ if !is_read => Err(reply::method_not_allowed(request.method())),
             route => {
                 self.check(&identity, Action::Read, "get", PLURAL, None)?;
-                self.read(route, request.headers(), options).await
+                // There is no watch without its events.
+                if options.watch && *request.method() == Method::HEAD {
+                    return Err(reply::method_not_allowed(request.method()));
+                }
+                self.read(&identity, route, request.headers(), options)
+                    .await
             }
         }
     }
 
     async fn read(
         &self,
+        identity: &Identity,
         route: Route,
         headers: &HeaderMap,
         options: Options,
@@ -176,9 +186,9 @@ impl Inner {
             Route::OpenApiGroup => openapi::document(headers),
             Route::Version => discovery::version(),
             Route::Router(name) | Route::RouterStatus(name) => {
-                self.get_router(&name, headers, options).await?
+                self.get_router(identity, &name, headers, options).await?
             }
-            Route::Routers => self.list_routers(headers, options).await?,
+            Route::Routers => self.list_routers(identity, headers, options).await?,
             // Answered by its own handler before it comes here.
             Route::Enroll => return Err(reply::no_such_path()),
         })

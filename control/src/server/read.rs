@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use bytes::{BufMut, BytesMut};
 use http::header::{ACCEPT, HeaderMap};
 use http::{Response, StatusCode};
+use keel_certs::Identity;
 use serde_json::Value;
 
 use super::query::{Include, Match, Options};
@@ -17,13 +18,14 @@ use crate::store::Object;
 impl Inner {
     pub(super) async fn get_router(
         &self,
+        identity: &Identity,
         name: &str,
         headers: &HeaderMap,
         mut options: Options,
     ) -> Result<Response<Body>, Status> {
         if options.watch {
             options.selector.name(name);
-            return self.watch_routers(headers, options).await;
+            return self.watch_routers(identity, headers, options).await;
         }
         self.reach(&options).await?;
         let found = self
@@ -42,11 +44,12 @@ impl Inner {
 
     pub(super) async fn list_routers(
         &self,
+        identity: &Identity,
         headers: &HeaderMap,
         options: Options,
     ) -> Result<Response<Body>, Status> {
         if options.watch {
-            return self.watch_routers(headers, options).await;
+            return self.watch_routers(identity, headers, options).await;
         }
         self.reach(&options).await?;
         let (mut objects, revision) = self
@@ -91,9 +94,11 @@ impl Inner {
 
     async fn watch_routers(
         &self,
+        identity: &Identity,
         headers: &HeaderMap,
         options: Options,
     ) -> Result<Response<Body>, Status> {
+        let admitted = self.watches.admit(identity)?;
         let request = watch::Request {
             selector: options.selector,
             // 0 is "any state", which is the current one here.
@@ -104,7 +109,7 @@ impl Inner {
             timeout: options.timeout,
             table: wants_table(headers).then_some(options.include),
         };
-        let body = watch::start(self.store.clone(), request).await?;
+        let body = watch::start(self.store.clone(), &self.watches, admitted, request).await?;
         let mut response = Response::new(body);
         *response.status_mut() = StatusCode::OK;
         response

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::query::Include;
 use super::selector::Selector;
 use super::table::table;
+use super::watches::{Admitted, Watches};
 use super::{RESOURCE, store_status};
 use crate::api::{API_VERSION, KIND, Revision, Status};
 use crate::http::{Body, BoxError};
@@ -55,8 +56,9 @@ struct Watch {
     /// Everything up to here was sent, or was not meant.
     cursor: Revision,
     selector: Selector,
-    /// Objects of the beginning that were not sent yet.
-    initial: std::vec::IntoIter<Object>,
+    /// Objects of the beginning, and how many of them were dealt with; shared with whoever begins at the same revision.
+    initial: Option<Arc<Vec<Object>>>,
+    at: usize,
     /// Whether the end of the beginning is still to be told.
     initial_end: bool,
     table: Option<Include>,
@@ -66,13 +68,19 @@ struct Watch {
     ends_at: Option<Instant>,
     woke: Instant,
     done: bool,
+    _admitted: Admitted,
 }
 
 /// Starts a watch.
 ///
 /// # Errors
 /// `Expired` if the revision is compacted away, `Timeout` with cause `ResourceVersionTooLarge` if it is ahead of the server.
-pub(super) async fn start(store: Store, request: Request) -> Result<Body, Status> {
+pub(super) async fn start(
+    store: Store,
+    watches: &Watches,
+    admitted: Admitted,
+    request: Request,
+) -> Result<Body, Status> {
     let mut hub = store.revision();
     if let Some(after) = request.after {
         reach(&mut hub, after).await?;
@@ -84,16 +92,13 @@ pub(super) async fn start(store: Store, request: Request) -> Result<Body, Status
                 .events_since(after, 1)
                 .await
                 .map_err(|error| events_status(&error))?;
-            (Vec::new(), after, false)
+            (None, after, false)
         }
-        None if request.only_new => (Vec::new(), store.current(), false),
+        None if request.only_new => (None, store.current(), false),
         _ => {
-            let (objects, revision) = store
-                .list(RESOURCE)
-                .await
-                .map_err(|error| store_status(&error))?;
+            let (objects, revision) = watches.state(&store).await?;
             (
-                objects,
+                Some(objects),
                 revision,
                 request.initial_events && request.bookmarks,
             )
@@ -105,7 +110,8 @@ pub(super) async fn start(store: Store, request: Request) -> Result<Body, Status
         hub,
         cursor,
         selector: request.selector,
-        initial: initial.into_iter(),
+        initial,
+        at: 0,
         initial_end,
         table: request.table,
         columns_sent: false,
@@ -113,6 +119,7 @@ pub(super) async fn start(store: Store, request: Request) -> Result<Body, Status
         ends_at: request.timeout.map(|timeout| now + timeout),
         woke: now,
         done: false,
+        _admitted: admitted,
     };
     let chunks = stream::unfold(watch, |mut watch| async move {
         let chunk = watch.next().await?;
@@ -210,7 +217,9 @@ impl Watch {
     /// The next chunk of what was there when the watch began.
     fn beginning(&mut self) -> Option<Bytes> {
         let mut chunk = BytesMut::new();
-        while let Some(object) = self.initial.next() {
+        while let Some(object) = self.initial.as_ref().and_then(|all| all.get(self.at)) {
+            let object = object.clone();
+            self.at += 1;
             if self.selects(&object.data) {
                 self.line(&mut chunk, "ADDED", &object.data);
             }
@@ -218,6 +227,7 @@ impl Watch {
                 return Some(chunk.freeze());
             }
         }
+        self.initial = None;
         if std::mem::take(&mut self.initial_end) {
             chunk.put(self.bookmark(true));
         }

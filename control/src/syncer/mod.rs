@@ -11,20 +11,25 @@ mod state;
 mod tests;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use keel_certs::{LiveIdentity, NodeName};
 use keel_fabric::quic::HostPort;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::api::{Router, RouterStatus};
 use crate::client::{Client, WatchEvent, WatchFrom};
 
 pub use state::{PeerState, PeerStates, SyncMetrics};
+
+/// How long a task that panicked waits before it starts again.
+const RESTART: Duration = Duration::from_secs(5);
 
 /// A node to exchange with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -83,11 +88,11 @@ impl Syncer {
         } = config;
         let (own, own_status) = watch::channel(None);
         let mut tasks = JoinSet::new();
-        tasks.spawn(stop.clone().run_until_cancelled_owned(follow_own(
-            local.clone(),
-            node.clone(),
-            own,
-        )));
+        let following = {
+            let (local, node) = (local.clone(), node.clone());
+            again(move || follow_own(local.clone(), node.clone(), own.clone()))
+        };
+        tasks.spawn(stop.clone().run_until_cancelled_owned(following));
         let mut running: HashMap<Peer, CancellationToken> = HashMap::new();
         loop {
             let wanted: Vec<Peer> = peers
@@ -116,7 +121,8 @@ impl Syncer {
                         own: own_status.clone(),
                         report: state::Report::new(peer.clone(), states.clone(), metrics.clone()),
                     };
-                    tasks.spawn(token.clone().run_until_cancelled_owned(exchange.run()));
+                    let exchange = again(move || exchange.clone().run());
+                    tasks.spawn(token.clone().run_until_cancelled_owned(exchange));
                     token
                 });
             }
@@ -140,6 +146,18 @@ impl Syncer {
                 }
             }
         }
+    }
+}
+
+/// Runs what `start` makes, and once more whenever that panics: what one peer sends must not end the exchange for good.
+async fn again<F: Future<Output = ()>>(start: impl Fn() -> F) {
+    // Safe to assert: nothing of the future that panicked is used again, and what it shares is only ever replaced whole.
+    while AssertUnwindSafe(start()).catch_unwind().await.is_err() {
+        error!(
+            "a task of the syncer panicked; it starts again in {} s",
+            RESTART.as_secs()
+        );
+        tokio::time::sleep(RESTART).await;
     }
 }
 

@@ -15,6 +15,7 @@ use crate::api::{Revision, Router, RouterStatus};
 use crate::client::{Backoff, Class, Client, ClientConfig, ClientError, WatchEvent, WatchFrom};
 
 /// What one peer's tasks own.
+#[derive(Clone)]
 pub(super) struct Exchange {
     pub(super) peer: Peer,
     pub(super) node: NodeName,

@@ -402,3 +402,15 @@ async fn a_watch_sees_every_write_once_over_restarts_of_its_server() {
     drop(events);
     node.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_panics_starts_again() {
+    let starts = std::cell::Cell::new(0);
+    super::again(|| {
+        starts.set(starts.get() + 1);
+        let first = starts.get() == 1;
+        async move { assert!(!first, "this panic belongs to the test") }
+    })
+    .await;
+    assert_eq!(starts.get(), 2);
+}

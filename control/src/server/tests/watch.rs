@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::super::watches::MAX_WATCHES;
 use super::*;
 
 /// The lines of a watch, one after another.
@@ -336,4 +337,46 @@ async fn many_watchers_see_the_same_history() {
             assert_eq!(lines.brief().await.1, *revision);
         }
     }
+}
+
+#[tokio::test]
+async fn one_identity_cannot_open_watches_without_end() {
+    let server = Server::new().await;
+    let a = server.make("a").await;
+    let mut open = Vec::new();
+    for _ in 0..MAX_WATCHES {
+        open.push(server.watch("resourceVersion=0").await);
+    }
+    let path = format!("{ROUTERS}?watch=1");
+    let refused = server.get(POD, &path).await;
+    assert_eq!(
+        (refused.code.as_u16(), refused.text("/reason").as_str()),
+        (429, "TooManyRequests")
+    );
+    assert!(refused.message().contains(POD), "{}", refused.message());
+    server.get(POD, ROUTERS).await.expect(200);
+    let others = server.get(THERE, &format!("{path}&timeoutSeconds=1")).await;
+    assert_eq!(others.code, 200, "nobody else is refused");
+    // Each begins with the same state, whoever came first, and with the one of its time.
+    let b = server.make("b").await;
+    for lines in &mut open {
+        assert_eq!(lines.brief().await, ("ADDED a".into(), a));
+        assert_eq!(lines.brief().await, ("ADDED b".into(), b));
+    }
+    open.pop();
+    let mut again = server.watch("resourceVersion=0").await;
+    assert_eq!(again.brief().await, ("ADDED a".into(), a));
+    assert_eq!(again.brief().await, ("ADDED b".into(), b));
+}
+
+#[tokio::test]
+async fn a_watch_is_not_for_head() {
+    let server = Server::new().await;
+    let head = async |query: &str| {
+        let path = format!("{ROUTERS}{query}");
+        server.call(POD, "HEAD", &path, "", "").await.code.as_u16()
+    };
+    assert_eq!((head("").await, head("?watch=1").await), (200, 405));
+    server.make("a").await;
+    assert_eq!(head("/a?watch=1").await, 405);
 }

@@ -1,0 +1,86 @@
+//! What the watches share: how many one identity may have, and the state that they begin with.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use keel_certs::Identity;
+
+use super::{RESOURCE, store_status};
+use crate::api::{Revision, Status};
+use crate::store::{Object, Store};
+
+/// Watches that one identity may have open: far more than a node or a user needs, far fewer than would hurt the others.
+pub(super) const MAX_WATCHES: usize = 200;
+
+/// All watches of a server.
+#[derive(Debug, Default)]
+pub(super) struct Watches {
+    open: Mutex<HashMap<Identity, usize>>,
+    /// The last state that a watch began with, for as long as one still sends it. The lock is held while it is read, so that
+    /// watchers who come back together read it once.
+    last: tokio::sync::Mutex<(Revision, Weak<Vec<Object>>)>,
+}
+
+impl Watches {
+    /// Counts one more watch of `identity` for as long as the guard lives.
+    ///
+    /// # Errors
+    /// `TooManyRequests` if it has as many as it may have.
+    pub(super) fn admit(self: &Arc<Self>, identity: &Identity) -> Result<Admitted, Status> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(identity.clone()).or_default();
+        if *count >= MAX_WATCHES {
+            return Err(Status::too_many(format!(
+                "{identity} has {MAX_WATCHES} watches open: end some of them, or share one"
+            )));
+        }
+        *count += 1;
+        Ok(Admitted {
+            watches: self.clone(),
+            identity: identity.clone(),
+        })
+    }
+
+    /// The current state, shared with every other watch that begins with it, and its revision.
+    pub(super) async fn state(
+        &self,
+        store: &Store,
+    ) -> Result<(Arc<Vec<Object>>, Revision), Status> {
+        let mut last = self.last.lock().await;
+        if last.0 >= store.current()
+            && let Some(objects) = last.1.upgrade()
+        {
+            return Ok((objects, last.0));
+        }
+        let (objects, revision) = store
+            .list(RESOURCE)
+            .await
+            .map_err(|error| store_status(&error))?;
+        let objects = Arc::new(objects);
+        *last = (revision, Arc::downgrade(&objects));
+        Ok((objects, revision))
+    }
+}
+
+/// One counted watch.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    watches: Arc<Watches>,
+    identity: Identity,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut open = self
+            .watches
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.identity) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.identity);
+            }
+        }
+    }
+}
