@@ -49,7 +49,7 @@ pub struct Sidecar {
     stop: CancellationToken,
     /// Held until the end: nobody else may use the directory.
     state: Option<StateDir>,
-    dns: Option<(DnsSockets, Arc<Handler>)>,
+    dns: Option<(DnsSockets, Handler)>,
     dns_addr: Option<SocketAddr>,
     admin: Admin,
     metrics_addr: SocketAddr,
@@ -136,7 +136,7 @@ impl Sidecar {
             let others = start::others(&config, &conf, sockets.address())?;
             Some((
                 sockets,
-                Arc::new(Handler::new(view.subscribe(), others, metrics.dns.clone())),
+                Handler::new(view.subscribe(), others, metrics.dns.clone()),
             ))
         };
 

@@ -49,12 +49,15 @@ impl LogSettings {
     }
 }
 
+/// What hickory says at `info` is two lines per DNS question. A filter that names it itself comes later and wins.
+const QUIET: &str = "hickory_server=warn";
+
 /// Starts logging for the whole process.
 ///
 /// # Errors
 /// The filter cannot be understood.
 pub fn init(settings: &LogSettings) -> Result<(), Usage> {
-    let filter = EnvFilter::try_new(&settings.filter).map_err(|error| {
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", settings.filter)).map_err(|error| {
         Usage(format!(
             "KEEL_LOG={}: {error}; write for example info or info,keel_fabric=debug",
             settings.filter

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_server::zone_handler::MessageRequest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout};
@@ -49,7 +50,7 @@ impl Forwarder {
     /// The answer of the first server that has one; NXDOMAIN and NODATA are answers. `None` if all failed.
     ///
     /// SERVFAIL and REFUSED of one server send the question to the next; if nothing better comes they are the answer.
-    pub async fn ask(&self, request: &Message, query: &Query) -> Option<Message> {
+    pub async fn ask(&self, request: &MessageRequest, query: &Query) -> Option<Message> {
         let order = self.order();
         let mut worst = None;
         for &index in order.iter().cycle().take(TRIES.max(order.len())) {
@@ -78,7 +79,7 @@ impl Forwarder {
     async fn ask_one(
         &self,
         upstream: SocketAddr,
-        request: &Message,
+        request: &MessageRequest,
         query: &Query,
     ) -> io::Result<Message> {
         let mut question = Message::new(rand::random(), MessageType::Query, OpCode::Query);

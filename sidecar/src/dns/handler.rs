@@ -3,10 +3,17 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
+use async_trait::async_trait;
+use hickory_proto::op::{
+    Edns, Header, HeaderCounts, Message, Metadata, OpCode, Query, ResponseCode,
+};
 use hickory_proto::rr::rdata::{A, AAAA, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
+use hickory_proto::serialize::binary::{BinDecoder, BinEncoder};
+use hickory_server::net::runtime::Time;
+use hickory_server::net::xfer::Protocol;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder, Queries};
 use tokio::sync::{Semaphore, watch};
 
 use super::forward::Forwarder;
@@ -19,17 +26,11 @@ pub const TTL: u32 = 5;
 /// Largest UDP answer (the value of the DNS flag day 2020): never fragmented on any path.
 pub const MAX_UDP: u16 = 1232;
 
+/// Most questions in work at a time; beyond it the answer is SERVFAIL at once.
+pub const MAX_QUESTIONS: usize = 512;
+
 /// Most questions that wait for an upstream at a time; beyond it the answer is SERVFAIL at once.
 pub const MAX_FORWARDS: usize = 256;
-
-/// How a question came, which bounds the size of the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    /// At most 512 bytes, or what EDNS allows up to [`MAX_UDP`].
-    Udp,
-    /// Up to 64 KiB.
-    Tcp,
-}
 
 /// The state of the table of names.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +57,7 @@ pub enum Others {
 pub struct Handler {
     view: watch::Receiver<DnsView>,
     others: Others,
+    questions: Semaphore,
     forwards: Semaphore,
     metrics: Arc<DnsMetrics>,
 }
@@ -66,42 +68,41 @@ impl Handler {
         Self {
             view,
             others,
+            questions: Semaphore::new(MAX_QUESTIONS),
             forwards: Semaphore::new(MAX_FORWARDS),
             metrics,
         }
     }
 
-    /// The answer to `packet`, or `None` for what gets none: an answer (a reflection), or too little to answer to.
-    pub async fn answer(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let request = match Message::from_vec(packet) {
-            Ok(request) if request.metadata.message_type == MessageType::Response => return None,
-            Ok(request) => request,
-            Err(_) => return malformed(packet),
-        };
+    /// The answer to `request`, of any size.
+    async fn answer(&self, request: &Request) -> Message {
         let mut reply = Message::response(request.metadata.id, request.metadata.op_code);
         reply.metadata = Metadata::response_from_request(&request.metadata);
         reply.metadata.recursion_available = matches!(self.others, Others::Forward(_));
-        reply.queries.clone_from(&request.queries);
         reply.edns = request.edns.as_ref().map(|_| {
             let mut edns = Edns::new();
             edns.set_max_payload(MAX_UDP);
             edns
         });
-        let limit = match (transport, &request.edns) {
-            (Transport::Tcp, _) => u16::MAX,
-            (Transport::Udp, Some(edns)) => edns.max_payload().clamp(512, MAX_UDP),
-            (Transport::Udp, None) => 512,
+        // hickory starts a task for every packet: this is what ends those that are too many before they hold anything.
+        let outcome = match self.questions.try_acquire() {
+            Ok(_room) => self.fill(request, &mut reply).await,
+            Err(_) => {
+                self.metrics.limit_hit("dns_questions");
+                reply.metadata.response_code = ResponseCode::ServFail;
+                DnsOutcome::Failed
+            }
         };
-        let outcome = self.fill(&request, &mut reply).await;
         self.metrics.answered(outcome);
-        encode(&reply, limit)
+        reply
     }
 
-    async fn fill(&self, request: &Message, reply: &mut Message) -> DnsOutcome {
-        let [query] = request.queries.as_slice() else {
+    async fn fill(&self, request: &Request, reply: &mut Message) -> DnsOutcome {
+        let [query] = request.queries.queries() else {
             reply.metadata.response_code = ResponseCode::FormErr;
             return DnsOutcome::Refused;
         };
+        let query = query.original();
         let refusal = if request.metadata.op_code != OpCode::Query {
             Some(ResponseCode::NotImp)
         } else if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
@@ -135,7 +136,7 @@ impl Handler {
         }
     }
 
-    async fn foreign(&self, request: &Message, query: &Query, reply: &mut Message) -> DnsOutcome {
+    async fn foreign(&self, request: &Request, query: &Query, reply: &mut Message) -> DnsOutcome {
         let forwarder = match &self.others {
             Others::Forward(forwarder) => forwarder,
             Others::Deny => {
@@ -169,6 +170,37 @@ impl Handler {
             None => {
                 reply.metadata.response_code = ResponseCode::ServFail;
                 DnsOutcome::Failed
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl RequestHandler for Handler {
+    /// Rubbish and answers do not come here: hickory says FORMERR to the first and drops the second.
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut client: R,
+    ) -> ResponseInfo {
+        let reply = self.answer(request).await;
+        // Several questions are an error whose answer need not repeat them, and might not have the room.
+        let nothing = if request.queries.len() == 1 {
+            None
+        } else {
+            Queries::read(&mut BinDecoder::new(&[]), 0).ok()
+        };
+        let queries = nothing.as_ref().unwrap_or(&request.queries);
+        let reply = fit(reply, queries, request);
+        match client.send_response(response(queries, &reply)).await {
+            Ok(info) => info,
+            Err(error) => {
+                // The client is gone, or the server stops; nobody is left to tell.
+                tracing::debug!(%error, "a DNS answer was not sent");
+                ResponseInfo::from(Header {
+                    metadata: reply.metadata,
+                    counts: HeaderCounts::default(),
+                })
             }
         }
     }
@@ -227,36 +259,44 @@ fn plain(name: &Name) -> String {
     text
 }
 
-/// FORMERR for what has at least a header and is a question.
-fn malformed(packet: &[u8]) -> Option<Vec<u8>> {
-    let id = u16::from_be_bytes([*packet.first()?, *packet.get(1)?]);
-    if packet.len() < 12 || packet[2] & 0x80 != 0 {
-        return None;
-    }
-    Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)
-        .to_vec()
-        .ok()
+/// The reply as hickory sends it, with the questions byte for byte as they came.
+fn response<'a>(
+    queries: &'a Queries,
+    reply: &'a Message,
+) -> MessageResponse<
+    'a,
+    'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+> {
+    MessageResponseBuilder::new(queries, reply.edns.as_ref()).build(
+        reply.metadata,
+        &reply.answers,
+        &reply.authorities,
+        [],
+        &reply.additionals,
+    )
 }
 
-/// At most `limit` bytes: what does not fit is left out and TC is set.
-fn encode(reply: &Message, limit: u16) -> Option<Vec<u8>> {
+/// What the client of `request` can take: over UDP what its EDNS allows, up to [`MAX_UDP`].
+///
+/// hickory sends as much as *our* OPT record says, and drops that record first; so with EDNS an answer that does not fit becomes
+/// a short one with TC and OPT here. Without EDNS its own cut at 512 bytes, with TC, is right.
+fn fit(reply: Message, queries: &Queries, request: &Request) -> Message {
+    let Some(edns) = &request.edns else {
+        return reply;
+    };
+    let limit = match request.protocol() {
+        Protocol::Udp => edns.max_payload().clamp(512, MAX_UDP),
+        _ => u16::MAX,
+    };
     let mut bytes = Vec::with_capacity(512);
     let mut encoder = BinEncoder::new(&mut bytes);
     encoder.set_max_size(limit);
-    if reply.emit(&mut encoder).is_ok() {
-        // Records are dropped from the end, the OPT record with them; a short answer keeps it.
-        let cut = bytes.get(2).is_some_and(|flags| flags & 0x02 != 0);
-        return if cut && reply.edns.is_some() {
-            reply.truncate().to_vec().ok()
-        } else {
-            Some(bytes)
-        };
+    match response(queries, &reply).destructive_emit(&mut encoder) {
+        Ok(sent) if sent.truncation => reply.truncate(),
+        _ => reply,
     }
-    let mut failure = Message::error_msg(
-        reply.metadata.id,
-        reply.metadata.op_code,
-        ResponseCode::ServFail,
-    );
-    failure.queries.clone_from(&reply.queries);
-    failure.to_vec().ok()
 }

@@ -1,7 +1,8 @@
 //! The DNS server of the mapped names, over UDP and TCP on one port.
 //!
-//! The wire format is hickory's; the sockets are our own, because every queue here has a limit: [`MAX_TASKS`] questions,
-//! [`handler::MAX_FORWARDS`] of them waiting for an upstream, [`MAX_CONNECTIONS`] TCP connections of at most [`IDLE`] each.
+//! Wire format, sockets' loops and TCP framing are hickory's; what is answered is ours. The limits: [`handler::MAX_QUESTIONS`]
+//! questions in work, over UDP and TCP together, and [`handler::MAX_FORWARDS`] of them waiting for an upstream. TCP connections are
+//! hickory's to bound: not by number, but each ends after [`IDLE`] without a whole question, or without taking an answer.
 
 pub mod forward;
 pub mod handler;
@@ -13,26 +14,21 @@ pub mod view;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use hickory_server::Server;
+#[cfg(target_os = "linux")]
+use socket2::{SockFilter, SockRef};
+use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
-use self::handler::{Handler, Transport};
-
-/// Questions in work at a time over UDP; beyond it packets wait in the socket's buffer, and the kernel drops what it cannot hold.
-const MAX_TASKS: usize = 512;
-
-/// TCP connections at a time; beyond it they wait in the backlog.
-const MAX_CONNECTIONS: usize = 64;
+use self::handler::Handler;
 
 /// For how long a TCP connection may say nothing, or take no answer.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// Answers that wait in a TCP connection: its questions are taken one after another, so there is never a second.
+const TCP_ANSWERS: usize = 1;
 
 /// Tries to find a port that is free for UDP and TCP alike.
 const PORT_TRIES: usize = 16;
@@ -55,6 +51,7 @@ impl DnsSockets {
         loop {
             tries -= 1;
             let udp = UdpSocket::bind(address).await?;
+            drop_answers(&udp);
             let bound = udp.local_addr()?;
             match TcpListener::bind(bound).await {
                 Ok(tcp) => {
@@ -76,103 +73,50 @@ impl DnsSockets {
     }
 
     /// Answers questions until `stop`. Questions in work are abandoned then: a client asks again.
-    pub async fn serve(self, handler: Arc<Handler>, stop: CancellationToken) {
-        tokio::select! {
+    pub async fn serve(self, handler: Handler, stop: CancellationToken) {
+        let mut server = Server::new(handler);
+        server.register_socket(self.udp);
+        server.register_listener(self.tcp, IDLE, TCP_ANSWERS);
+        let ended = tokio::select! {
             biased;
-            () = stop.cancelled() => {}
-            () = serve_udp(self.udp, handler.clone()) => {}
-            () = serve_tcp(self.tcp, handler) => {}
-        }
-    }
-}
-
-async fn serve_udp(socket: UdpSocket, handler: Arc<Handler>) {
-    let socket = Arc::new(socket);
-    let mut tasks = JoinSet::new();
-    let mut buffer = vec![0; 4096];
-    loop {
-        tokio::select! {
-            biased;
-            Some(_) = tasks.join_next() => {}
-            received = socket.recv_from(&mut buffer), if tasks.len() < MAX_TASKS => match received {
-                Ok((length, from)) => {
-                    let (packet, handler, socket) = (buffer[..length].to_vec(), handler.clone(), socket.clone());
-                    tasks.spawn(async move {
-                        if let Some(answer) = handler.answer(&packet, Transport::Udp).await {
-                            // The client may be gone; nobody is left to tell.
-                            let _ = socket.send_to(&answer, from).await;
-                        }
-                    });
-                }
-                // An ICMP error of an earlier answer, or no memory for a moment.
-                Err(error) => {
-                    tracing::debug!(%error, "receiving a DNS question failed");
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            },
-        }
-    }
-}
-
-async fn serve_tcp(listener: TcpListener, handler: Arc<Handler>) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut tasks = JoinSet::new();
-    loop {
-        tokio::select! {
-            biased;
-            Some(_) = tasks.join_next() => {}
-            accepted = accept(&listener, &permits) => match accepted {
-                Ok((stream, permit)) => {
-                    let handler = handler.clone();
-                    tasks.spawn(async move {
-                        if let Err(error) = serve_connection(stream, &handler).await {
-                            tracing::debug!(%error, "a DNS connection ended");
-                        }
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "accepting a DNS connection failed");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-        }
-    }
-}
-
-/// The next connection, once there is room for one. Cancel safe: a permit without a connection is given back.
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = permits
-        .clone()
-        .acquire_owned()
-        .await
-        .map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
-}
-
-/// Questions and answers in turn, each with two bytes of length in front (RFC 1035 section 4.2.2).
-async fn serve_connection(mut stream: TcpStream, handler: &Handler) -> io::Result<()> {
-    loop {
-        let mut packet = Vec::new();
-        let read = async {
-            let length = stream.read_u16().await?;
-            packet.resize(usize::from(length), 0);
-            stream.read_exact(&mut packet).await.map(|_| ())
+            () = stop.cancelled() => server.shutdown_gracefully().await,
+            ended = server.block_until_done() => ended,
         };
-        match timeout(IDLE, read).await {
-            Err(_) => return Ok(()),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Ok(result) => result?,
+        if let Err(error) = ended {
+            tracing::error!(%error, "the DNS server ended; mapped names have no address until a restart");
         }
-        let Some(answer) = handler.answer(&packet, Transport::Tcp).await else {
-            return Ok(());
-        };
-        let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
-        let bytes = [&length.to_be_bytes(), answer.as_slice()].concat();
-        timeout(IDLE, stream.write_all(&bytes)).await??;
     }
 }
+
+/// Lets the kernel drop answers (QR=1) that come to a server's socket.
+///
+/// hickory drops those that it can read, but says FORMERR to the others; nothing sent in another's name may make us reply.
+/// Best effort: without the filter such a packet gets an error that is no longer than itself.
+#[cfg(target_os = "linux")]
+fn drop_answers(udp: &UdpSocket) {
+    // Behind the 8 bytes of the UDP header: the id, then the byte whose highest bit is QR. Too short for that is dropped too.
+    let filter = [
+        SockFilter::new(LOAD_BYTE, 0, 0, 8 + 2),
+        SockFilter::new(JUMP_IF_SET, 0, 1, 0x80),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ];
+    if let Err(error) = SockRef::from(udp).attach_filter(&filter) {
+        tracing::debug!(%error, "the kernel does not filter DNS answers");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn drop_answers(_udp: &UdpSocket) {}
+
+/// `BPF_LD | BPF_B | BPF_ABS`.
+#[cfg(target_os = "linux")]
+const LOAD_BYTE: u16 = 0x30;
+
+/// `BPF_JMP | BPF_JSET | BPF_K`.
+#[cfg(target_os = "linux")]
+const JUMP_IF_SET: u16 = 0x45;
+
+/// `BPF_RET | BPF_K`: keeps as many bytes as it says.
+#[cfg(target_os = "linux")]
+const RETURN: u16 = 0x06;

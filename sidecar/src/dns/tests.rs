@@ -2,11 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::forward::Forwarder;
 use super::handler::{DnsView, Others, TTL};
@@ -50,11 +55,7 @@ async fn serve(view: DnsView, others: Others) -> Server {
         .await
         .unwrap();
     let address = sockets.address();
-    let handler = Arc::new(Handler::new(
-        receiver,
-        others,
-        Arc::new(DnsMetrics::default()),
-    ));
+    let handler = Handler::new(receiver, others, Arc::new(DnsMetrics::default()));
     let mut tasks = JoinSet::new();
     tasks.spawn(sockets.serve(handler, CancellationToken::new()));
     Server {
@@ -364,6 +365,12 @@ async fn edns_is_answered_within_1232_bytes_and_unknown_versions_are_refused() {
         .unwrap();
     assert!(answer.metadata.truncation && answer.to_vec().unwrap().len() <= 1232);
     assert_eq!(answer.edns.unwrap().max_payload(), 1232);
+    message.edns.as_mut().unwrap().set_max_payload(600);
+    let small = exchange(server.address, &message.to_vec().unwrap())
+        .await
+        .unwrap();
+    assert!(small.metadata.truncation && small.to_vec().unwrap().len() <= 600);
+    assert_eq!(small.edns.unwrap().max_payload(), 1232);
     message.edns.as_mut().unwrap().set_version(1);
     let answer = exchange(server.address, &message.to_vec().unwrap())
         .await
