@@ -48,7 +48,10 @@ impl Following {
         };
         let client = Client::new(config)?;
         let mut known = self.known.subscribe();
-        let routers = self.snapshot.map(|snapshot| snapshot.routers);
+        let routers = self
+            .snapshot
+            .filter(|snapshot| snapshot.whole)
+            .map(|snapshot| snapshot.routers);
         let discovery = Discovery::new(
             found.node.clone(),
             routers,

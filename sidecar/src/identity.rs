@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use keel_certs::{
-    Chain, Csr, Issuer, JoinToken, KeyPair, LiveIdentity, Namespace, NodeName, PodName, RenewError,
-    Renewed, RootPin, Subject,
+    Chain, Csr, Issuer, JoinToken, KeyPair, LiveError, LiveIdentity, Namespace, NodeName, PodName,
+    RenewError, Renewed, RootPin, Subject,
 };
 use keel_control::client::Client;
 use keel_control::enroll;
@@ -93,6 +93,8 @@ pub struct Lookup {
     pub namespace: Namespace,
     /// The name to have.
     pub pod: PodName,
+    /// True if the user gave that name; a made-up one is no reason to refuse another.
+    pub pod_given: bool,
     /// See [`SidecarConfig::identity_timeout`].
     pub timeout: Option<Duration>,
 }
@@ -114,6 +116,7 @@ impl Lookup {
             origin,
             namespace: config.namespace.clone(),
             pod,
+            pod_given: config.pod.is_some(),
             timeout: config.identity_timeout,
         }
     }
@@ -192,14 +195,21 @@ impl Lookup {
         };
         let identity = live.identity();
         let Subject::Pod {
-            node, namespace, ..
+            node,
+            namespace,
+            pod,
         } = &identity.subject
         else {
             return None;
         };
-        // A token may be for another namespace than the one that this sidecar was told; what it gave is what was wanted.
-        if *namespace != self.namespace && self.join.is_none() {
-            tracing::warn!(%identity, wanted = %self.namespace, "the kept identity is of another namespace; looking for another one");
+        // A token may be for another name than the one that this sidecar was told; what it gave is what was wanted.
+        let joined = std::fs::read_to_string(joined(dir)).ok();
+        let other = *namespace != self.namespace || (self.pod_given && *pod != self.pod);
+        if other && joined.is_none() {
+            tracing::warn!(
+                %identity, wanted = %format_args!("{}/{}", self.namespace, self.pod),
+                "the kept identity is of another pod; looking for another one"
+            );
             return None;
         }
         if live.not_after() <= SystemTime::now() {
@@ -220,7 +230,9 @@ impl Lookup {
                 .origin
                 .as_ref()
                 .filter(|origin| origin.node == *node)
-                .and_then(|origin| origin.apiserver.parse().ok()),
+                .map(|origin| &origin.apiserver)
+                .or(joined.as_ref())
+                .and_then(|apiserver| apiserver.trim().parse().ok()),
         };
         let apiserver = self.apiserver_or(told);
         if let Err(error) = live.keep_in(dir) {
@@ -260,7 +272,8 @@ impl Lookup {
                 pod: self.pod.clone(),
             })
         })?;
-        self.found(key, joined.chain, joined.roots, token.endpoint.parse().ok())
+        let apiserver = token.endpoint.parse().ok();
+        self.found(key, joined.chain, joined.roots, apiserver, Some(token))
     }
 
     async fn over_sockets(&self) -> Result<Found, Attempt> {
@@ -270,7 +283,7 @@ impl Lookup {
             match enroll::local::workload(socket, &self.namespace, &self.pod, &csr).await {
                 Ok(workload) => {
                     let apiserver = parse_apiserver(&workload.info.apiserver).ok();
-                    return self.found(key, workload.chain, workload.roots, apiserver);
+                    return self.found(key, workload.chain, workload.roots, apiserver, None);
                 }
                 Err(error) => errors.push(format!("{}: {error}", socket.display())),
             }
@@ -298,6 +311,7 @@ impl Lookup {
         chain: Chain,
         roots: Vec<rustls_pki_types::CertificateDer<'static>>,
         apiserver: Option<HostPort>,
+        token: Option<&JoinToken>,
     ) -> Result<Found, Attempt> {
         let live = LiveIdentity::new(key, chain, roots)
             .map_err(|error| Attempt::Again(error.to_string()))?;
@@ -305,7 +319,7 @@ impl Lookup {
             Attempt::Again(format!("{} is no identity of a sidecar", live.identity()))
         })?;
         if let Some(dir) = &self.kept {
-            if let Err(error) = live.keep_in(dir) {
+            if let Err(error) = note_joined(dir, token).and_then(|()| live.keep_in(dir)) {
                 tracing::warn!(%error, "the identity cannot be kept; the next start needs the node again");
             }
             // Best effort: the key is in the identity now.
@@ -435,6 +449,28 @@ enum Attempt {
 
 fn node_of(live: &LiveIdentity) -> Option<NodeName> {
     live.identity().subject.node().cloned()
+}
+
+/// The file that says that the identity in `dir` came by a token, and from where.
+fn joined(dir: &Path) -> PathBuf {
+    dir.with_extension("joined")
+}
+
+/// Written before the identity, so that a crash in between does no harm: without an identity nobody reads it.
+fn note_joined(dir: &Path, token: Option<&JoinToken>) -> Result<(), LiveError> {
+    let path = joined(dir);
+    match token {
+        Some(token) => Ok(keel_certs::write_atomic(
+            &path,
+            token.endpoint.as_bytes(),
+            0o600,
+        )?),
+        None => {
+            // Where there is none, nothing is to be removed.
+            let _ = std::fs::remove_file(path);
+            Ok(())
+        }
+    }
 }
 
 fn pending(dir: &Path) -> PathBuf {

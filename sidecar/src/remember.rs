@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
@@ -12,8 +12,12 @@ use crate::discovery::Known;
 use crate::listener::MappingState;
 use crate::snapshot::{Origin, Snapshot, SnapshotFiles};
 
-/// Changes are gathered for this long before they are written: a storm of them costs one write.
-const GATHER: Duration = Duration::from_millis(500);
+/// The least pause between two writes. The first change is written at once, because a process may be killed at any time; a
+/// storm of changes is gathered.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The pause is at least this many times what the write took: a slow disk is left alone most of the time.
+const PAUSE_BY_WRITE: u32 = 10;
 
 /// What snapshots are made of.
 #[derive(Debug, Clone)]
@@ -32,6 +36,7 @@ impl Sources {
     fn snapshot(&mut self) -> Snapshot {
         self.directory.borrow_and_update();
         let states = self.states.borrow_and_update().clone();
+        let known = self.known.borrow().clone();
         Snapshot {
             revision: 0,
             origin: self.origin.borrow_and_update().clone(),
@@ -39,14 +44,22 @@ impl Sources {
                 .iter()
                 .map(|state| (state.target.clone(), state.address))
                 .collect(),
-            routers: self.known.borrow().routers.values().cloned().collect(),
+            routers: known.routers.values().cloned().collect(),
+            whole: known.synced,
         }
     }
 }
 
-/// Writes a snapshot at every change until `stop`, and a last one then if something is unwritten.
-pub(crate) async fn keep(mut files: SnapshotFiles, mut sources: Sources, stop: CancellationToken) {
+/// Writes a snapshot at every change until `stop`, and a last one then if something is unwritten. `had` says that a whole one
+/// is on disk, which an incomplete state does not take the place of.
+pub(crate) async fn keep(
+    mut files: SnapshotFiles,
+    mut sources: Sources,
+    had: bool,
+    stop: CancellationToken,
+) {
     let mut failing = false;
+    let mut next = Instant::now();
     let mut whole = sources.known.borrow().synced;
     loop {
         let stopping = tokio::select! {
@@ -66,12 +79,12 @@ pub(crate) async fn keep(mut files: SnapshotFiles, mut sources: Sources, stop: C
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = sleep(GATHER) => {}
+            () = sleep_until(next) => {}
         }
-        // An incomplete state never takes the place of a whole one.
-        if !whole {
+        if had && !whole {
             continue;
         }
+        let start = Instant::now();
         let snapshot = sources.snapshot();
         let written = tokio::task::spawn_blocking(move || {
             let outcome = files.write(snapshot);
@@ -81,6 +94,7 @@ pub(crate) async fn keep(mut files: SnapshotFiles, mut sources: Sources, stop: C
             return;
         };
         files = back;
+        next = Instant::now() + PAUSE.max(start.elapsed() * PAUSE_BY_WRITE);
         match outcome {
             Ok(()) => failing = false,
             Err(error) if !failing => {
@@ -89,5 +103,121 @@ pub(crate) async fn keep(mut files: SnapshotFiles, mut sources: Sources, stop: C
             }
             Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::task::JoinSet;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::directory::tests::{router, serving};
+
+    /// The writers of what snapshots are made of, and the task that keeps them.
+    struct Running {
+        directory: watch::Sender<Arc<Directory>>,
+        known: watch::Sender<Known>,
+        _states: watch::Sender<Arc<Vec<MappingState>>>,
+        origin: watch::Sender<Option<Origin>>,
+        _task: JoinSet<()>,
+    }
+
+    fn start(dir: &Path, had: bool) -> Running {
+        let (directory, known, states, origin) = (
+            watch::Sender::default(),
+            watch::Sender::default(),
+            watch::Sender::default(),
+            watch::Sender::new(None),
+        );
+        let sources = Sources {
+            directory: directory.subscribe(),
+            known: known.subscribe(),
+            states: states.subscribe(),
+            origin: origin.subscribe(),
+        };
+        let mut task = JoinSet::new();
+        let files = SnapshotFiles::open(dir).0;
+        task.spawn(keep(files, sources, had, CancellationToken::new()));
+        Running {
+            directory,
+            known,
+            _states: states,
+            origin,
+            _task: task,
+        }
+    }
+
+    impl Running {
+        fn identified(&self) {
+            self.origin.send_replace(Some(Origin {
+                node: "a".parse().unwrap(),
+                apiserver: "198.51.100.2:7443".to_owned(),
+            }));
+        }
+
+        fn serving(&self, node: &str) {
+            let new = router(
+                node,
+                serving("east", &["b:7000"], "mysql", 3306, &["/node/b"]),
+            );
+            self.known.send_modify(|known| {
+                known.synced = true;
+                Arc::make_mut(&mut known.routers).insert(node.to_owned(), Arc::new(new));
+            });
+            let known = self.known.borrow().clone();
+            let routers = known.routers.values().map(|router| &**router);
+            let now = Directory::build(&"a".parse().unwrap(), routers);
+            self.directory.send_replace(Arc::new(now));
+        }
+    }
+
+    /// Waits in virtual time until the newest snapshot is as wanted, and says how long that took.
+    async fn until(dir: &Path, wanted: impl Fn(&Snapshot) -> bool) -> Duration {
+        let start = Instant::now();
+        let look = async {
+            while !SnapshotFiles::open(dir).1.as_ref().is_some_and(&wanted) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), look).await.unwrap();
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_new_is_on_disk_before_anybody_can_pull_the_plug() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = start(dir.path(), false);
+        running.identified();
+        let took = until(dir.path(), |new| new.origin.is_some() && !new.whole).await;
+        assert!(took < PAUSE, "the way to the APIServer: {took:?}");
+        running.serving("b");
+        let took = until(dir.path(), |new| new.whole && new.routers.len() == 1).await;
+        assert!(took < PAUSE * 3, "the first providers: {took:?}");
+        for number in 0..200 {
+            running.serving(&format!("n{number}"));
+            sleep(Duration::from_millis(1)).await;
+        }
+        until(dir.path(), |new| new.routers.len() == 201).await;
+        let revision = SnapshotFiles::open(dir.path()).1.unwrap().revision;
+        assert!(revision < 20, "a storm was written {revision} times");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_whole_snapshot_stays_until_there_is_another_whole_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = Snapshot {
+            whole: true,
+            ..Snapshot::default()
+        };
+        SnapshotFiles::open(dir.path()).0.write(whole).unwrap();
+        let running = start(dir.path(), true);
+        running.identified();
+        sleep(PAUSE * 10).await;
+        assert_eq!(SnapshotFiles::open(dir.path()).1.unwrap().revision, 1);
+        running.serving("b");
+        until(dir.path(), |new| new.whole && new.origin.is_some()).await;
     }
 }

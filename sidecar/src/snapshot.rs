@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub addresses: BTreeMap<ServiceRef, IpAddr>,
     /// The Routers as they were last seen.
     pub routers: Vec<Arc<Router>>,
+    /// True if those were all Routers at the time; false before the APIServer was read for the first time.
+    pub whole: bool,
 }
 
 /// The node that the identity belongs to, and its APIServer.
@@ -201,6 +203,7 @@ mod tests {
                 ),
             ]),
             routers: vec![Arc::new(Router::named("a"))],
+            whole: true,
         }
     }
 

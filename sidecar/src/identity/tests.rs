@@ -108,12 +108,35 @@ async fn a_kept_identity_of_another_namespace_or_without_life_is_passed_over() {
     fabric.pod("a", "prod", "app-0").save(&kept).unwrap();
     assert!(lookup.run().await.is_err());
     fabric.pod("a", "default", "app-9").save(&kept).unwrap();
-    assert!(
-        lookup.run().await.is_ok(),
-        "a token may have given another name"
-    );
+    assert!(lookup.run().await.is_ok(), "no name was asked for");
     std::fs::write(kept.join("tls.crt"), "torn").unwrap();
     assert!(lookup.run().await.is_err());
+}
+
+#[tokio::test]
+async fn a_kept_identity_of_another_pod_counts_only_if_a_token_gave_it() {
+    let (fabric, state) = (Fabric::new(), tempfile::tempdir().unwrap());
+    let lookup = Lookup {
+        pod_given: true,
+        ..lookup(Some(state.path()))
+    };
+    let kept = state.path().join("identity");
+    fabric.pod("a", "default", "app-0").save(&kept).unwrap();
+    assert!(lookup.run().await.is_ok(), "it is ours");
+    fabric.pod("a", "default", "app-9").save(&kept).unwrap();
+    assert!(lookup.run().await.is_err(), "it is another pod's");
+
+    // What a token gave is taken whatever it is called, also when the token is gone, and leads to where it came from.
+    let token = JoinToken::generate(fabric.pin(), "198.51.100.2:7443".to_owned());
+    note_joined(&kept, Some(&token)).unwrap();
+    fabric.pod("a", "prod", "app-9").save(&kept).unwrap();
+    let found = lookup.run().await.unwrap();
+    assert_eq!(found.apiserver.to_string(), "198.51.100.2:7443");
+    note_joined(&kept, None).unwrap();
+    assert!(
+        lookup.run().await.is_err(),
+        "replaced by one from a socket: the token no longer counts"
+    );
 }
 
 #[tokio::test]
