@@ -1,9 +1,11 @@
 //! The consumer's end of a flow: from an accepted TCP connection to a provider.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use keel_certs::{ServiceId, Subject};
@@ -15,7 +17,8 @@ use crate::flow::{Flow, FlowLimits, FlowStats, State};
 use crate::leg::Leg;
 use crate::link::{LinkError, Links, RouterPeer};
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
-use crate::pump::{Buffers, Event, Pump, tcp};
+use crate::pump::tcp::{self, Socket};
+use crate::pump::{Buffers, Event, Pump};
 use crate::quic::{RecvStream, SendStream};
 use crate::wire::{
     AbortCode, Decoder, FlowId, Generation, Open, Protocol, RefuseCode, Secret, VERSION,
@@ -86,7 +89,7 @@ impl OpenError {
 ///
 /// Dropped before its end, the application sees an RST.
 pub struct ConsumerFlow {
-    tcp: Option<TcpStream>,
+    tcp: Option<Socket>,
     client: Option<SocketAddr>,
     config: ConsumerConfig,
     started: Instant,
@@ -127,7 +130,7 @@ impl ConsumerFlow {
             tracing::debug!(%error, "socket options");
         }
         Self {
-            tcp: Some(tcp),
+            tcp: Some(Socket::new(tcp)),
             client,
             config,
             started: Instant::now(),
@@ -248,6 +251,19 @@ impl ConsumerFlow {
         }
     }
 
+    /// Waits until the application has reset its connection, while no open runs. Its end of file is none: it may still
+    /// want an answer. Cancel safe.
+    pub async fn gone(&mut self) -> OpenError {
+        poll_fn(|cx| match (&mut self.tcp, &mut self.pump) {
+            (Some(socket), _) => socket.poll_failed(cx),
+            (None, Some(pump)) => pump.poll_failed(cx),
+            (None, None) => Poll::Ready(()),
+        })
+        .await;
+        self.failed = Some(EndReason::Aborted(AbortCode::Reset));
+        OpenError::ClientGone
+    }
+
     /// Carries the bytes until the flow is over. Legs that are lost are replaced at the same router.
     pub async fn carry(mut self) -> FlowEnd {
         while !matches!(self.next_event().await, Some(Event::Over) | None) {}
@@ -268,18 +284,18 @@ impl ConsumerFlow {
             None => EndReason::NoAnswer,
         });
         if let Some(pump) = &mut self.pump {
-            let code = if reason == EndReason::NoAnswer {
-                AbortCode::Limit
-            } else {
-                AbortCode::Shutdown
+            let code = match reason {
+                EndReason::NoAnswer => AbortCode::Limit,
+                EndReason::Aborted(code) => code,
+                _ => AbortCode::Shutdown,
             };
             pump.abort(code);
             if let Some(socket) = pump.take_tcp() {
-                tcp::reset(socket);
+                socket.reset();
             }
         }
         if let Some(socket) = self.tcp.take() {
-            tcp::reset(socket);
+            socket.reset();
         }
         self.tell(reason)
     }

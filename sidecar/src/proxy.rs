@@ -8,7 +8,7 @@ use std::time::Duration;
 use keel_certs::NodeName;
 use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, OpenError, Target};
 use keel_fabric::link::{LinkError, Links};
-use keel_fabric::wire::Protocol;
+use keel_fabric::wire::{Protocol, RefuseCode};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -120,7 +120,10 @@ async fn open(
 ) -> Result<(), Unserved> {
     let deadline = Instant::now() + proxy.connect_timeout;
     let mut directory = proxy.directory.clone();
-    let links = identified(proxy, deadline).await?;
+    let links = tokio::select! {
+        links = identified(proxy, deadline) => links?,
+        gone = flow.gone() => return Err(Unserved::Open(gone)),
+    };
     let mut tried: Vec<Candidate> = Vec::new();
     let mut refused = None;
     let mut unreachable = None;
@@ -138,7 +141,11 @@ async fn open(
                     () = sleep(RETRY_PAUSE), if !tried.is_empty() => {}
                 }
             };
-            if timeout_at(deadline, again).await.is_err() {
+            let waited = tokio::select! {
+                waited = timeout_at(deadline, again) => waited,
+                gone = flow.gone() => return Err(Unserved::Open(gone)),
+            };
+            if waited.is_err() {
                 return Err(unreachable.map_or(Unserved::NoProvider, Unserved::Open));
             }
             tried.clear();
@@ -152,6 +159,7 @@ async fn open(
         let patience = deadline.min(Instant::now() + REACH_TIME);
         let reached = tokio::select! {
             reached = links.link(&candidate.router) => reached,
+            gone = flow.gone() => return Err(Unserved::Open(gone)),
             () = better(&mut directory, another, patience, deadline) => {
                 Err(LinkError::TimedOut { node: router.clone() })
             }
@@ -178,9 +186,10 @@ async fn open(
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) if error.elsewhere() => {
                 tracing::debug!(service = %target, port, provider = %one.provider, %router, %error, "trying the next provider");
-                match error {
-                    OpenError::Refused { .. } => refused = Some(error),
-                    _ => unreachable = Some(error),
+                if is_answer(&error) {
+                    refused = Some(error);
+                } else {
+                    unreachable = Some(error);
                 }
                 tried.push(candidate.clone());
             }
@@ -188,6 +197,11 @@ async fn open(
             Err(_) => return Err(unreachable.map_or(Unserved::NoAnswer, Unserved::Open)),
         }
     }
+}
+
+/// Whether somebody said no. A backend that says nothing may still do so until the connection's own deadline.
+fn is_answer(error: &OpenError) -> bool {
+    matches!(error, OpenError::Refused { code, .. } if *code != RefuseCode::BackendTimeout)
 }
 
 /// Returns when it is no use to wait any longer for a router: from `patience` on as soon as there is `another` one to try,
@@ -235,4 +249,19 @@ fn next<'a>(
         latency,
         &mut rand::rng(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_that_says_nothing_is_waited_for_until_the_deadline() {
+        let refused = |code| OpenError::Refused {
+            code,
+            text: String::new(),
+        };
+        assert!(is_answer(&refused(RefuseCode::BackendRefused)));
+        assert!(!is_answer(&refused(RefuseCode::BackendTimeout)));
+    }
 }

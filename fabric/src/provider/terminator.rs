@@ -1,6 +1,7 @@
 //! Flows that end in this process: found by id, dialled once, carried to their end.
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -205,25 +206,33 @@ impl Terminator {
         let mut pump = Pump::new(flow, None, AbortCode::BackendReset, buffers);
         pump.count(passing);
         pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
-        // Nothing is read from the leg meanwhile: early bytes stay inside its window.
-        match dial(&backend, self.limits.dial_time).await {
-            Ok(socket) => {
-                pump.set_tcp(socket);
-                pump.flow_mut().accept(0);
-            }
-            Err((code, text)) => {
-                tracing::debug!(flow = %open.flow, service = %open.service, %backend, text, "backend cannot be reached");
-                pump.flow_mut().refuse(code, text);
-            }
-        }
-        let mut more = true;
-        loop {
-            tokio::select! {
-                event = pump.event() => if event == Event::Over { break },
-                leg = legs.recv(), if more => match leg {
-                    Some(leg) => offer(&mut pump, leg).await,
-                    None => more = false,
-                },
+        {
+            // The leg is served meanwhile: the initiator may give up, and its early bytes would else stay in the window
+            // that all flows of the connection share.
+            let mut dialling = pin!(dial(&backend, self.limits.dial_time));
+            let mut dialled = false;
+            let mut more = true;
+            loop {
+                tokio::select! {
+                    socket = &mut dialling, if !dialled => {
+                        dialled = true;
+                        match socket {
+                            Ok(socket) => {
+                                pump.set_tcp(socket);
+                                pump.flow_mut().accept(0);
+                            }
+                            Err((code, text)) => {
+                                tracing::debug!(flow = %open.flow, service = %open.service, %backend, text, "backend cannot be reached");
+                                pump.flow_mut().refuse(code, text);
+                            }
+                        }
+                    }
+                    event = pump.event() => if event == Event::Over { break },
+                    leg = legs.recv(), if more => match leg {
+                        Some(leg) => offer(&mut pump, leg).await,
+                        None => more = false,
+                    },
+                }
             }
         }
         let finished = pump.flow().finished(Instant::now());

@@ -20,6 +20,7 @@ use crate::flow::{Flow, State};
 use crate::leg::{Leg, LegEnd};
 use crate::meter::Passing;
 use crate::wire::{AbortCode, ResetCode};
+use tcp::Socket;
 
 pub(crate) use buffers::Buffers;
 
@@ -51,7 +52,7 @@ pub(crate) enum Event {
 pub(crate) struct Pump {
     flow: Flow,
     /// The application's socket; none before the backend is dialled, and after the end.
-    tcp: Option<TcpStream>,
+    tcp: Option<Socket>,
     leg: Option<Leg>,
     /// Where a router counts the flow.
     passing: Option<Passing>,
@@ -70,7 +71,7 @@ pub(crate) struct Pump {
 impl Pump {
     pub(crate) const fn new(
         flow: Flow,
-        tcp: Option<TcpStream>,
+        tcp: Option<Socket>,
         reset_code: AbortCode,
         buffers: Buffers,
     ) -> Self {
@@ -99,7 +100,15 @@ impl Pump {
     }
 
     pub(crate) fn set_tcp(&mut self, tcp: TcpStream) {
-        self.tcp = Some(tcp);
+        self.tcp = Some(Socket::new(tcp));
+    }
+
+    /// Ready once the application's socket has failed, also while nothing is read from it.
+    pub(crate) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.tcp {
+            Some(socket) => socket.poll_failed(cx),
+            None => Poll::Ready(()),
+        }
     }
 
     /// Counts the flow in a router's books, as its provider's end.
@@ -108,7 +117,7 @@ impl Pump {
     }
 
     /// Takes the socket of a flow that was never accepted.
-    pub(crate) fn take_tcp(&mut self) -> Option<TcpStream> {
+    pub(crate) fn take_tcp(&mut self) -> Option<Socket> {
         self.tcp.take()
     }
 
@@ -139,6 +148,7 @@ impl Pump {
             let mut moved = self.poll_leg_in(cx, now);
             moved |= self.poll_tcp_out(cx);
             moved |= self.poll_tcp_in(cx);
+            moved |= self.poll_tcp_error(cx);
             moved |= self.poll_leg_out(cx, now);
             self.settle();
             self.buffers.follow(&mut self.flow);
@@ -265,7 +275,7 @@ impl Pump {
         if room == 0 {
             return false;
         }
-        match tcp::poll_read(socket, cx, room) {
+        match tcp::poll_read(socket.stream(), cx, room) {
             Poll::Pending => return false,
             Poll::Ready(Ok(tcp::Read::Bytes(bytes))) => {
                 if let Some(passing) = &self.passing {
@@ -282,6 +292,22 @@ impl Pump {
         true
     }
 
+    /// A reset of the application while its socket is not read: nothing else would show it.
+    fn poll_tcp_error(&mut self, cx: &mut Context<'_>) -> bool {
+        let reads = self.read_open && self.flow.writable() > 0;
+        if reads || self.flow.state().is_final() {
+            return false;
+        }
+        let Some(socket) = &mut self.tcp else {
+            return false;
+        };
+        if socket.poll_failed(cx).is_pending() {
+            return false;
+        }
+        self.flow.abort(self.reset_code);
+        true
+    }
+
     /// Bytes from the flow to the application, and the end behind them.
     fn poll_tcp_out(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(socket) = &self.tcp else {
@@ -289,7 +315,7 @@ impl Pump {
         };
         let mut moved = false;
         while self.flow.readable().next().is_some() {
-            match tcp::poll_write(socket, cx, self.flow.readable()) {
+            match tcp::poll_write(socket.stream(), cx, self.flow.readable()) {
                 Poll::Pending => return moved,
                 Poll::Ready(Ok(count)) => {
                     if let Some(passing) = &self.passing {
@@ -307,7 +333,7 @@ impl Pump {
         if self.write_open && self.flow.at_eof() {
             self.write_open = false;
             moved = true;
-            if tcp::end_write(socket).is_err() {
+            if tcp::end_write(socket.stream()).is_err() {
                 self.socket_failed(cx);
             }
         }
@@ -320,7 +346,7 @@ impl Pump {
             && self.read_open
             && self.flow.writable() > 0
         {
-            match tcp::poll_read(socket, cx, self.flow.writable()) {
+            match tcp::poll_read(socket.stream(), cx, self.flow.writable()) {
                 Poll::Ready(Ok(tcp::Read::Bytes(bytes))) => self.flow.write(bytes),
                 // After a failed write an end of file is no end: the write has eaten the reset.
                 Poll::Ready(Ok(tcp::Read::End) | Err(_)) | Poll::Pending => break,
@@ -334,7 +360,7 @@ impl Pump {
         match self.flow.state() {
             State::Aborted(_) => {
                 if let Some(socket) = self.tcp.take() {
-                    tcp::reset(socket);
+                    socket.reset();
                 }
             }
             // Everything was delivered both ways and both ends were passed on.
@@ -381,7 +407,7 @@ impl Drop for Pump {
             self.abort(AbortCode::Shutdown);
         }
         if let Some(socket) = self.tcp.take() {
-            tcp::reset(socket);
+            socket.reset();
         }
     }
 }

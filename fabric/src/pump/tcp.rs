@@ -1,12 +1,16 @@
 //! The application's socket as the pump uses it.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes};
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// Bytes read at once.
@@ -20,6 +24,57 @@ const SLICES: usize = 64;
 thread_local! {
     /// One read buffer for all flows of the thread: idle flows hold none.
     static READ: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+type Failed = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The application's socket; it stays open until this is dropped.
+pub(crate) struct Socket {
+    stream: Arc<TcpStream>,
+    /// Waits for an error; made when it is first asked for, because a socket that is read shows its errors there.
+    failed: Option<Failed>,
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stream.fmt(f)
+    }
+}
+
+impl Socket {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self {
+            stream: Arc::new(stream),
+            failed: None,
+        }
+    }
+
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Ready once the peer has reset the connection, or it is broken otherwise. Needs no read, which may be impossible
+    /// now, and leaves the error where it is: asking the kernel for it would take it from later reads and writes.
+    pub(crate) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let stream = &self.stream;
+        let failed = self.failed.get_or_insert_with(|| {
+            let stream = Arc::clone(stream);
+            Box::pin(async move {
+                // An error here says that the runtime ends.
+                let _ = stream.ready(Interest::ERROR).await;
+            })
+        });
+        ready!(failed.as_mut().poll(cx));
+        // Whoever asks again hears it again: the socket's state does not go away.
+        self.failed = None;
+        Poll::Ready(())
+    }
+
+    /// Closes with RST: the peer sees a reset and never an end of file.
+    pub(crate) fn reset(self) {
+        // Fails only on a socket that is dead already.
+        let _ = SockRef::from(&*self.stream).set_linger(Some(Duration::ZERO));
+    }
 }
 
 /// What came of a read.
@@ -43,13 +98,6 @@ pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)?;
     // Without it the kernel takes the urgent byte silently out of the stream.
     socket.set_out_of_band_inline(true)
-}
-
-/// Closes with RST: the peer sees a reset and never an end of file.
-pub(crate) fn reset(tcp: TcpStream) {
-    // Fails only on a socket that is dead already.
-    let _ = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
-    drop(tcp);
 }
 
 /// Reads at most `max` bytes.

@@ -12,4 +12,5 @@ mod flows;
 mod repeated;
 mod resets;
 mod resume;
+mod unread;
 mod world;

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use crate::backend::{Backend, nobody, noise};
 use crate::world::{World, end, soon, target};
 
-fn reset(socket: TcpStream) {
+pub(crate) fn reset(socket: TcpStream) {
     socket2::SockRef::from(&socket)
         .set_linger(Some(Duration::ZERO))
         .unwrap();

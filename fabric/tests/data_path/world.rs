@@ -9,7 +9,7 @@ use keel_certs::{LiveIdentity, Subject};
 use keel_fabric::FlowEnd;
 use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, OpenError, Target};
 use keel_fabric::flow::FlowLimits;
-use keel_fabric::limits::LinkLimits;
+use keel_fabric::limits::{LinkLimits, ProviderLimits};
 use keel_fabric::link::{Links, RouterPeer};
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::provider::{Provider, ProviderConfig, Publication, PublishOutcome, PublishedAt};
@@ -37,6 +37,7 @@ pub(crate) struct World {
     tasks: JoinSet<()>,
     pub(crate) metrics: Arc<FabricMetrics>,
     pub(crate) limits: FlowLimits,
+    pub(crate) provider_limits: ProviderLimits,
     doomed: Option<(tokio::runtime::Runtime, SocketAddr)>,
     /// Links outlive the flows over them, as in a process.
     kept: std::sync::Mutex<Vec<Links>>,
@@ -68,6 +69,7 @@ impl World {
             tasks: JoinSet::new(),
             metrics: Arc::default(),
             limits: FlowLimits::default(),
+            provider_limits: ProviderLimits::default(),
             doomed: None,
             kept: std::sync::Mutex::default(),
         }
@@ -178,8 +180,8 @@ impl World {
         list: Vec<Publication>,
     ) -> RunningProvider {
         let config = ProviderConfig {
+            limits: self.provider_limits.clone(),
             flow: self.limits,
-            ..ProviderConfig::default()
         };
         let provider = Provider::new(
             self.links(live),
