@@ -121,6 +121,14 @@ impl RootAuthority {
         self.pin
     }
 
+    /// Whether an intermediate can be signed for these hosts.
+    ///
+    /// # Errors
+    /// As [`RootAuthority::sign_intermediate`].
+    pub fn check_hosts(&self, hosts: &Hosts) -> Result<(), AuthorityError> {
+        constraints(hosts).map(drop)
+    }
+
     /// Signs the intermediate of a node. Its name constraints permit loopback and `hosts` and nothing else, because
     /// stock TLS clients would believe any name that a node signs.
     ///

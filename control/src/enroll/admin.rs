@@ -10,6 +10,9 @@ use super::wire::{AdminRequest, Issued, NodeRequest};
 use super::{Answer, Inner, answer, bad_request, body, forbidden, internal, no_path, tokens};
 use crate::http::{Body, Caller, Remote};
 
+/// The longest life of an admin's certificate: it cannot be revoked.
+const MAX_ADMIN_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
 pub(super) async fn handle(
     inner: &Inner,
     request: http::Request<Body>,
@@ -69,6 +72,11 @@ async fn admin(inner: &Inner, request: http::Request<Body>) -> Answer<Issued> {
         csr,
     } = body(request).await?;
     let life = ttl_seconds.map_or(inner.config.leaf_life, Duration::from_secs);
+    if life > MAX_ADMIN_LIFE {
+        return Err(bad_request(
+            "the life of an admin's certificate (--ttl) is at most 30d: make a new one when it ends",
+        ));
+    }
     let (subject, chain) = if fabric {
         let root = inner.root.as_ref().ok_or_else(|| no_root(inner))?;
         (

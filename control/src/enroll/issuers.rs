@@ -128,11 +128,7 @@ pub(super) async fn within<T>(
         })
 }
 
-async fn exchange(
-    client: &Client,
-    csr: &Csr,
-    hosts: &Hosts,
-) -> Result<Renewed, RenewError> {
+async fn exchange(client: &Client, csr: &Csr, hosts: &Hosts) -> Result<Renewed, RenewError> {
     let body = RenewRequest {
         csr: PemCsr(csr.clone()),
         hosts: hosts.clone(),

@@ -16,6 +16,7 @@ mod admin;
 pub mod issuers;
 pub mod join;
 pub mod local;
+mod names;
 mod server;
 mod sockets;
 mod tokens;

@@ -5,11 +5,12 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use keel_certs::{Chain, Csr, Hosts, NodeName, Subject};
 
+use super::names::{granted, note_join};
 use super::wire::{EnrollRequest, Issued, RenewRequest, Wants};
 use super::{Answer, Inner, bad_request, body, failure, forbidden, internal};
-use crate::api::{GROUP, PLURAL, Reason, Status};
+use crate::api::{Reason, Status};
 use crate::http::{Body, Caller};
-use crate::store::{ConsumeError, Key, TokenScope};
+use crate::store::{ConsumeError, TokenScope};
 
 /// What the audit lines of this crate are filtered by.
 pub(super) const AUDIT: &str = "keel::audit";
@@ -33,26 +34,32 @@ pub(super) async fn enroll(
         status
     };
     // Whether the token fits is decided before a use of it is taken; but only for who has its secret.
-    let scope = inner
+    let token = inner
         .store
         .tokens()
         .await
         .map_err(|error| internal(&error))?
         .into_iter()
-        .find(|record| record.id == id && secret.0.matches(&record.secret_hash))
-        .map(|record| record.scope);
-    let Some(scope) = scope else {
+        .find(|record| record.id == id && secret.0.matches(&record.secret_hash));
+    let Some(token) = token else {
         return Err(refuse(failure(
             Reason::Forbidden,
             ConsumeError::Unknown.to_string(),
         )));
     };
-    let subject = subject(inner, &scope, &wants).map_err(refuse)?;
+    let subject = subject(inner, &token.scope, &wants).map_err(refuse)?;
+    let hosts = match (&subject, &wants) {
+        (Subject::Node { node }, Wants::Node { hosts, .. }) => {
+            granted(inner, node, hosts).await.map_err(refuse)?
+        }
+        _ => Hosts::default(),
+    };
     // Only holders of a secret wait for each other here, so a flood without one delays no join.
     let _one_at_a_time = inner.joining.lock().await;
+    let now = SystemTime::now();
     let consumed = inner
         .store
-        .consume_token(&id, secret.0.hash(), csr.key_hash(), SystemTime::now())
+        .consume_token(&id, secret.0.hash(), csr.key_hash(), now)
         .await;
     let consumed = match consumed {
         Ok(consumed) => consumed,
@@ -63,31 +70,32 @@ pub(super) async fn enroll(
         .result
         .and_then(|bytes| serde_json::from_slice::<Issued>(&bytes).ok())
     {
-        if before.subject == subject {
+        // A certificate that is over helps nobody: while the token is good its key gets another.
+        let is_over =
+            Chain::from_pem(&before.certificates).is_ok_and(|chain| chain.not_after <= now);
+        if before.subject != subject {
+            let taken = format!(
+                "token {id} and this key were used to become {}",
+                before.subject
+            );
+            return Err(refuse(failure(Reason::Conflict, taken)));
+        }
+        if !is_over {
             tracing::info!(target: AUDIT, token = %id, key, %subject, "join repeated with the same key");
             return Ok(before);
         }
-        let taken = format!(
-            "token {id} and this key were used to become {}",
-            before.subject
-        );
-        return Err(refuse(failure(Reason::Conflict, taken)));
+        if token.expires_at < now {
+            let over = format!("token {id}: {}", ConsumeError::Expired);
+            return Err(refuse(forbidden(over)));
+        }
     }
-    let issued = sign(inner, &csr, &subject, &wants)?;
-    if let Subject::Node { node } = &subject {
-        let known = Key {
-            resource: format!("{PLURAL}.{GROUP}").into(),
-            name: node.to_string(),
-        };
-        if inner
-            .store
-            .get(&known)
+    let issued = sign(inner, &csr, &subject, &hosts)?;
+    if let Subject::Node { node } = &subject
+        && note_join(inner, node, &csr.key_hash())
             .await
             .map_err(|error| internal(&error))?
-            .is_some()
-        {
-            tracing::warn!(target: AUDIT, token = %id, key, %subject, remote = %caller.remote, "a new join replaces a node of that name");
-        }
+    {
+        tracing::warn!(target: AUDIT, token = %id, key, %subject, remote = %caller.remote, "a new join replaces a node of that name");
     }
     let kept = serde_json::to_vec(&issued).map_err(|error| internal(&error))?;
     inner
@@ -130,12 +138,10 @@ fn subject(inner: &Inner, scope: &TokenScope, wants: &Wants) -> Answer<Subject> 
     }
 }
 
-fn sign(inner: &Inner, csr: &Csr, subject: &Subject, wants: &Wants) -> Answer<Issued> {
-    match (subject, wants) {
-        (Subject::Node { node }, Wants::Node { hosts, .. }) => {
-            intermediate(inner, csr, node, hosts)
-        }
-        (Subject::Pod { namespace, pod, .. }, _) => {
+fn sign(inner: &Inner, csr: &Csr, subject: &Subject, hosts: &Hosts) -> Answer<Issued> {
+    match subject {
+        Subject::Node { node } => intermediate(inner, csr, node, hosts),
+        Subject::Pod { namespace, pod, .. } => {
             let chain = inner
                 .authority
                 .sign_pod(csr, namespace, pod, inner.config.leaf_life);
@@ -146,7 +152,7 @@ fn sign(inner: &Inner, csr: &Csr, subject: &Subject, wants: &Wants) -> Answer<Is
             ))
         }
         // `subject` makes nothing else of a token.
-        _ => Err(bad_request(
+        Subject::NodeAdmin { .. } | Subject::FabricAdmin { .. } => Err(bad_request(
             "the token is for something that this version does not know",
         )),
     }
@@ -165,6 +171,7 @@ pub(super) async fn renew(
     let RenewRequest { csr, hosts } = body(request).await?;
     match &identity.subject {
         Subject::Node { node } => {
+            let hosts = granted(inner, node, &hosts).await?;
             let issued = intermediate(inner, &csr.0, node, &hosts)?;
             tracing::info!(target: AUDIT, subject = %identity.subject, remote = %caller.remote, "intermediate renewed");
             Ok(issued)
@@ -194,18 +201,11 @@ pub(super) async fn renew(
     }
 }
 
-/// Signs the intermediate of a node, where the root key is.
+/// Signs the intermediate of a node, where the root key is. `hosts` are those that [`granted`] left.
 fn intermediate(inner: &Inner, csr: &Csr, node: &NodeName, hosts: &Hosts) -> Answer<Issued> {
     let root = inner.root.as_ref().ok_or_else(|| no_root(inner))?;
-    let mut hosts = hosts.clone();
-    if *node != inner.authority.node() {
-        // Two machines may well share a private address, but nobody gets the name that this node is known by.
-        hosts
-            .dns
-            .retain(|name| name == "localhost" || !inner.config.hosts.dns.contains(name));
-    }
     let certificate = root
-        .sign_intermediate(csr, node, &hosts, inner.config.intermediate_life)
+        .sign_intermediate(csr, node, hosts, inner.config.intermediate_life)
         .map_err(|error| bad_request(error.to_string()))?;
     let chain = Chain::new(vec![certificate]).map_err(|error| internal(&error))?;
     Ok(issued(inner, Subject::Node { node: node.clone() }, &chain))

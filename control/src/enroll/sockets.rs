@@ -1,7 +1,7 @@
 //! The node's two Unix sockets.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +66,9 @@ impl LocalSockets {
     pub fn bind(data: &DataDir) -> Result<Self, BindSocketError> {
         let admin = Door::open(data.admin_sock(), 0o600)?;
         let workload = Door::open(data.workload_sock(), 0o660)?;
-        give_to_group(data.path(), &data.workload_sock());
+        if let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP) {
+            give_to_group(data.path(), &data.workload_sock(), group.gid);
+        }
         Ok(Self { admin, workload })
     }
 
@@ -166,17 +168,19 @@ async fn connection(stream: UnixStream, serve: &Serve) {
     }
 }
 
-/// Opens the way to `workload.sock` for the group `keel`, if there is one and this process may: the socket, and passing through
-/// (not listing) the directory.
-fn give_to_group(directory: &Path, socket: &Path) {
-    let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP) else {
-        return;
-    };
-    let give =
-        |path: &Path| nix::unistd::chown(path, None, Some(group.gid)).map_err(io::Error::from);
-    let given = give(socket)
-        .and_then(|()| give(directory))
-        .and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o710)));
+/// Opens the way to `workload.sock` for a group, if this process may: the socket, and passing through (not listing) the
+/// directory. A directory that is not as this program makes them is somebody's choice and stays as it is.
+pub(super) fn give_to_group(directory: &Path, socket: &Path, group: nix::unistd::Gid) {
+    let give = |path: &Path| nix::unistd::chown(path, None, Some(group)).map_err(io::Error::from);
+    let given = give(socket).and_then(|()| {
+        let now = std::fs::metadata(directory)?;
+        let is_ours = now.uid() == nix::unistd::geteuid().as_raw() && now.mode() & 0o7777 == 0o700;
+        if !is_ours {
+            return Ok(());
+        }
+        give(directory)?;
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o710))
+    });
     if let Err(error) = given {
         tracing::debug!(%error, "workload.sock stays the owner's: it cannot be given to the group {GROUP}");
     }

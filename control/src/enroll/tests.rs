@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use http_body_util::BodyExt;
 use keel_certs::{
     ClusterName, Csr, DataDir, JoinToken, KeyPair, LiveIdentity, NodeName, PodName, RootPin,
-    TrustDomain, UserName,
+    Subject, TrustDomain, UserName,
 };
 use keel_fabric::quic::{HostPort, QuicKeys};
 use prometheus_client::registry::Registry;
@@ -17,6 +17,7 @@ use crate::http::Remote;
 use crate::store::{StoreConfig, TokenScope};
 use crate::transport::{ApiServer, Limits, TransportMetrics};
 
+mod names;
 mod sockets;
 mod tokens;
 
@@ -47,6 +48,14 @@ impl Node {
             None,
         )
         .await
+    }
+
+    /// The first node, with these names and addresses.
+    async fn known_as(name: &str, hosts: Hosts) -> Self {
+        let mut node = Self::first(name).await;
+        let inner = Arc::get_mut(&mut node.enrolment.inner).unwrap();
+        inner.config.hosts = hosts;
+        node
     }
 
     /// A node whose root key is elsewhere.

@@ -98,6 +98,12 @@ async fn the_owner_gets_node_admin_and_tokens() {
         .await
         .unwrap_err();
     assert!(short.to_string().contains("too short-lived"), "{short}");
+    for (life, fabric) in [(31 * week, false), (Duration::MAX, true)] {
+        let long = local::admin_identity(&open.admin, &user, Some(life), fabric)
+            .await
+            .unwrap_err();
+        assert!(long.to_string().contains("at most 30d"), "{long}");
+    }
 
     let request = TokenRequest {
         scope: node_scope(Some("b")),
@@ -218,6 +224,28 @@ async fn the_files_have_their_modes_and_go_at_the_end() {
     let error = local::info(&admin).await.unwrap_err();
     assert!(error.is_retryable());
     assert!(error.to_string().contains("keel up"), "{error}");
+}
+
+#[test]
+fn only_a_directory_as_we_make_them_is_opened_for_the_group() {
+    let temp = tempfile::tempdir().unwrap();
+    let group = nix::unistd::getegid();
+    for (before, after) in [
+        (0o700, 0o710),
+        (0o710, 0o710),
+        (0o755, 0o755),
+        (0o1777, 0o1777),
+        (0o500, 0o500),
+    ] {
+        let directory = temp.path().join(format!("{before:o}"));
+        std::fs::create_dir(&directory).unwrap();
+        let socket = directory.join("workload.sock");
+        std::fs::write(&socket, "").unwrap();
+        std::fs::set_permissions(&directory, PermissionsExt::from_mode(before)).unwrap();
+        super::super::sockets::give_to_group(&directory, &socket, group);
+        let mode = std::fs::metadata(&directory).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, after, "{before:o}");
+    }
 }
 
 #[tokio::test]
