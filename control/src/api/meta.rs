@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -25,6 +25,29 @@ pub struct Revision(pub u64);
 impl Revision {
     /// The largest number that the store can hold.
     pub const MAX: Self = Self(i64::MAX.unsigned_abs());
+
+    /// How far ahead of the clock a number may be: further, no store that counts from its clock can have come.
+    pub const MAX_AHEAD: Duration = Duration::from_secs(24 * 3600);
+
+    /// The number that a store begins with at that time: Unix time in milliseconds.
+    #[must_use]
+    pub fn at(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(u64::try_from(since.as_millis()).map_or(0, |millis| millis.min(Self::MAX.0)))
+    }
+
+    /// The largest number that can be believed now.
+    #[must_use]
+    pub fn latest() -> Self {
+        Self::at(SystemTime::now() + Self::MAX_AHEAD)
+    }
+
+    /// The largest number that a store raises its own to: an hour below [`latest`](Self::latest), so that what it counts from there
+    /// is believed by nodes whose clocks are behind.
+    #[must_use]
+    pub fn highest_raised() -> Self {
+        Self::at(SystemTime::now() + Self::MAX_AHEAD - Duration::from_secs(3600))
+    }
 
     /// The number behind this one.
     #[must_use]

@@ -166,6 +166,24 @@ impl Client {
         )
     }
 
+    /// Makes the status of the server's own node later than `above`, a `source.revision` that another node holds of it, by raising
+    /// the server's own numbers; gives the Router as it is then. One that is later already, or that is too far ahead of the clock,
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub(crate) async fn raise_status(
+        &self,
+        name: &NodeName,
+        above: Revision,
+    ) -> Result<Router, ClientError> {
+        let patch = json!({"status": {"source": {"revision": above}}});
+        let media = "application/merge-patch+json";
+        let path = format!("{}/status", path(name));
+        let body = Some((media, Bytes::from(patch.to_string())));
+        router(self.call(Method::PATCH, &path, body).await?)
+    }
+
     /// Deletes a Router.
     ///
     /// # Errors

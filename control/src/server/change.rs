@@ -46,10 +46,11 @@ pub(super) enum Part {
 pub(super) enum StatusRule {
     /// As it is.
     Plain,
-    /// Only if its `source.revision` is higher than the one held.
-    Newer,
-    /// With the revision of the commit as its `source.revision`.
-    Stamped,
+    /// Only if its `source.revision` is higher than the one held, and at most `latest`.
+    Newer { latest: Revision },
+    /// With the revision of the commit as its `source.revision`. One that is sent and higher than the store's numbers is one that
+    /// another node holds and this store has lost: the store goes on behind it, if it is at most `highest`.
+    Stamped { highest: Revision },
 }
 
 /// What a client requires of the object that it deletes.
@@ -123,11 +124,12 @@ pub(super) fn update(
         (None, Some(birth)) => (newborn(name, birth), Outcome::Created),
         (None, None) => return Err(Status::not_found(name)),
     };
+    let (offered, mut revision) = (revision, revision);
     let (sent, warnings) = next(&held)?;
     check_identity(name, &held, &sent)?;
     let mut object = match part {
         Part::Main => merge_main(&held, &sent),
-        Part::Status(rule) => match merge_status(name, &held, &sent, rule, revision)? {
+        Part::Status(rule) => match merge_status(name, &held, &sent, rule, &mut revision)? {
             Some(object) => object,
             // Not news: the writer gets what is held.
             None => held.clone(),
@@ -153,8 +155,13 @@ pub(super) fn update(
         return Ok((Change::Delete(data), written));
     }
     let data = check_size(name, data)?;
+    let change = if revision > offered {
+        Change::PutAt(revision, data.clone())
+    } else {
+        Change::Put(data.clone())
+    };
     Ok((
-        Change::Put(data.clone()),
+        change,
         Written {
             object: data,
             outcome,
@@ -274,27 +281,40 @@ fn merge_status(
     held: &Map<String, Value>,
     sent: &Map<String, Value>,
     rule: StatusRule,
-    revision: Revision,
+    revision: &mut Revision,
 ) -> Result<Option<Map<String, Value>>, Status> {
     let mut status = sent.get("status").cloned().unwrap_or_default();
     let current = held.get("status");
     match rule {
         StatusRule::Plain => {}
-        StatusRule::Newer => {
+        StatusRule::Newer { latest } => {
             let Some(offered) = source(Some(&status)) else {
                 let why = "another node's status must say which of its states it is";
                 return Err(invalid_field(name, "status.source.revision", "", why));
             };
-            if source(current).is_some_and(|held| held >= offered) {
+            if offered > latest {
+                let why =
+                    "it is more than a day ahead of this node's clock: check both nodes' clocks";
+                let field = "status.source.revision";
+                return Err(invalid_field(name, field, &offered.to_string(), why));
+            }
+            // One that is held and cannot be must not keep the real ones out.
+            if source(current).is_some_and(|held| held >= offered && held <= latest) {
                 return Ok(None);
             }
         }
-        StatusRule::Stamped => {
+        StatusRule::Stamped { highest } => {
             if !status.is_object() {
                 status = json!({});
             }
-            if current.is_some_and(|current| without_source(current) == without_source(&status)) {
-                return Ok(None);
+            match source(Some(&status)) {
+                Some(sent) if (*revision..=highest).contains(&sent) => *revision = sent.next(),
+                _ if current
+                    .is_some_and(|current| without_source(current) == without_source(&status)) =>
+                {
+                    return Ok(None);
+                }
+                _ => {}
             }
             status["source"] = json!({ "revision": revision.0 });
         }

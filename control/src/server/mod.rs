@@ -174,6 +174,9 @@ impl Inner {
             Route::Apis => discovery::apis(),
             Route::Group => discovery::group(),
             Route::GroupVersion => discovery::resources(),
+            Route::Health if !self.store.is_open() => {
+                return Err(store_status(&StoreError::Closed));
+            }
             Route::Health => {
                 let mut response = Response::new(full("ok"));
                 response
@@ -231,9 +234,11 @@ fn key(name: &str) -> Key {
 /// What a client is told if the store fails.
 fn store_status(failure: &StoreError) -> Status {
     match failure {
-        StoreError::Closed => {
-            Status::failure(Reason::ServiceUnavailable, "the APIServer is shutting down")
-        }
+        StoreError::Closed => Status::failure(
+            Reason::ServiceUnavailable,
+            "the APIServer's store is closed",
+        ),
+        StoreError::Panicked => Status::failure(Reason::InternalError, failure.to_string()),
         StoreError::Database { doing, source } => {
             error!(doing, error = %source, "the store failed");
             Status::failure(Reason::InternalError, failure.to_string())

@@ -14,7 +14,7 @@ use super::patch::Patch;
 use super::query::Options;
 use super::{Inner, key, reply, store_status};
 use crate::api::decode::{self, Format, invalid_field};
-use crate::api::{PLURAL, Reason, Status, Time};
+use crate::api::{PLURAL, Reason, Revision, Status, Time};
 use crate::http::{Body, ReadError, read};
 
 /// Largest body, as Kubernetes has it: 3 MiB.
@@ -103,8 +103,14 @@ impl Inner {
             Some(name),
         )?;
         let (rule, birth) = match grant {
-            Grant::Newer => (StatusRule::Newer, Some(birth())),
-            Grant::Stamped => (StatusRule::Stamped, Some(birth())),
+            Grant::Newer => {
+                let latest = Revision::latest();
+                (StatusRule::Newer { latest }, Some(birth()))
+            }
+            Grant::Stamped => {
+                let highest = Revision::highest_raised();
+                (StatusRule::Stamped { highest }, Some(birth()))
+            }
             _ => (StatusRule::Plain, None),
         };
         if birth.is_some() {
@@ -185,9 +191,7 @@ impl Inner {
 
     async fn decide<F>(&self, name: &str, decide: F) -> Result<Written, Status>
     where
-        F: FnOnce(Option<&crate::store::Object>, crate::api::Revision) -> change::Verdict
-            + Send
-            + 'static,
+        F: FnOnce(Option<&crate::store::Object>, Revision) -> change::Verdict + Send + 'static,
     {
         self.store
             .write(key(name), decide)

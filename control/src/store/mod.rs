@@ -91,6 +91,9 @@ pub enum Change {
     Keep,
     /// The object becomes this.
     Put(Bytes),
+    /// The object becomes this, and the change gets this number instead: it must not be lower than the one that was offered. The
+    /// numbers between are skipped, and a cursor inside is one of a history that this store does not know.
+    PutAt(Revision, Bytes),
     /// The object goes; this is what watchers are told about it last.
     Delete(Bytes),
 }
@@ -127,6 +130,9 @@ pub enum StoreError {
     /// The store is being closed.
     #[error("the store is closed")]
     Closed,
+    /// The decision about the write panicked; nothing was written.
+    #[error("the write could not be decided: this is a bug, see the log")]
+    Panicked,
     /// SQLite said no; a write did not happen as far as the caller is concerned, though it may be found done.
     #[error("the store failed to {doing}")]
     Database {
@@ -175,8 +181,8 @@ struct Shared {
     revision: watch::Sender<Revision>,
     /// Events up to here are gone. Raised before they are deleted, so that a reader who read half of them can tell.
     compacted: AtomicU64,
-    /// Numbers that were skipped at an opening: a cursor inside has seen what was lost.
-    gaps: Vec<(Revision, Revision)>,
+    /// Numbers that were skipped: a cursor inside has seen what was lost. A std lock, never held across an await.
+    gaps: RwLock<Vec<(Revision, Revision)>>,
 }
 
 /// Writes that may wait for the writer: a few batches.
@@ -193,6 +199,12 @@ impl Store {
     #[must_use]
     pub fn current(&self) -> Revision {
         *self.inner.shared.revision.borrow()
+    }
+
+    /// Whether the store still takes writes.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.inner.jobs.is_closed()
     }
 
     /// Up to where events are forgotten.
@@ -214,7 +226,7 @@ impl Store {
     /// the future does not undo the write.
     ///
     /// # Errors
-    /// [`StoreError::Closed`], or [`StoreError::Database`] if the commit failed.
+    /// [`StoreError::Closed`], [`StoreError::Database`] if the commit failed, or [`StoreError::Panicked`] if `decide` did.
     pub async fn write<T, F>(&self, key: Key, decide: F) -> Result<T, StoreError>
     where
         F: FnOnce(Option<&Object>, Revision) -> (Change, T) + Send + 'static,

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Row};
@@ -146,7 +146,7 @@ impl Store {
             ring: RwLock::new(Ring::new(state.revision, config.ring, config.ring_bytes)),
             revision: watch::Sender::new(state.revision),
             compacted: AtomicU64::new(state.compacted.0),
-            gaps: state.gaps,
+            gaps: RwLock::new(state.gaps),
         });
         let (jobs, received) = mpsc::channel(QUEUE);
         let writer = Writer {
@@ -262,7 +262,7 @@ async fn number(
 
 /// Makes the tables, in one transaction, so that a stop half-way leaves an empty file.
 async fn create(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    let base = column(unix_millis());
+    let base = column(Revision::at(SystemTime::now()));
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::raw_sql(CREATE).execute(&mut *transaction).await?;
     sqlx::query("INSERT INTO meta (key, value) VALUES ('revision', ?1), ('compacted', ?1)")
@@ -298,7 +298,7 @@ async fn resume(connection: &mut SqliteConnection, fresh: bool) -> Result<State,
     let mut compacted = Revision(compacted.unsigned_abs());
     let mut revision = durable;
     if !fresh {
-        revision = durable.next().max(unix_millis());
+        revision = durable.next().max(Revision::at(SystemTime::now()));
         sqlx::query("INSERT OR REPLACE INTO gap (low, high) VALUES (?1, ?2)")
             .bind(column(durable))
             .bind(column(revision))
@@ -371,7 +371,7 @@ fn failure(path: &Path, error: sqlx::Error) -> Failure {
 
 /// Moves the file and its log aside. Nothing is deleted: it may hold what only this node knew.
 fn quarantine(path: &Path) -> Result<PathBuf, OpenError> {
-    let suffix = format!(".corrupt-{}", unix_millis());
+    let suffix = format!(".corrupt-{}", Revision::at(SystemTime::now()));
     let beside = |extra: &str, suffix: &str| {
         let mut name = OsString::from(path);
         name.push(extra);
@@ -390,15 +390,4 @@ fn quarantine(path: &Path) -> Result<PathBuf, OpenError> {
         }
     }
     Ok(beside(&suffix, ""))
-}
-
-fn unix_millis() -> Revision {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Revision(
-        u64::try_from(since.as_millis())
-            .unwrap_or(0)
-            .min(Revision::MAX.0),
-    )
 }

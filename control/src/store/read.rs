@@ -104,6 +104,8 @@ impl Store {
             let oldest = shared.compacted();
             let lost = shared
                 .gaps
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
                 .iter()
                 .any(|(low, high)| *low < after && after < *high);
             (after < oldest || lost).then_some(EventsError::Compacted {

@@ -207,3 +207,48 @@ async fn old_events_go_by_themselves_but_never_the_last_ones() {
     assert!(kept.len() >= 5, "{} kept", kept.len());
     store.close().await;
 }
+
+#[tokio::test]
+async fn a_decision_that_panics_takes_nobody_else_along() {
+    let folder = TempDir::new().unwrap();
+    let config = StoreConfig {
+        linger: Duration::from_millis(50),
+        ..StoreConfig::default()
+    };
+    let store = open(&folder, config).await;
+    let bad = store.write(key("a"), |_, _| -> (Change, ()) {
+        panic!("this panic belongs to the test")
+    });
+    let (bad, good) = tokio::join!(bad, put(&store, "b", "1"));
+    assert!(matches!(bad, Err(super::StoreError::Panicked)), "{bad:?}");
+    assert_eq!(store.current(), good);
+    assert!(store.get(&key("a")).await.unwrap().is_none());
+    assert!(store.is_open());
+    assert!(put(&store, "a", "2").await > good);
+    store.close().await;
+    assert!(!store.is_open());
+}
+
+#[tokio::test]
+async fn numbers_can_be_skipped_by_a_write() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder, StoreConfig::default()).await;
+    let first = put(&store, "a", "1").await;
+    let far = Revision(first.0 + 1_000_000);
+    let write = |at| {
+        store.write(key("a"), move |_, _| {
+            (Change::PutAt(at, Bytes::from_static(b"2")), ())
+        })
+    };
+    write(far).await.unwrap();
+    assert_eq!(store.current(), far);
+    let next = put(&store, "a", "3").await;
+    assert_eq!(next, far.next());
+    store.close().await;
+    let store = open(&folder, StoreConfig::default()).await;
+    for (cursor, events) in [(first, Some(2)), (first.next(), None), (far, Some(1))] {
+        let found = store.events_since(cursor, 10).await;
+        assert_eq!(found.ok().map(|found| found.len()), events, "{cursor}");
+    }
+    store.close().await;
+}

@@ -1,8 +1,9 @@
 //! The writer: the only task that changes the database. It owns its connection and is never cancelled.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::BoxFuture;
@@ -71,15 +72,24 @@ where
         let Some(decide) = self.decide.take() else {
             return Change::Keep;
         };
-        let (change, outcome) = decide(current, revision);
-        self.outcome = Some(outcome);
-        change
+        // Caught here, because one decision must not end the writer for everybody. Nothing was written yet, and what the closure
+        // holds is dropped.
+        match std::panic::catch_unwind(AssertUnwindSafe(|| decide(current, revision))) {
+            Ok((change, outcome)) => {
+                self.outcome = Some(outcome);
+                change
+            }
+            Err(_) => {
+                error!(object = self.key.name, "a decision about a write panicked");
+                Change::Keep
+            }
+        }
     }
 
     fn finish(self: Box<Self>, committed: Result<(), StoreError>) {
         let answer = match (committed, self.outcome) {
             (Ok(()), Some(outcome)) => Ok(outcome),
-            (Ok(()), None) => Err(StoreError::Closed),
+            (Ok(()), None) => Err(StoreError::Panicked),
             (Err(error), _) => Err(error),
         };
         // A caller that went away does not want to know.
@@ -174,12 +184,23 @@ impl Writer {
             .await
             .map_err(StoreError::database("read the objects to write"))?;
         let mut events = Vec::new();
+        let mut gaps = Vec::new();
         for write in writes {
             let key = write.key().clone();
             let current = objects.get(&key);
             let previous = current.map(|object| object.data.clone());
-            let (kind, object) = match write.decide(current, self.next) {
-                Change::Keep => continue,
+            let change = match write.decide(current, self.next) {
+                Change::PutAt(at, data) => {
+                    let at = at.max(self.next);
+                    // The first number that is skipped has not been given out, the one before it has.
+                    gaps.extend((at > self.next).then_some((Revision(self.next.0 - 1), at)));
+                    self.next = at;
+                    Change::Put(data)
+                }
+                change => change,
+            };
+            let (kind, object) = match change {
+                Change::Keep | Change::PutAt(..) => continue,
                 Change::Put(data) if previous.is_some() => (EventKind::Modified, data),
                 Change::Put(data) => (EventKind::Added, data),
                 Change::Delete(_) if previous.is_none() => continue,
@@ -207,9 +228,14 @@ impl Writer {
         if events.is_empty() {
             return Ok(());
         }
-        self.insert(&events)
+        self.insert(&events, &gaps)
             .await
             .map_err(StoreError::database("commit a batch of writes"))?;
+        self.shared
+            .gaps
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(gaps);
         self.events += events.len() as u64;
         self.shared.publish(events);
         Ok(())
@@ -239,7 +265,11 @@ impl Writer {
             .collect()
     }
 
-    async fn insert(&mut self, events: &[Arc<Event>]) -> Result<(), sqlx::Error> {
+    async fn insert(
+        &mut self,
+        events: &[Arc<Event>],
+        gaps: &[(Revision, Revision)],
+    ) -> Result<(), sqlx::Error> {
         let Some(last) = events.last() else {
             return Ok(());
         };
@@ -286,6 +316,13 @@ impl Writer {
             });
             query.push(")");
             query.build().execute(&mut *transaction).await?;
+        }
+        for (low, high) in gaps {
+            sqlx::query("INSERT OR REPLACE INTO gap (low, high) VALUES (?1, ?2)")
+                .bind(column(*low))
+                .bind(column(*high))
+                .execute(&mut *transaction)
+                .await?;
         }
         sqlx::query("UPDATE meta SET value = ?1 WHERE key = 'revision'")
             .bind(column(last.revision))
@@ -352,6 +389,11 @@ impl Writer {
             return Ok(());
         }
         self.shared.compacted.fetch_max(upto.0, Ordering::AcqRel);
+        self.shared
+            .gaps
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(_, high)| *high > upto);
         self.delete_events(upto)
             .await
             .map_err(StoreError::database("delete old events"))

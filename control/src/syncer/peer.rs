@@ -1,18 +1,22 @@
 //! The exchange with one peer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use keel_certs::{LiveIdentity, NodeName};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::Peer;
 use super::plan::{Pulled, Push, When, pulled, source};
 use super::state::{Direction, Report};
 use crate::api::{Revision, Router, RouterStatus};
 use crate::client::{Backoff, Class, Client, ClientConfig, ClientError, WatchEvent, WatchFrom};
+
+/// How long until our store is raised once more.
+const OVERTAKE_AGAIN: Duration = Duration::from_secs(10);
 
 /// What one peer's tasks own.
 #[derive(Clone)]
@@ -51,7 +55,7 @@ impl Exchange {
         } = self;
         let pull = Pull {
             peer: peer.node,
-            local,
+            local: local.clone(),
             report: report.clone(),
             held: None,
             waiting: None,
@@ -59,11 +63,13 @@ impl Exchange {
         };
         let push = Pusher {
             node,
+            local,
             client: client.clone(),
             own,
             report,
             plan: Push::new(),
             retry: Retry::new(),
+            overtake_at: Instant::now(),
         };
         tokio::join!(pull.run(&client), push.run());
     }
@@ -182,7 +188,7 @@ impl Pull {
             Some(held) => held,
             None => self.read_held().await?,
         };
-        match pulled(&self.peer, router, held) {
+        match pulled(&self.peer, router, held, Revision::latest()) {
             Pulled::Apply(status, revision) => {
                 match self.local.apply_status(&self.peer, status).await {
                     Ok(stored) => {
@@ -223,11 +229,14 @@ impl Pull {
 
 struct Pusher {
     node: NodeName,
+    local: Client,
     client: Client,
     own: watch::Receiver<Option<Arc<RouterStatus>>>,
     report: Report,
     plan: Push,
     retry: Retry,
+    /// When our store may be raised next: not at the pace of a peer that lies.
+    overtake_at: Instant,
 }
 
 impl Pusher {
@@ -250,7 +259,17 @@ impl Pusher {
                 }
                 When::Now => self.retry.at,
                 When::At(at) => Some(at),
-                When::Idle => None,
+                When::Idle => match self.plan.ahead() {
+                    Some(held) if self.overtake_at <= Instant::now() => {
+                        self.overtake(held).await;
+                        continue;
+                    }
+                    Some(_) => Some(self.overtake_at),
+                    None => {
+                        self.report.ahead(None);
+                        None
+                    }
+                },
             };
             tokio::select! {
                 Some(event) = events.next() => self.event(event),
@@ -280,6 +299,26 @@ impl Pusher {
             | WatchEvent::Applied(_)
             | WatchEvent::Deleted(_)
             | WatchEvent::Synced(_) => {}
+        }
+    }
+
+    /// Lets our store go on behind `held`, the number of a status of ours that the peer holds: as long as ours is lower, the peer
+    /// takes nothing from us.
+    async fn overtake(&mut self, held: Revision) {
+        self.overtake_at = Instant::now() + OVERTAKE_AGAIN;
+        match self.local.raise_status(&self.node, held).await {
+            Ok(own) => match own.status.as_ref().and_then(source) {
+                // Only we were behind: the peer has pulled what our own watch has yet to tell.
+                Some(own) if own == held => {}
+                Some(own) if own > held => {
+                    warn!(peer = %self.client.node(), %held, %own, "the peer held a later status of ours than our store: the store goes on behind it");
+                }
+                _ => self.report.ahead(Some(held)),
+            },
+            Err(error) => {
+                debug!(%error, "our store could not be raised, trying again");
+                self.report.ahead(Some(held));
+            }
         }
     }
 

@@ -28,11 +28,12 @@ pub(super) enum Pulled<'a> {
     Refuse(&'static str),
 }
 
-/// Judges a Router that `peer` sent, while the status held here is of `held`.
+/// Judges a Router that `peer` sent, while the status held here is of `held`. Numbers above `latest` cannot be.
 pub(super) fn pulled<'a>(
     peer: &NodeName,
     router: &'a Router,
     held: Option<Revision>,
+    latest: Revision,
 ) -> Pulled<'a> {
     if router.name() != peer.as_ref() {
         return Pulled::Refuse("it sent the Router of another node");
@@ -42,7 +43,12 @@ pub(super) fn pulled<'a>(
     };
     match source(status) {
         None => Pulled::Refuse("its status has no source.revision"),
-        Some(revision) if held.is_some_and(|held| revision <= held) => Pulled::Known,
+        Some(revision) if revision > latest => Pulled::Refuse(
+            "its status is more than a day ahead of our clock: check both nodes' clocks",
+        ),
+        Some(revision) if held.is_some_and(|held| revision <= held && held <= latest) => {
+            Pulled::Known
+        }
         Some(revision) => Pulled::Apply(status, revision),
     }
 }
@@ -104,6 +110,12 @@ impl Push {
         self.held = Some(self.held.flatten().max(Some(revision)));
     }
 
+    /// What the peer holds of ours, if that is later than what we are: our store has lost it, or does not know it yet.
+    pub(super) fn ahead(&self) -> Option<Revision> {
+        let (own, _) = self.own?;
+        self.held.flatten().filter(|held| *held > own)
+    }
+
     /// When to push next.
     pub(super) fn when(&self, now: Instant) -> When {
         let (Some((own, since)), Some(held)) = (self.own, self.held) else {
@@ -141,32 +153,42 @@ mod tests {
 
     #[test]
     fn only_a_newer_status_of_the_peer_itself_is_taken() {
-        let peer = NodeName::new("b").unwrap();
+        fn judge<'a>(router: &'a Router, held: Option<Revision>) -> Pulled<'a> {
+            pulled(&NodeName::new("b").unwrap(), router, held, Revision(100))
+        }
         assert!(matches!(
-            pulled(&peer, &router("b", Some(5)), None),
+            judge(&router("b", Some(5)), None),
             Pulled::Apply(_, Revision(5))
         ));
         assert!(matches!(
-            pulled(&peer, &router("b", Some(5)), Some(Revision(4))),
+            judge(&router("b", Some(5)), Some(Revision(4))),
             Pulled::Apply(_, Revision(5))
         ));
         assert_eq!(
-            pulled(&peer, &router("b", Some(5)), Some(Revision(5))),
+            judge(&router("b", Some(5)), Some(Revision(5))),
             Pulled::Known
         );
         assert_eq!(
-            pulled(&peer, &router("b", Some(4)), Some(Revision(5))),
+            judge(&router("b", Some(4)), Some(Revision(5))),
             Pulled::Known
         );
-        assert_eq!(pulled(&peer, &Router::named("b"), None), Pulled::Nothing);
+        assert_eq!(judge(&Router::named("b"), None), Pulled::Nothing);
+        assert!(matches!(judge(&router("b", None), None), Pulled::Refuse(_)));
         assert!(matches!(
-            pulled(&peer, &router("b", None), None),
+            judge(&router("a", Some(5)), None),
             Pulled::Refuse(_)
         ));
         assert!(matches!(
-            pulled(&peer, &router("a", Some(5)), None),
+            judge(&router("b", Some(101)), None),
             Pulled::Refuse(_)
         ));
+        assert!(
+            matches!(
+                judge(&router("b", Some(5)), Some(Revision(101))),
+                Pulled::Apply(_, Revision(5))
+            ),
+            "what cannot be keeps nothing out"
+        );
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub struct PeerState {
     pub pulled: Option<Revision>,
     /// `source.revision` of our own status that we pushed last; `None` if the peer pulls.
     pub pushed: Option<Revision>,
+    /// `source.revision` of a status of ours that the peer holds, if our store's numbers are behind it: until they are not, the
+    /// peer takes nothing from us.
+    pub ahead: Option<Revision>,
     /// What goes wrong.
     pub error: Option<String>,
 }
@@ -46,6 +49,7 @@ impl PeerState {
             behind_since: None,
             pulled: None,
             pushed: None,
+            ahead: None,
             error: None,
         }
     }
@@ -171,7 +175,7 @@ impl Report {
             }
             state.connected = true;
             state.last_contact = Some(now);
-            state.error = None;
+            state.error = state.ahead.map(ahead);
         });
     }
 
@@ -209,6 +213,24 @@ impl Report {
                 state.behind_since = None;
             }
             Direction::Push => state.pushed = Some(revision),
+        });
+    }
+
+    /// The peer holds a status of ours with this number, which our store's are behind.
+    pub(super) fn ahead(&self, held: Option<Revision>) {
+        self.update(|state| {
+            if state.ahead == held {
+                return;
+            }
+            if state.ahead.is_some() {
+                state.error = None;
+            }
+            if let Some(held) = held {
+                let error = ahead(held);
+                tracing::warn!(peer = %state.node, error, "the peer takes nothing from us");
+                state.error = Some(error);
+            }
+            state.ahead = held;
         });
     }
 
@@ -260,6 +282,13 @@ impl Report {
             *state != before
         });
     }
+}
+
+fn ahead(held: Revision) -> String {
+    format!(
+        "it holds a status of ours of revision {held}, which our store is behind and cannot be raised to: \
+         check both nodes' clocks, or delete our Router there"
+    )
 }
 
 /// The states for these peers: those that stay are kept.

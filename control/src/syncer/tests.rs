@@ -249,7 +249,7 @@ async fn an_older_status_never_replaces_a_newer_one() {
     // a has heard of a later b than the one it can reach, as after a restore of b from a backup.
     soon(
         a.local
-            .apply_status(&b.name, &status("later", Some(Revision::MAX.0 - 1))),
+            .apply_status(&b.name, &status("later", Some(hours_ahead(1).0))),
     )
     .await
     .unwrap();
@@ -273,10 +273,83 @@ async fn an_older_status_never_replaces_a_newer_one() {
         .await
         .unwrap();
     assert_eq!(kept.status.unwrap().cluster.as_deref(), Some("later"));
-    let error = soon(pushing.apply_status(&a.name, &status("not mine", Some(Revision::MAX.0 - 1))))
+    let error = soon(pushing.apply_status(&a.name, &status("not mine", Some(hours_ahead(1).0))))
         .await
         .unwrap_err();
     assert_eq!(error.class(), crate::client::Class::Denied);
+    a.stop().await;
+    b.stop().await;
+}
+
+fn hours_ahead(hours: u64) -> Revision {
+    Revision::at(std::time::SystemTime::now() + std::time::Duration::from_secs(hours * 3600))
+}
+
+#[tokio::test]
+async fn a_store_goes_on_behind_what_others_hold_of_it() {
+    let fabric = Fabric::new();
+    let (mut a, mut b) = (
+        Node::start(&fabric, "a").await,
+        Node::start(&fabric, "b").await,
+    );
+    // As after a restore of b while its clock was behind: a holds what b has lost.
+    let lost = hours_ahead(20);
+    soon(a.local.apply_status(&b.name, &status("lost", Some(lost.0))))
+        .await
+        .unwrap();
+    let first = b.report("first").await;
+    assert!(first < lost);
+    a.peers.send_replace(Arc::new(vec![b.peer()]));
+    b.peers.send_replace(Arc::new(vec![a.peer()]));
+    let (_of_b, mut of_a) = (a.sync(), b.sync());
+    let held = a.holds("b", "first").await;
+    let raised = super::plan::source(held.status.as_ref().unwrap()).unwrap();
+    assert!(raised > lost && b.store.current() >= raised);
+    assert!(
+        matches!(
+            b.store.events_since(lost, 1).await,
+            Err(crate::store::EventsError::Compacted { .. })
+        ),
+        "nobody has seen what b has not"
+    );
+    assert!(b.report("second").await > raised);
+    a.holds("b", "second").await;
+    let seen = state(&mut of_a, |state| state.connected).await;
+    assert_eq!((seen.ahead, seen.error), (None, None));
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn numbers_that_cannot_be_are_neither_taken_nor_overtaken() {
+    let fabric = Fabric::new();
+    let (a, mut b) = (
+        Node::start(&fabric, "a").await,
+        Node::start(&fabric, "b").await,
+    );
+    let pushing = a.served.client(&b.live, "a");
+    for client in [&a.local, &pushing] {
+        let error = soon(client.apply_status(&b.name, &status("no", Some(hours_ahead(25).0))))
+            .await
+            .unwrap_err();
+        assert_eq!(error.class(), crate::client::Class::Invalid, "{error}");
+        assert!(error.to_string().contains("clock"), "{error}");
+    }
+    // More than a store raises itself to.
+    let held = hours_ahead(24).0 - 60_000;
+    soon(a.local.apply_status(&b.name, &status("far", Some(held))))
+        .await
+        .unwrap();
+    let before = b.report("b").await;
+    b.peers.send_replace(Arc::new(vec![a.peer()]));
+    let mut states = b.sync();
+    let seen = state(&mut states, |state| {
+        state.connected && state.error.is_some()
+    })
+    .await;
+    assert_eq!(seen.ahead, Some(Revision(held)));
+    assert!(seen.error.unwrap().contains(&held.to_string()));
+    assert!(b.report("again").await.0 < before.0 + 100_000, "not raised");
     a.stop().await;
     b.stop().await;
 }
