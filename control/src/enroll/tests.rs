@@ -77,6 +77,7 @@ impl Node {
             routers: vec!["127.0.0.1:7000".to_owned()],
             token_endpoint: None,
             unreachable: Some("the APIServer listens on loopback only".to_owned()),
+            peers: None,
         }));
         let config = EnrolmentConfig {
             info: follow,

@@ -2,6 +2,7 @@
 //! that nodes of different versions understand each other.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use keel_certs::{
     ClusterName, Csr, Hosts, Namespace, NodeName, PodName, Subject, TokenId, TokenSecret,
@@ -10,6 +11,7 @@ use keel_certs::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::store::{TokenRecord, TokenScope};
+use crate::syncer::PeerState;
 
 /// What a node tells about itself on its sockets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,30 @@ pub struct NodeInfo {
     /// Why there is no `token_endpoint`, and what to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreachable: Option<String>,
+    /// How the exchange with each peer goes; none if another process does it. Not told to workloads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Vec<PeerInfo>>,
+}
+
+/// How the exchange with one peer goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerInfo {
+    /// The peer.
+    pub node: NodeName,
+    /// `host:port` of its APIServer.
+    pub server: String,
+    /// Whether the last thing that was heard is good news.
+    pub connected: bool,
+    /// When it was last heard, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_contact: Option<u64>,
+    /// Since when a status of it is known that is not taken over here, in seconds since 1970; none in sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind_since: Option<u64>,
+    /// What goes wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// A signing request as PEM; its signature is verified on reading.
@@ -198,11 +224,7 @@ impl fmt::Debug for TokenAnswer {
 
 impl From<TokenRecord> for TokenInfo {
     fn from(record: TokenRecord) -> Self {
-        let expires_at = record
-            .expires_at
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let expires_at = seconds(record.expires_at);
         Self {
             id: record.id,
             scope: record.scope,
@@ -211,6 +233,25 @@ impl From<TokenRecord> for TokenInfo {
             revoked: record.revoked,
         }
     }
+}
+
+impl From<&PeerState> for PeerInfo {
+    fn from(state: &PeerState) -> Self {
+        Self {
+            node: state.node.clone(),
+            server: state.server.to_string(),
+            connected: state.connected,
+            last_contact: state.last_contact.map(seconds),
+            behind_since: state.behind_since.map(seconds),
+            error: state.error.clone(),
+        }
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 impl Serialize for PemCsr {

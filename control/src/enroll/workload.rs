@@ -4,7 +4,7 @@
 use keel_certs::{Namespace, Subject};
 
 use super::server::issued;
-use super::wire::{WorkloadAnswer, WorkloadRequest};
+use super::wire::{NodeInfo, WorkloadAnswer, WorkloadRequest};
 use super::{Answer, Inner, body, forbidden, internal};
 use crate::http::{Body, Caller, Remote};
 
@@ -31,7 +31,10 @@ pub(super) async fn issue(
     tracing::debug!(%subject, remote = %caller.remote, "workload certificate issued");
     Ok(WorkloadAnswer {
         issued: issued(inner, subject, &chain),
-        info: (**inner.config.info.borrow()).clone(),
+        info: NodeInfo {
+            peers: None,
+            ..(**inner.config.info.borrow()).clone()
+        },
     })
 }
 

@@ -1,10 +1,10 @@
 //! How Routers look to people.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use keel_control::api::{ActiveService, Router, RouterStatus};
 
-use super::table::{age, render};
+use super::table::{ago, render};
 
 /// A table of `routers`; `wide` adds what is only sometimes wanted.
 pub(crate) fn table(routers: &[Router], wide: bool, now: SystemTime) -> String {
@@ -32,7 +32,7 @@ fn row(router: &Router, wide: bool, now: SystemTime) -> Vec<String> {
     let mut row = vec![
         router.name().to_owned(),
         status.cluster.clone().unwrap_or_default(),
-        ready(status),
+        ready(status, now),
         heartbeat(status, now),
         status.addresses.join(","),
         status
@@ -59,31 +59,40 @@ fn row(router: &Router, wide: bool, now: SystemTime) -> Vec<String> {
     row
 }
 
+/// A Router that reported nothing for this long is not taken at its last word: three of the usual intervals.
+const STALE: Duration = Duration::from_secs(90);
+
 /// `True`, or the reason why not; `Unknown` if the Router never reported.
-pub(crate) fn ready(status: &RouterStatus) -> String {
+pub(crate) fn ready(status: &RouterStatus, now: SystemTime) -> String {
     match status
         .conditions
         .iter()
         .find(|condition| condition.kind == "Ready")
     {
         None => "Unknown".to_owned(),
-        Some(condition) if condition.status == "True" => condition.status.clone(),
+        Some(condition) if condition.status == "True" => match heard(status) {
+            Some(then) if now.duration_since(then).is_ok_and(|age| age > STALE) => {
+                "True (stale)".to_owned()
+            }
+            _ => condition.status.clone(),
+        },
         Some(condition) => format!("{} ({})", condition.status, condition.reason),
     }
 }
 
 /// How long ago the Router was last heard of.
 pub(crate) fn heartbeat(status: &RouterStatus, now: SystemTime) -> String {
-    let Some(then) = status
+    match heard(status) {
+        Some(then) => format!("{} ago", ago(then, now)),
+        None => "never".to_owned(),
+    }
+}
+
+fn heard(status: &RouterStatus) -> Option<SystemTime> {
+    status
         .heartbeat_time
         .as_ref()
         .and_then(keel_control::api::Time::to_system_time)
-    else {
-        return "never".to_owned();
-    };
-    // A clock ahead of ours shows as "just now".
-    let seconds = now.duration_since(then).unwrap_or_default().as_secs();
-    format!("{} ago", age(i64::try_from(seconds).unwrap_or(i64::MAX)))
 }
 
 /// `mysql.default:3306`.
@@ -102,8 +111,6 @@ pub(crate) fn service(service: &ActiveService) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

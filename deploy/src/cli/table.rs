@@ -1,6 +1,7 @@
 //! Tables for people: columns as wide as their widest cell, three spaces between, as kubectl prints them.
 
 use std::fmt::Write as _;
+use std::time::SystemTime;
 
 /// Lays out `rows` under `header`. Every row has as many cells as the header; an empty cell shows as `-`.
 pub(crate) fn render(header: &[&str], rows: &[Vec<String>]) -> String {
@@ -34,6 +35,12 @@ pub(crate) fn age(seconds: i64) -> String {
         7200..172_800 => format!("{}h", seconds / 3600),
         _ => format!("{}d", seconds / 86_400),
     }
+}
+
+/// How long `then` is ago; a clock ahead of ours shows as `0s`.
+pub(crate) fn ago(then: SystemTime, now: SystemTime) -> String {
+    let seconds = now.duration_since(then).unwrap_or_default().as_secs();
+    age(i64::try_from(seconds).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

@@ -14,16 +14,19 @@ use keel_control::enroll::{Enrolment, EnrolmentConfig, LocalIssuer, LocalSockets
 use keel_control::routes::ReportContext;
 use keel_control::server::{Api, ApiConfig};
 use keel_control::store::{Store, StoreConfig};
+use keel_control::syncer::PeerStates;
 use keel_control::transport::{ApiServer, Limits, TransportMetrics};
-use keel_fabric::quic::{HostPort, ListenAddr, QuicKeys};
+use keel_fabric::quic::{HostPort, QuicKeys};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
+use super::about::About;
 use super::identity::{self, Established};
 use super::node::client;
+use super::peers;
 use super::renewal::Renewal;
 use crate::settings::{NodeSettings, PeerArg};
 
@@ -37,8 +40,7 @@ pub(super) struct ControlPlane {
     pub(super) trust_domain: TrustDomain,
     pub(super) peers: Vec<PeerArg>,
     addr: SocketAddr,
-    advertised: Advertised,
-    info: watch::Sender<Arc<NodeInfo>>,
+    about: About,
     store: Store,
     stop: CancellationToken,
     tasks: JoinSet<&'static str>,
@@ -62,15 +64,13 @@ impl ControlPlane {
             peers,
         } = identity::establish(&data, settings).await?;
         let node = authority.node();
+        // The root is where this node joined, whatever other peers it was given.
+        let kept = peers::load(&data.peers())?;
         let path = settings.store.clone().unwrap_or_else(|| data.store());
         let store = Store::open(&path, StoreConfig::default())
             .await
             .with_context(|| format!("cannot open the store {}", path.display()))?;
 
-        let advertised = Advertised {
-            listen: settings.apiserver_listen,
-            hosts: settings.advertise.clone(),
-        };
         let first = NodeInfo {
             node: node.clone(),
             cluster: settings.cluster.clone(),
@@ -79,6 +79,7 @@ impl ControlPlane {
             routers: Vec::new(),
             token_endpoint: None,
             unreachable: None,
+            peers: None,
         };
         let (info, info_now) = watch::channel(Arc::new(first));
         let config = EnrolmentConfig {
@@ -91,7 +92,7 @@ impl ControlPlane {
             root_node: if root.is_some() {
                 None
             } else {
-                peers.first().map(|peer| peer.node.clone())
+                kept.into_iter().next().map(|peer| peer.node)
             },
         };
         let enrolment = Enrolment::new(config, authority.clone(), root, store.clone());
@@ -113,6 +114,13 @@ impl ControlPlane {
         .context("the APIServer cannot listen")?;
         let addr = reached_locally(&server.local_addrs())
             .ok_or_else(|| anyhow!("the APIServer listens nowhere"))?;
+        let about = About {
+            info,
+            listen: settings.apiserver_listen,
+            hosts: settings.advertise.clone(),
+            addr,
+        };
+        about.tell(None);
         let sockets = LocalSockets::bind(&data)?;
         info!(listen = %settings.apiserver_listen, %addr, %node, trust_domain = %authority.trust_domain(), "APIServer listens");
 
@@ -162,15 +170,13 @@ impl ControlPlane {
             trust_domain,
             peers,
             addr,
-            advertised,
-            info,
+            about,
             store,
             stop,
             tasks,
             _stop_on_drop: stop_on_drop,
             data,
         };
-        this.tell(Vec::new(), &[]);
         Ok(this)
     }
 
@@ -188,44 +194,18 @@ impl ControlPlane {
         client(HostPort::from(self.addr), &self.node, &self.live)
     }
 
-    /// Tells workloads and joiners where the Router is, now and whenever it moves.
-    pub(super) fn publish_router(&mut self, mut context: watch::Receiver<Arc<ReportContext>>) {
-        let (info, advertised, addr, stop) = (
-            self.info.clone(),
-            self.advertised.clone(),
-            self.addr,
-            self.stop.clone(),
-        );
-        let now = context.borrow_and_update().clone();
-        self.tell(texts(&now.node_addresses), &now.plan.addresses);
+    /// Tells workloads and joiners where the Router is, and admins how it goes with each peer, now and whenever it changes.
+    pub(super) fn tell_of(
+        &mut self,
+        router: watch::Receiver<Arc<ReportContext>>,
+        peers: watch::Receiver<PeerStates>,
+    ) {
+        self.about.tell(Some(&router.borrow()));
+        let router = self.about.clone().follow_router(router, self.stop.clone());
+        let peers = self.about.clone().follow_peers(peers, self.stop.clone());
         self.tasks.spawn(async move {
-            loop {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => break,
-                    changed = context.changed() => if changed.is_err() {
-                        // The router ended first: what it said stays.
-                        stop.cancelled().await;
-                        break;
-                    }
-                }
-                let now = context.borrow_and_update().clone();
-                info.send_modify(|info| {
-                    *info = Arc::new(advertised.info(
-                        info,
-                        addr,
-                        texts(&now.node_addresses),
-                        &now.plan.addresses,
-                    ));
-                });
-            }
+            tokio::join!(router, peers);
             "the node's information"
-        });
-    }
-
-    fn tell(&self, routers: Vec<String>, addresses: &[HostPort]) {
-        self.info.send_modify(|info| {
-            *info = Arc::new(self.advertised.info(info, self.addr, routers, addresses))
         });
     }
 
@@ -251,64 +231,6 @@ impl ControlPlane {
     }
 }
 
-/// What joiners are told.
-#[derive(Clone)]
-struct Advertised {
-    listen: ListenAddr,
-    hosts: Vec<HostPort>,
-}
-
-impl Advertised {
-    fn info(
-        &self,
-        old: &NodeInfo,
-        addr: SocketAddr,
-        routers: Vec<String>,
-        addresses: &[HostPort],
-    ) -> NodeInfo {
-        let (token_endpoint, unreachable) = self.endpoint(addr, addresses);
-        NodeInfo {
-            apiserver: format!("https://{addr}"),
-            routers,
-            token_endpoint,
-            unreachable,
-            ..old.clone()
-        }
-    }
-
-    /// The first advertised host with the APIServer's port, or why there is none.
-    fn endpoint(
-        &self,
-        addr: SocketAddr,
-        addresses: &[HostPort],
-    ) -> (Option<String>, Option<String>) {
-        if self.listen.ip().is_some_and(|ip| ip.is_loopback()) {
-            let why = format!(
-                "the APIServer listens on {} only, so nobody can join from another machine: start the node with --apiserver-listen 0.0.0.0:7443",
-                self.listen
-            );
-            return (None, Some(why));
-        }
-        let advertised = self.hosts.first().or_else(|| addresses.first());
-        if let Some(host) = advertised {
-            let host = host.host();
-            let host = if host.contains(':') {
-                format!("[{host}]")
-            } else {
-                host.to_owned()
-            };
-            return (Some(format!("{host}:{}", addr.port())), None);
-        }
-        match self.listen.ip().filter(|ip| !ip.is_unspecified()) {
-            Some(ip) => (Some(SocketAddr::new(ip, addr.port()).to_string()), None),
-            None => {
-                let why = "this node does not know how others reach it: start it with --advertise HOST:7000".to_owned();
-                (None, Some(why))
-            }
-        }
-    }
-}
-
 /// How a listener is reached from this machine; loopback stands for "every address".
 fn reached_locally(bound: &[SocketAddr]) -> Option<SocketAddr> {
     let first = bound.first()?;
@@ -318,45 +240,4 @@ fn reached_locally(bound: &[SocketAddr]) -> Option<SocketAddr> {
         ip => ip,
     };
     Some(SocketAddr::new(ip, first.port()))
-}
-
-fn texts(addrs: &[SocketAddr]) -> Vec<String> {
-    addrs.iter().map(ToString::to_string).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn endpoint(listen: &str, hosts: &[&str]) -> (Option<String>, Option<String>) {
-        let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
-        let advertised = Advertised {
-            listen: listen.parse().unwrap(),
-            hosts,
-        };
-        advertised.endpoint("127.0.0.1:7443".parse().unwrap(), &[])
-    }
-
-    #[test]
-    fn a_token_points_at_the_first_advertised_host_with_the_port_of_the_apiserver() {
-        assert_eq!(
-            endpoint("0.0.0.0:7443", &["a.example.net:7000", "b:1"])
-                .0
-                .unwrap(),
-            "a.example.net:7443"
-        );
-        assert_eq!(
-            endpoint(":7443", &["[2001:db8::1]:7000"]).0.unwrap(),
-            "[2001:db8::1]:7443"
-        );
-        assert_eq!(endpoint("192.0.2.1:7443", &[]).0.unwrap(), "192.0.2.1:7443");
-    }
-
-    #[test]
-    fn a_node_that_nobody_reaches_says_why_and_what_to_do() {
-        let (none, why) = endpoint("127.0.0.1:7443", &["a.example.net:7000"]);
-        assert!(none.is_none() && why.unwrap().contains("--apiserver-listen"));
-        let (none, why) = endpoint("0.0.0.0:7443", &[]);
-        assert!(none.is_none() && why.unwrap().contains("--advertise"));
-    }
 }

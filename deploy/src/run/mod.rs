@@ -1,5 +1,6 @@
 //! What runs: whole nodes, their parts alone, and sidecars. Composition only; what the parts do is in their crates.
 
+mod about;
 mod apiserver;
 mod datapath;
 mod identity;

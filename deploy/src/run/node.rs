@@ -64,7 +64,8 @@ impl Node {
                     metrics,
                     ready,
                 };
-                node.control.publish_router(node.router.context());
+                node.control
+                    .tell_of(node.router.context(), node.syncer.states());
                 drop(starting);
                 Ok(node)
             }

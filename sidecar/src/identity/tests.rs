@@ -25,6 +25,7 @@ async fn node(fabric: &Fabric, dir: &Path, tasks: &mut JoinSet<()>) -> PathBuf {
         routers: Vec::new(),
         token_endpoint: None,
         unreachable: None,
+        peers: None,
     };
     let config = EnrolmentConfig {
         info: watch::channel(Arc::new(info)).1,

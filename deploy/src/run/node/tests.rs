@@ -30,12 +30,19 @@ fn settings(dir: &Path, name: &str) -> NodeSettings {
     settings
 }
 
-async fn token(node: &RunningNode, scope: TokenScope) -> String {
-    let request = TokenRequest {
-        scope,
+fn node_token(node: &RunningNode) -> TokenRequest {
+    TokenRequest {
+        scope: TokenScope::Node { node: None },
         ttl_seconds: 600,
         uses: 1,
         endpoint: Some(node.apiserver_addr().to_string()),
+    }
+}
+
+async fn token(node: &RunningNode, scope: TokenScope) -> String {
+    let request = TokenRequest {
+        scope,
+        ..node_token(node)
     };
     let socket = node.data_dir().join("admin.sock");
     local::create_token(&socket, &request)
@@ -103,7 +110,15 @@ async fn a_second_node_joins_and_stays_what_it_is() {
     )
     .await;
     joining.join = Some(text.parse().unwrap());
+    // A peer that is given comes before the one joined through, and is not where the root is.
+    joining.peers = vec!["z=127.0.0.1:9".parse().unwrap()];
     let second = Node::start(joining.clone()).await.unwrap();
+    let socket = second.data_dir().join("admin.sock");
+    let refused = local::create_token(&socket, &node_token(&second))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("ask node a,"), "{refused}");
     assert_eq!(first.trust_domain(), second.trust_domain());
     status(&first, "b", |status| {
         condition(status, "Ready") == Some("True")
@@ -113,6 +128,11 @@ async fn a_second_node_joins_and_stays_what_it_is() {
         condition(status, "Ready") == Some("True")
     })
     .await;
+
+    let info = local::info(&socket).await.unwrap();
+    let peers = info.peers.unwrap();
+    let a = peers.iter().find(|peer| peer.node == *first.node());
+    assert!(a.unwrap().connected && a.unwrap().last_contact.is_some());
 
     second.stop().await.unwrap();
     status(&first, "b", |status| {
