@@ -140,7 +140,7 @@ fn a_life_beyond_all_clocks_ends_with_the_issuer() {
         .sign_admin(
             &csr(),
             &UserName::new("ann").unwrap(),
-            std::time::Duration::MAX,
+            Duration::MAX,
         )
         .unwrap();
     assert_eq!(chain.not_after, authority.not_after());

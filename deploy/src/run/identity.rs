@@ -2,9 +2,9 @@
 
 use std::time::SystemTime;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use keel_certs::{
-    DataDir, Hosts, INTERMEDIATE_LIFE, KeyPair, LiveIdentity, NodeAuthority, NodeName,
+    DataDir, Hosts, INTERMEDIATE_LIFE, JoinToken, KeyPair, LiveIdentity, NodeAuthority, NodeName,
     RootAuthority, write_atomic,
 };
 use keel_control::enroll;
@@ -34,15 +34,34 @@ pub(super) async fn establish(
     data: &DataDir,
     settings: &NodeSettings,
 ) -> anyhow::Result<Established> {
+    establish_at(data, settings, SystemTime::now()).await
+}
+
+async fn establish_at(
+    data: &DataDir,
+    settings: &NodeSettings,
+    now: SystemTime,
+) -> anyhow::Result<Established> {
     let root = RootAuthority::load(data)?;
     let hosts = hosts(settings);
     let (authority, root) = match NodeAuthority::load(data)? {
         Some(authority) => {
-            resumed(&authority, settings)?;
-            (authority, root)
+            let token = resumed(&authority, settings)?;
+            if root.is_none() && authority.not_after() <= now {
+                (join_again(data, &authority, token, &hosts).await?, None)
+            } else {
+                if token.is_some() {
+                    info!("already joined: the token is not used again");
+                }
+                (authority, root)
+            }
         }
-        None if settings.join.is_some() && root.is_none() => {
-            (join(data, settings, &hosts).await?, None)
+        None if let Some(source) = settings.join.as_ref().filter(|_| root.is_none()) => {
+            let token = source
+                .read()
+                .map_err(|error| Usage(format!("--join: {}", chain(&error))))?;
+            let node = node_name(settings)?;
+            (join(data, &token, &node, &hosts).await?, None)
         }
         None => {
             if settings.join.is_some() {
@@ -60,7 +79,7 @@ pub(super) async fn establish(
     };
     // A new address of the machine asks for a new intermediate, because that one names the addresses it may sign for.
     let authority = match &root {
-        Some(root) if !authority.covers(&hosts) || authority.needs_renewal(SystemTime::now()) => {
+        Some(root) if !authority.covers(&hosts) || authority.needs_renewal(now) => {
             under_root(data, root, &authority.node(), &hosts)?
         }
         _ => authority,
@@ -81,8 +100,11 @@ pub(super) async fn establish(
     })
 }
 
-/// Checks what was asked for against what the directory says.
-fn resumed(authority: &NodeAuthority, settings: &NodeSettings) -> anyhow::Result<()> {
+/// Checks what was asked for against what the directory says. The token, if it is for the trust domain that the node is in.
+fn resumed(
+    authority: &NodeAuthority,
+    settings: &NodeSettings,
+) -> anyhow::Result<Option<JoinToken>> {
     let node = authority.node();
     if let Some(asked) = settings.node.as_ref().filter(|asked| **asked != node) {
         let dir = settings.data_dir.display();
@@ -99,13 +121,11 @@ fn resumed(authority: &NodeAuthority, settings: &NodeSettings) -> anyhow::Result
         warn!(in_use = %authority.trust_domain(), %asked, "--trust-domain counts only when a trust domain is made; going on");
     }
     let Some(source) = &settings.join else {
-        return Ok(());
+        return Ok(None);
     };
     // The token may long be gone from its file: the node is what it is without it.
     match source.read() {
-        Ok(token) if Some(&token.pin) == authority.pin().ok().as_ref() => {
-            info!("already joined: the token is not used again");
-        }
+        Ok(token) if Some(&token.pin) == authority.pin().ok().as_ref() => return Ok(Some(token)),
         Ok(_) => warn!(
             trust_domain = %authority.trust_domain(),
             "the token is for another trust domain; going on as node {node} of this one. To join the other one, give an empty --data-dir"
@@ -115,23 +135,39 @@ fn resumed(authority: &NodeAuthority, settings: &NodeSettings) -> anyhow::Result
             "already joined, so the token is not needed"
         ),
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Joins again as the node that the directory says, because its intermediate is over: no other node takes it for a renewal, and
+/// nothing that it signs is believed.
+async fn join_again(
+    data: &DataDir,
+    authority: &NodeAuthority,
+    token: Option<JoinToken>,
+    hosts: &Hosts,
+) -> anyhow::Result<NodeAuthority> {
+    let node = authority.node();
+    let Some(token) = token else {
+        return Err(anyhow!(
+            "the intermediate certificate of node {node} has expired: if this machine's clock is right, make a token with `keel token create --node {node}` where the root key is, and start this node with --join and that token; the data directory stays"
+        ));
+    };
+    warn!(%node, token = %token.id, "the node's intermediate has expired: joining again under the same name");
+    join(data, &token, &node, hosts).await.with_context(|| {
+        format!("the intermediate certificate of node {node} has expired, and it cannot join again")
+    })
 }
 
 /// Becomes a node of somebody else's trust domain.
 async fn join(
     data: &DataDir,
-    settings: &NodeSettings,
+    token: &JoinToken,
+    node: &NodeName,
     hosts: &Hosts,
 ) -> anyhow::Result<NodeAuthority> {
-    let source = settings.join.as_ref().context("no token")?;
-    let token = source
-        .read()
-        .map_err(|error| Usage(format!("--join: {}", chain(&error))))?;
-    let node = node_name(settings)?;
     // The token belongs to the first key that uses it, so the key outlives a crash between question and answer.
     let key = pending_key(data)?;
-    let joined = enroll::join::node(&token, &node, &key.csr()?, hosts).await?;
+    let joined = enroll::join::node(token, node, &key.csr()?, hosts).await?;
     let server: HostPort = token.endpoint.parse().context("the token's endpoint")?;
     // Before the intermediate: a node that knows who it is also knows its first peer.
     peers::save(
@@ -149,6 +185,11 @@ async fn join(
     // Best effort: the key is in the authority now.
     let _ = std::fs::remove_file(data.path().join(PENDING_KEY));
     info!(%node, trust_domain = %authority.trust_domain(), through = %joined.through, token = %token.id, "joined");
+    if !authority.covers(hosts) {
+        info!(
+            "some names or addresses of this machine are or may be of another node: this node's certificates do not carry them"
+        );
+    }
     Ok(authority)
 }
 
@@ -220,3 +261,6 @@ fn hosts(settings: &NodeSettings) -> Hosts {
     }
     hosts
 }
+
+#[cfg(test)]
+mod tests;
