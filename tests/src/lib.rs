@@ -9,6 +9,7 @@ pub mod client;
 pub mod credentials;
 pub mod lab;
 pub mod need;
+pub mod nodes;
 pub mod process;
 pub mod servers;
 pub mod site;
