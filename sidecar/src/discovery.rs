@@ -8,18 +8,24 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use keel_certs::NodeName;
 use keel_control::api::Router;
 use keel_control::client::WatchEvent;
+use keel_fabric::wire::Protocol;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::{Directory, gained};
 use crate::metrics::SidecarMetrics;
+use crate::spec::ServiceRef;
 
 /// Events that are taken together before the directory is built anew.
 const BATCH: usize = 256;
 
 /// Between two lines that say that the APIServer is away.
 const SAY_EVERY: Duration = Duration::from_secs(30);
+
+/// For how long Routers stay in use that a fresh list no longer has, if most of what is mapped would go with them: an APIServer
+/// that comes back empty is filled again by its peers, and nothing that works needs to stop meanwhile.
+const HOLD: Duration = Duration::from_secs(60);
 
 /// What discovery knows: the Routers as they came, and whether they are complete.
 #[derive(Debug, Clone, Default)]
@@ -30,11 +36,20 @@ pub struct Known {
     pub synced: bool,
 }
 
+/// Routers that a fresh list lacked and that stay in use for a while.
+#[derive(Debug)]
+struct Held {
+    routers: BTreeMap<String, Arc<Router>>,
+    until: Instant,
+}
+
 /// The writer of the directory.
 #[derive(Debug)]
 pub struct Discovery {
     own: NodeName,
+    mapped: Vec<ServiceRef>,
     routers: BTreeMap<String, Arc<Router>>,
+    held: Option<Held>,
     directory: watch::Sender<Arc<Directory>>,
     known: watch::Sender<Known>,
     metrics: Arc<SidecarMetrics>,
@@ -44,9 +59,10 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Starts from `routers` of a snapshot, if there is one, as seen from the node `own`.
+    /// Starts from `routers` of a snapshot, if there is one, as seen from the node `own`, for a sidecar that maps `mapped`.
     pub fn new(
         own: NodeName,
+        mapped: Vec<ServiceRef>,
         routers: Option<Vec<Arc<Router>>>,
         directory: watch::Sender<Arc<Directory>>,
         known: watch::Sender<Known>,
@@ -60,7 +76,9 @@ impl Discovery {
             .collect();
         let mut discovery = Self {
             own,
+            mapped,
             routers,
+            held: None,
             directory,
             known,
             metrics,
@@ -79,6 +97,12 @@ impl Discovery {
                 biased;
                 () = stop.cancelled() => return,
                 event = events.next() => event,
+                () = due(self.held.as_ref()) => {
+                    self.held = None;
+                    tracing::warn!(routers = self.routers.len(), "what the APIServer no longer has is given up");
+                    self.publish(false);
+                    continue;
+                }
             };
             let Some(event) = event else { return };
             let mut synced = self.apply(event);
@@ -99,18 +123,21 @@ impl Discovery {
         let whole = match event {
             WatchEvent::Snapshot { routers, revision } => {
                 tracing::debug!(%revision, routers = routers.len(), "read the state of the APIServer");
-                self.routers = routers
+                let routers = routers
                     .into_iter()
                     .map(|router| (router.name().to_owned(), Arc::new(router)))
                     .collect();
+                self.replace(routers);
                 true
             }
             WatchEvent::Applied(router) => {
+                self.let_go(router.name());
                 self.routers
                     .insert(router.name().to_owned(), Arc::new(router));
                 false
             }
             WatchEvent::Deleted(node) => {
+                self.let_go(node.as_ref());
                 self.routers.remove(node.as_ref());
                 false
             }
@@ -135,11 +162,54 @@ impl Discovery {
         whole
     }
 
+    /// Takes a fresh list for what is there; what it lacks is held if too much would go at once.
+    fn replace(&mut self, fresh: BTreeMap<String, Arc<Router>>) {
+        let mut lacking = self.in_use();
+        lacking.retain(|name, _| !fresh.contains_key(name));
+        let before = self.directory.borrow().clone();
+        let after = Directory::build(&self.own, fresh.values().map(|router| &**router));
+        let until = self.held.take().map(|held| held.until);
+        if !lacking.is_empty() && most_is_lost(&before, &after, &self.mapped) {
+            if until.is_none() {
+                tracing::warn!(
+                    routers = fresh.len(),
+                    lacking = lacking.len(),
+                    "the APIServer has lost most of what was known; it stays in use for {HOLD:?}"
+                );
+            }
+            self.held = Some(Held {
+                routers: lacking,
+                // A list that is read again does not prolong it.
+                until: until.unwrap_or_else(|| Instant::now() + HOLD),
+            });
+        }
+        self.routers = fresh;
+    }
+
+    /// The APIServer has said something about this Router itself.
+    fn let_go(&mut self, router: &str) {
+        if let Some(held) = &mut self.held {
+            held.routers.remove(router);
+            if held.routers.is_empty() {
+                self.held = None;
+            }
+        }
+    }
+
+    fn in_use(&self) -> BTreeMap<String, Arc<Router>> {
+        let mut all = self.routers.clone();
+        if let Some(held) = &self.held {
+            all.extend(held.routers.clone());
+        }
+        all
+    }
+
     fn publish(&mut self, synced: bool) {
-        let now = Directory::build(&self.own, self.routers.values().map(|router| &**router));
+        let routers = self.in_use();
+        let now = Directory::build(&self.own, routers.values().map(|router| &**router));
         self.metrics
             .routers
-            .set(i64::try_from(self.routers.len()).unwrap_or(i64::MAX));
+            .set(i64::try_from(routers.len()).unwrap_or(i64::MAX));
         for new in gained(&self.directory.borrow(), &now) {
             tracing::warn!(
                 service = %new.key.service, port = new.key.port, provider = %new.provider, besides = %new.besides,
@@ -155,9 +225,38 @@ impl Discovery {
         });
         self.known.send_modify(|known| {
             known.synced |= synced;
-            known.routers = Arc::new(self.routers.clone());
+            known.routers = Arc::new(routers);
         });
     }
+}
+
+/// Returns when what is held is to be given up; never without it.
+async fn due(held: Option<&Held>) {
+    match held {
+        Some(held) => sleep_until(held.until).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether more than half of the services that are `mapped` and were provided are provided no longer; likewise of the routers,
+/// which is what a sidecar that only publishes depends on.
+fn most_is_lost(before: &Directory, after: &Directory, mapped: &[ServiceRef]) -> bool {
+    let provided = |directory: &Directory, target: &ServiceRef| {
+        [Protocol::Tcp, Protocol::Udp]
+            .into_iter()
+            .any(|protocol| !directory.ports(target, protocol).is_empty())
+    };
+    let services = mapped.iter().filter(|target| provided(before, target));
+    let services = most(services.map(|target| !provided(after, target)));
+    let routers = before.routers().keys();
+    services || most(routers.map(|node| !after.routers().contains_key(node)))
+}
+
+/// Whether more than half are true.
+fn most(all: impl Iterator<Item = bool>) -> bool {
+    let (mut yes, mut no) = (0_usize, 0);
+    all.for_each(|one| if one { yes += 1 } else { no += 1 });
+    yes > no
 }
 
 #[cfg(test)]

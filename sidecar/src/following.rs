@@ -13,6 +13,7 @@ use crate::error::RunError;
 use crate::identity::{Found, Lookup, keep_fresh};
 use crate::metrics::SidecarMetrics;
 use crate::snapshot::{Origin, Snapshot};
+use crate::spec::ServiceRef;
 
 /// The control side: finds the identity, then follows the APIServer and keeps the identity fresh.
 pub(crate) struct Following {
@@ -23,6 +24,8 @@ pub(crate) struct Following {
     pub(crate) directory: watch::Sender<Arc<Directory>>,
     pub(crate) known: watch::Sender<Known>,
     pub(crate) metrics: Arc<SidecarMetrics>,
+    /// What is mapped.
+    pub(crate) mapped: Vec<ServiceRef>,
     pub(crate) waiting: (NotReady, NotReady),
 }
 
@@ -54,6 +57,7 @@ impl Following {
             .map(|snapshot| snapshot.routers);
         let discovery = Discovery::new(
             found.node.clone(),
+            self.mapped,
             routers,
             self.directory,
             self.known,

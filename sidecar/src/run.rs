@@ -32,7 +32,7 @@ use crate::metrics::SidecarMetrics;
 use crate::proxy::{Away, Proxy};
 use crate::remember::{self, Sources};
 use crate::snapshot::{Snapshot, SnapshotFiles};
-use crate::spec::{PublishedService, ServiceRef};
+use crate::spec::{MappedService, PublishedService, ServiceRef};
 use crate::start;
 use crate::state::{self, StateDir};
 use crate::table::table;
@@ -103,7 +103,7 @@ impl Sidecar {
         let (files, snapshot) = state_path
             .map(start::read_snapshot)
             .map_or((None, None), |(files, snapshot)| (Some(files), snapshot));
-        let targets: Vec<ServiceRef> = config.mapped.iter().map(|one| one.target.clone()).collect();
+        let targets = mapped_services(&config.mapped);
         let kept = snapshot
             .as_ref()
             .map(|snapshot| snapshot.addresses.clone())
@@ -296,6 +296,7 @@ impl Sidecar {
             directory: parts.directory,
             known: parts.known,
             metrics: parts.metrics,
+            mapped: mapped_services(&parts.names.mapped),
             waiting: parts.waiting,
         };
         background(Box::pin(following.run(stop.clone())));
@@ -353,6 +354,10 @@ fn purpose(config: &SidecarConfig) -> String {
         .iter()
         .map(|one| format!("{}=", one.target));
     mapped.chain(published).collect::<Vec<_>>().join(",")
+}
+
+fn mapped_services(mapped: &[MappedService]) -> Vec<ServiceRef> {
+    mapped.iter().map(|one| one.target.clone()).collect()
 }
 
 fn unfailing(

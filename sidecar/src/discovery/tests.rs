@@ -26,6 +26,7 @@ fn start(snapshot: Option<Vec<Arc<Router>>>) -> Running {
     let (seen, kept) = (directory.subscribe(), known.subscribe());
     let discovery = Discovery::new(
         "a".parse().unwrap(),
+        vec![target("mysql.default")],
         snapshot,
         directory,
         known,
@@ -121,11 +122,72 @@ async fn what_was_known_stays_while_the_apiserver_is_away() {
     running.send(away()).await;
     running.send(WatchEvent::Synced(Revision(5))).await;
     running.providers(1).await;
+}
+
+fn list(routers: Vec<Router>) -> WatchEvent {
+    WatchEvent::Snapshot {
+        routers,
+        revision: Revision(6),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_lacks_most_is_believed_after_a_minute() {
+    let mut running = start(Some(vec![Arc::new(serving_b())]));
+    let start = Instant::now();
+    running.send(list(vec![router("a", json!({}))])).await;
+    timeout(
+        HOLD / 2,
+        running.directory.wait_for(|d| d.routers().is_empty()),
+    )
+    .await
+    .unwrap_err();
+    assert_eq!(running.known.borrow().routers.len(), 2, "and in snapshots");
+    running.send(away()).await;
+    // Read again, still without it: the minute does not begin anew.
+    running.send(list(Vec::new())).await;
+    let gone = running.directory.wait_for(|d| d.routers().is_empty());
+    timeout(HOLD, gone).await.unwrap().unwrap();
+    assert!(start.elapsed().abs_diff(HOLD) < Duration::from_secs(1));
+    running.providers(0).await;
+    assert!(running.known.borrow().routers.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_said_of_a_router_itself_counts_at_once() {
+    let mut running = start(Some(vec![Arc::new(serving_b())]));
+    let start = Instant::now();
+    running.send(list(Vec::new())).await;
+    running.providers(1).await;
+    // Its status comes back without the service, then again with it, then it is deleted.
     running
-        .send(WatchEvent::Snapshot {
-            routers: Vec::new(),
-            revision: Revision(6),
-        })
+        .send(WatchEvent::Applied(router("b", json!({}))))
         .await;
     running.providers(0).await;
+    running.send(WatchEvent::Applied(serving_b())).await;
+    running.providers(1).await;
+    running
+        .send(WatchEvent::Deleted("b".parse().unwrap()))
+        .await;
+    running.providers(0).await;
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_lacks_a_little_is_believed_at_once() {
+    let other = |name| {
+        let status = serving("east", &["c:7000"], "other", 80, &["/node/c"]);
+        router(name, status)
+    };
+    let mut running = start(Some(vec![
+        Arc::new(serving_b()),
+        Arc::new(other("c")),
+        Arc::new(other("d")),
+    ]));
+    let start = Instant::now();
+    running.send(list(vec![serving_b(), other("c")])).await;
+    let gone = running.directory.wait_for(|d| d.routers().len() == 2);
+    timeout(HOLD, gone).await.unwrap().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1));
+    running.providers(1).await;
 }
