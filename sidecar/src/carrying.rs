@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::directory::Directory;
 use crate::error::RunError;
 use crate::identity::Found;
-use crate::publish;
+use crate::publish::{self, Decided};
 use crate::spec::PublishedService;
+use crate::survey::Survey;
 
 /// The data side: connections to routers once there is an identity, and the publications.
 pub(crate) struct Carrying {
@@ -51,17 +52,31 @@ impl Carrying {
                 ProviderConfig::default(),
                 self.fabric,
             );
-            let (publications, routers) = (watch::Sender::default(), watch::Sender::default());
-            let serving =
-                provider.serve(publications.subscribe(), routers.subscribe(), stop.clone());
+            let decided = Decided {
+                publications: watch::Sender::default(),
+                routers: watch::Sender::default(),
+            };
+            let serving = provider.serve(
+                decided.publications.subscribe(),
+                decided.routers.subscribe(),
+                stop.clone(),
+            );
+            let survey = Survey::new(|router| {
+                let links = &links;
+                Box::pin(async move {
+                    links.link(&router).await.ok()?;
+                    links.rtt(&router.node)
+                })
+            });
             tokio::join!(
                 serving,
                 publish::say_unreachable(provider.state(), stop.clone()),
                 publish::follow(
                     self.published,
                     self.directory,
-                    publications,
-                    routers,
+                    provider.state(),
+                    survey,
+                    decided,
                     stop.clone()
                 )
             );

@@ -196,16 +196,18 @@ impl Directory {
         &self.routers
     }
 
-    /// The routers that a provider publishes at: the own node's first, then those with public addresses.
-    pub fn publish_at(&self, most_others: usize) -> Vec<RouterPeer> {
-        let own = self.own_node.as_ref().and_then(|own| self.routers.get(own));
+    /// The own node's router.
+    pub fn own_router(&self) -> Option<&RouterPeer> {
+        let own = self.own_node.as_ref()?;
+        self.routers.get(own).map(|router| &**router)
+    }
+
+    /// The routers of other nodes that say how they are reached, by name.
+    pub fn public_others(&self) -> impl Iterator<Item = &RouterPeer> {
         let others = self.routers.iter().filter(|(node, _)| {
             self.public.contains(*node) && Some(*node) != self.own_node.as_ref()
         });
-        own.into_iter()
-            .chain(others.map(|(_, peer)| peer).take(most_others))
-            .map(|peer| RouterPeer::clone(peer))
-            .collect()
+        others.map(|(_, router)| &**router)
     }
 
     /// The node that this is seen from.

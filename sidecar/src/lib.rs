@@ -29,6 +29,7 @@ pub mod snapshot;
 pub mod spec;
 mod start;
 pub mod state;
+mod survey;
 mod table;
 pub mod vip;
 

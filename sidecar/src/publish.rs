@@ -12,9 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
 use crate::spec::PublishedService;
-
-/// Routers besides the own node's at which a service is published.
-pub(crate) const OTHER_ROUTERS: usize = 4;
+use crate::survey::Survey;
 
 /// The publications of `published` on a node of `cluster` (`None`: not known yet), and what is wrong with the others. Pure.
 pub(crate) fn publications(
@@ -48,12 +46,21 @@ pub(crate) fn publications(
     (all, problems)
 }
 
-/// Follows the directory: which publications, at which routers. Ends with `stop`.
+/// Where the decisions of [`follow`] go.
+pub(crate) struct Decided {
+    /// What is published.
+    pub(crate) publications: watch::Sender<Arc<Vec<Publication>>>,
+    /// Where.
+    pub(crate) routers: watch::Sender<Arc<Vec<RouterPeer>>>,
+}
+
+/// Follows the directory, and how publishing goes: which publications, at which routers. Ends with `stop`.
 pub(crate) async fn follow(
     published: Vec<PublishedService>,
     mut directory: watch::Receiver<Arc<Directory>>,
-    publications_to: watch::Sender<Arc<Vec<Publication>>>,
-    routers_to: watch::Sender<Arc<Vec<RouterPeer>>>,
+    mut state: watch::Receiver<Arc<Vec<PublishedAt>>>,
+    mut survey: Survey<'_>,
+    to: Decided,
     stop: CancellationToken,
 ) {
     let mut said = Vec::new();
@@ -66,12 +73,30 @@ pub(crate) async fn follow(
             }
             said = problems;
         }
-        replace(&publications_to, all);
-        replace(&routers_to, now.publish_at(OTHER_ROUTERS));
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            changed = directory.changed() => if changed.is_err() { return },
+        replace(&to.publications, all);
+        survey.among(now.public_others().cloned().collect());
+        let own = now.own_router().cloned();
+        loop {
+            let routers = own.iter().cloned().chain(survey.best());
+            replace(&to.routers, routers.collect());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                changed = directory.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                changed = state.changed() => match changed {
+                    Ok(()) => {
+                        let unreachable = |one: &&PublishedAt| matches!(one.outcome, PublishOutcome::Unreachable(_));
+                        for one in state.borrow_and_update().iter().filter(unreachable) {
+                            survey.lost(&one.router);
+                        }
+                    }
+                    Err(_) => return,
+                },
+                () = survey.step() => {}
+            }
         }
     }
 }
