@@ -20,10 +20,8 @@ const PEERS_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) async fn run(flags: NodeFlags, stop: CancellationToken) -> anyhow::Result<()> {
     let default_dir = flags.data_dir.is_none();
     let settings = process::node_settings(flags)?;
-    let mut node = tokio::select! {
-        biased;
-        () = stop.cancelled() => return Ok(()),
-        node = Node::start(settings) => node?,
+    let Some(mut node) = Node::start_unless(settings, &stop).await? else {
+        return Ok(());
     };
     if std::io::stdout().is_terminal() {
         answer(&block(&node, default_dir).await?)?;

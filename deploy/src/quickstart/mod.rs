@@ -63,12 +63,7 @@ pub async fn run(flags: Flags, stop: CancellationToken) -> anyhow::Result<()> {
         .unwrap_or_default();
     let mut show = Show { steps: 0 };
     let mut stage = Stage::default();
-    let proved = tokio::select! {
-        biased;
-        () = stop.cancelled() => Err(anyhow!("stopped before everything was proved")),
-        proved = stage.play(&base, &mut show) => proved,
-    };
-    if let Err(error) = proved {
+    if let Err(error) = stage.play(&base, &mut show, &stop).await {
         stage.tear_down().await;
         return Err(error);
     }
@@ -104,18 +99,34 @@ const WEB: &str = "hello";
 const PORT: u16 = 8080;
 
 impl Stage {
-    async fn play(&mut self, base: &Path, show: &mut Show) -> anyhow::Result<()> {
-        let admin = self.start_nodes(base, show).await?;
-        self.start_sidecars(base, show).await?;
-        self.prove(&admin, show).await
+    async fn play(
+        &mut self,
+        base: &Path,
+        show: &mut Show,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let admin = self.start_nodes(base, show, stop).await?;
+        let rest = async {
+            self.start_sidecars(base, show).await?;
+            self.prove(&admin, show).await
+        };
+        stop.run_until_cancelled(rest)
+            .await
+            .unwrap_or_else(|| Err(stopped()))
     }
 
     /// Gives an admin of edge-a.
-    async fn start_nodes(&mut self, base: &Path, show: &mut Show) -> anyhow::Result<Admin> {
+    async fn start_nodes(
+        &mut self,
+        base: &Path,
+        show: &mut Show,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Admin> {
         let settings = node_settings("edge-a", &base.join("edge-a"))?;
-        let edge_a = Node::start(settings)
+        let edge_a = Node::start_unless(settings, stop)
             .await
-            .context("edge-a does not start")?;
+            .context("edge-a does not start")?
+            .ok_or_else(stopped)?;
         let edge_a = self.edge_a.insert(edge_a);
         show.step(format_args!(
             "edge-a is up: APIServer {}, Router {}",
@@ -140,9 +151,10 @@ impl Stage {
             node: edge_a.node().clone(),
             server: HostPort::from(endpoint),
         }];
-        let edge_b = Node::start(settings)
+        let edge_b = Node::start_unless(settings, stop)
             .await
-            .context("edge-b does not start")?;
+            .context("edge-b does not start")?
+            .ok_or_else(stopped)?;
         let edge_b = self.edge_b.insert(edge_b);
         show.step(format_args!(
             "edge-b joined trust domain {} with a token: APIServer {}, Router {}",
@@ -314,6 +326,10 @@ Ctrl-C ends it.",
         self.web_stop.cancel();
         while self.web.join_next().await.is_some() {}
     }
+}
+
+fn stopped() -> anyhow::Error {
+    anyhow!("stopped before everything was proved")
 }
 
 fn warn_of(outcome: anyhow::Result<()>) {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use keel_certs::{
-    DataDir, INTERMEDIATE_LIFE, LiveIdentity, NodeName, RootAuthority, TrustDomain, rotate,
+    DataDir, INTERMEDIATE_LIFE, LiveIdentity, NodeAuthority, NodeName, RootAuthority, TrustDomain,
+    rotate,
 };
 use keel_control::client::Client;
 use keel_control::enroll::{Enrolment, EnrolmentConfig, LocalIssuer, LocalSockets, NodeInfo};
@@ -26,9 +27,9 @@ use tracing::{info, warn};
 use super::about::About;
 use super::identity::{self, Established};
 use super::node::client;
-use super::peers;
 use super::renewal::Renewal;
-use crate::settings::{NodeSettings, PeerArg};
+use super::{peers, ports};
+use crate::settings::{NodeSettings, Part, PeerArg};
 
 /// How long the store may take to write its last words.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -50,27 +51,53 @@ pub(super) struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Opens the data directory, finds out who the node is, and serves the API.
+    /// Opens the data directory, finds out who the node is, and serves the API; `None` if `stop` comes before the node knows.
     pub(super) async fn start(
         settings: &NodeSettings,
+        part: Part,
+        metrics: Arc<TransportMetrics>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Option<Self>> {
+        let data = DataDir::open(&settings.data_dir)?;
+        if NodeAuthority::load(&data)?.is_none() {
+            ports::check(settings, part)?;
+        }
+        let established = stop
+            .run_until_cancelled(identity::establish(&data, settings))
+            .await;
+        let Some(established) = established.transpose()? else {
+            return Ok(None);
+        };
+        let path = settings.store.clone().unwrap_or_else(|| data.store());
+        let store = Store::open(&path, StoreConfig::default())
+            .await
+            .with_context(|| format!("cannot open the store {}", path.display()))?;
+        match Self::serve(settings, data, established, store.clone(), metrics) {
+            Ok(this) => Ok(Some(this)),
+            Err(error) => {
+                close(&store).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn serve(
+        settings: &NodeSettings,
+        data: DataDir,
+        established: Established,
+        store: Store,
         metrics: Arc<TransportMetrics>,
     ) -> anyhow::Result<Self> {
-        let data = DataDir::open(&settings.data_dir)?;
         let Established {
             authority,
             root,
             live,
             hosts,
             peers,
-        } = identity::establish(&data, settings).await?;
+        } = established;
         let node = authority.node();
         // The root is where this node joined, whatever other peers it was given.
         let kept = peers::load(&data.peers())?;
-        let path = settings.store.clone().unwrap_or_else(|| data.store());
-        let store = Store::open(&path, StoreConfig::default())
-            .await
-            .with_context(|| format!("cannot open the store {}", path.display()))?;
-
         let first = NodeInfo {
             node: node.clone(),
             cluster: settings.cluster.clone(),
@@ -224,10 +251,14 @@ impl ControlPlane {
     pub(super) async fn stop(mut self) {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
-        if timeout(CLOSE, self.store.close()).await.is_err() {
-            warn!("the store did not close in time; it is repaired at the next start");
-        }
+        close(&self.store).await;
         drop(self.data);
+    }
+}
+
+async fn close(store: &Store) {
+    if timeout(CLOSE, store.close()).await.is_err() {
+        warn!("the store did not close in time; it is repaired at the next start");
     }
 }
 

@@ -8,6 +8,7 @@ mod metrics;
 mod node;
 mod parts;
 mod peers;
+mod ports;
 mod renewal;
 mod router;
 mod sidecar;

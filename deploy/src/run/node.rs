@@ -17,13 +17,14 @@ use keel_sidecar::admin::Ready;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::apiserver::ControlPlane;
 use super::metrics::MetricsPort;
 use super::router::{RouterPart, RouterSettings};
 use super::syncer::SyncerPart;
-use crate::settings::NodeSettings;
+use crate::settings::{NodeSettings, Part};
 use crate::telemetry::ProcessCollector;
 
 /// How long a stopping node may take to read its own last status.
@@ -40,6 +41,19 @@ impl Node {
     /// # Errors
     /// A part cannot start; nothing is left running.
     pub async fn start(settings: NodeSettings) -> anyhow::Result<RunningNode> {
+        let node = Self::start_unless(settings, &CancellationToken::new()).await?;
+        // Invariant: nobody else has the token.
+        node.context("the start was stopped")
+    }
+
+    /// As [`Node::start`]; `None` if `stop` comes first, with everything closed again.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_unless(
+        settings: NodeSettings,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Option<RunningNode>> {
         if let Some(addr) = settings.dashboard_listen {
             info!(%addr, "--dashboard-listen: nothing served yet");
         }
@@ -52,9 +66,16 @@ impl Node {
         let starting = ready.wait_for("router");
         let metrics = MetricsPort::start(settings.metrics_listen, registry, ready.clone()).await?;
 
-        let control = ControlPlane::start(&settings, transport).await?;
-        match parts(&settings, &control, sync, fabric).await {
-            Ok((syncer, router)) => {
+        let Some(control) = ControlPlane::start(&settings, Part::Node, transport, stop).await?
+        else {
+            metrics.stop().await;
+            return Ok(None);
+        };
+        let parts = stop
+            .run_until_cancelled(parts(&settings, &control, sync, fabric))
+            .await;
+        match parts.transpose() {
+            Ok(Some((syncer, router))) => {
                 let mut node = RunningNode {
                     data_dir: settings.data_dir,
                     cluster: settings.cluster,
@@ -67,13 +88,13 @@ impl Node {
                 node.control
                     .tell_of(node.router.context(), node.syncer.states());
                 drop(starting);
-                Ok(node)
+                Ok(Some(node))
             }
-            Err(error) => {
+            not_running => {
                 // In order, so that the store is closed and the next start has nothing to repair.
                 control.stop().await;
                 metrics.stop().await;
-                Err(error)
+                not_running.map(|_| None)
             }
         }
     }

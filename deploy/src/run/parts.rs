@@ -12,7 +12,7 @@ use keel_control::routes::RouterFlags;
 use keel_control::syncer::SyncMetrics;
 use keel_control::transport::TransportMetrics;
 use keel_fabric::metrics::FabricMetrics;
-use keel_sidecar::admin::Ready;
+use keel_sidecar::admin::{NotReady, Ready};
 use keel_sidecar::config::parse_apiserver;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
@@ -26,7 +26,7 @@ use super::router::{RouterPart, RouterSettings};
 use super::syncer::SyncerPart;
 use super::{node, peers};
 use crate::errors::chain;
-use crate::settings::NodeSettings;
+use crate::settings::{NodeSettings, Part};
 use crate::telemetry::ProcessCollector;
 
 fn registry() -> Registry {
@@ -42,8 +42,15 @@ fn registry() -> Registry {
 pub async fn apiserver(settings: NodeSettings, stop: CancellationToken) -> anyhow::Result<()> {
     let mut registry = registry();
     let transport = TransportMetrics::register(&mut registry);
-    let metrics = MetricsPort::start(settings.metrics_listen, registry, Ready::default()).await?;
-    let mut control = ControlPlane::start(&settings, transport).await?;
+    let ready = Ready::default();
+    let starting = ready.wait_for("apiserver");
+    let metrics = MetricsPort::start(settings.metrics_listen, registry, ready).await?;
+    let control = ControlPlane::start(&settings, Part::ApiServer, transport, &stop).await?;
+    let Some(mut control) = control else {
+        metrics.stop().await;
+        return Ok(());
+    };
+    drop(starting);
     info!(node = %control.node, apiserver = %control.local_addr(), metrics = %metrics.addr(), "ready");
     let outcome = tokio::select! {
         biased;
@@ -65,13 +72,10 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     }
     let mut registry = registry();
     let fabric = FabricMetrics::register(&mut registry);
-    let ready = Ready::default();
-    let starting = ready.wait_for("apiserver");
-    let metrics = MetricsPort::start(settings.metrics_listen, registry, ready).await?;
-    let Some(access) = Access::wait(&settings, &stop).await? else {
+    let Some(guest) = Guest::start(&settings, registry, &stop).await? else {
         return Ok(());
     };
-    let mut rotation = access.rotate(&stop);
+    let access = &guest.access;
     let flags = RouterFlags {
         listen: settings.router_listen,
         advertise: settings.advertise.clone(),
@@ -85,8 +89,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     };
     let mut router =
         RouterPart::start(router, access.live.clone(), access.client()?, fabric).await?;
-    drop(starting);
-    info!(node = %access.info.node, metrics = %metrics.addr(), "ready");
+    let guest = guest.ready();
     let outcome = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
@@ -94,8 +97,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     };
     stop.cancel();
     let stopped = router.stop().await;
-    while rotation.join_next().await.is_some() {}
-    metrics.stop().await;
+    guest.stop().await;
     outcome.and(stopped)
 }
 
@@ -106,13 +108,10 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
 pub async fn syncer(settings: NodeSettings, stop: CancellationToken) -> anyhow::Result<()> {
     let mut registry = registry();
     let sync = SyncMetrics::register(&mut registry);
-    let ready = Ready::default();
-    let starting = ready.wait_for("apiserver");
-    let metrics = MetricsPort::start(settings.metrics_listen, registry, ready).await?;
-    let Some(access) = Access::wait(&settings, &stop).await? else {
+    let Some(guest) = Guest::start(&settings, registry, &stop).await? else {
         return Ok(());
     };
-    let mut rotation = access.rotate(&stop);
+    let access = &guest.access;
     let peers = peers::merge(&settings.peers, peers::load(&access.data.peers())?);
     if peers.is_empty() {
         warn!("no peers: nothing is exchanged; name some with --peer NAME=HOST:PORT");
@@ -124,8 +123,7 @@ pub async fn syncer(settings: NodeSettings, stop: CancellationToken) -> anyhow::
         access.client()?,
         sync,
     );
-    drop(starting);
-    info!(node = %access.info.node, metrics = %metrics.addr(), "ready");
+    let guest = guest.ready();
     let outcome = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
@@ -133,9 +131,52 @@ pub async fn syncer(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     };
     stop.cancel();
     syncer.stop(None).await;
-    while rotation.join_next().await.is_some() {}
-    metrics.stop().await;
+    guest.stop().await;
     outcome
+}
+
+/// What every part apart from the APIServer runs besides itself.
+struct Guest {
+    access: Access,
+    rotation: JoinSet<()>,
+    metrics: MetricsPort,
+    starting: Option<NotReady>,
+}
+
+impl Guest {
+    /// Serves metrics, then waits for the APIServer; `None` if `stop` comes first.
+    async fn start(
+        settings: &NodeSettings,
+        registry: Registry,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Option<Self>> {
+        let ready = Ready::default();
+        let starting = ready.wait_for("apiserver");
+        let metrics = MetricsPort::start(settings.metrics_listen, registry, ready).await?;
+        let Some(access) = Access::wait(settings, stop).await? else {
+            metrics.stop().await;
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            rotation: access.rotate(stop),
+            access,
+            metrics,
+            starting: Some(starting),
+        }))
+    }
+
+    /// The part works now.
+    fn ready(mut self) -> Self {
+        self.starting = None;
+        info!(node = %self.access.info.node, metrics = %self.metrics.addr(), "ready");
+        self
+    }
+
+    /// Waits for what `stop` ended.
+    async fn stop(mut self) {
+        while self.rotation.join_next().await.is_some() {}
+        self.metrics.stop().await;
+    }
 }
 
 /// What a part that runs apart from the APIServer gets from its `admin.sock`.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use keel_certs::{ClusterName, Namespace, PodName};
+use keel_certs::{Namespace, PodName};
 use keel_sidecar::config::{ListenOn, SidecarConfig, Upstreams, parse_apiserver};
 use keel_sidecar::spec::{parse_mapped, parse_published};
 use keel_sidecar::vip::IpRange;
@@ -93,9 +93,6 @@ pub struct SidecarFlags {
     /// Namespace of this pod [default: default]
     #[arg(long, env = "POD_NAMESPACE", value_name = "NS")]
     pub pod_namespace: Option<String>,
-    /// Cluster of this pod, preferred when several have a service [default: default]
-    #[arg(long, env = "KEEL_CLUSTER", value_name = "C")]
-    pub cluster: Option<String>,
     /// How long a connection waits for an endpoint or a backend's answer [default: 10s]
     #[arg(long, env = "SIDECAR_CONNECT_TIMEOUT", value_name = "TIME")]
     #[serde(deserialize_with = "values::text")]
@@ -158,7 +155,6 @@ impl SidecarFlags {
             data_dir: self.data_dir.or(under.data_dir),
             pod_name: self.pod_name.or(under.pod_name),
             pod_namespace: self.pod_namespace.or(under.pod_namespace),
-            cluster: self.cluster.or(under.cluster),
             connect_timeout: self.connect_timeout.or(under.connect_timeout),
             config: self.config.or(under.config),
         }
@@ -173,10 +169,6 @@ impl SidecarFlags {
             Some(text) => parse("--pod-namespace", &text)?,
             None => Namespace::default_namespace(),
         };
-        if let Some(text) = self.cluster {
-            // Checked here so that a typing error shows; the sidecar learns its cluster from its node.
-            let _checked: ClusterName = parse("--cluster", &text)?;
-        }
         let data_dir = self
             .data_dir
             .clone()

@@ -167,6 +167,8 @@ async fn one_directory_or_one_port_serves_one_node_and_the_error_says_so() {
     let port = first.apiserver_addr().port().to_string();
     let taken = text(Node::start(same_port).await);
     assert!(taken.contains(&port) && taken.contains("taken"), "{taken}");
+    let left = || dir.path().join("b/ca").exists() || dir.path().join("b/node").exists();
+    assert!(!left(), "no trust domain is made that cannot be served");
 
     let socket = UdpSocket::bind(loopback(0)).unwrap();
     let mut same_port = settings(dir.path(), "b");
@@ -174,6 +176,13 @@ async fn one_directory_or_one_port_serves_one_node_and_the_error_says_so() {
     let port = socket.local_addr().unwrap().port().to_string();
     let taken = text(Node::start(same_port).await);
     assert!(taken.contains(&port) && taken.contains("router"), "{taken}");
+    assert!(!left(), "no trust domain is made that cannot be served");
+    Node::start(settings(dir.path(), "b"))
+        .await
+        .unwrap()
+        .stop()
+        .await
+        .unwrap();
 
     let mut other_name = settings(dir.path(), "b");
     other_name.node = Some("c".parse().unwrap());
@@ -301,4 +310,30 @@ async fn a_node_says_that_it_is_ready_and_a_wrong_spec_does_not_stop_it() {
     assert!(client.create_router(&Router::named("b")).await.is_err());
     assert!(client.create_router(&own).await.is_ok() || client.get_router(a.node()).await.is_ok());
     a.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_nobody_answers_ends_when_it_is_told_to() {
+    let dir = TempDir::new().unwrap();
+    let a = Node::start(settings(dir.path(), "a")).await.unwrap();
+    // A port that takes packets and says nothing.
+    let silent = UdpSocket::bind(loopback(0)).unwrap();
+    let text = token(&a, TokenScope::Node { node: None }).await.replace(
+        &a.apiserver_addr().to_string(),
+        &silent.local_addr().unwrap().to_string(),
+    );
+    a.stop().await.unwrap();
+    let mut joining = settings(dir.path(), "b");
+    joining.join = Some(text.parse().unwrap());
+    let stop = CancellationToken::new();
+    let running = Node::start_unless(joining, &stop);
+    let interrupt = async {
+        silent.set_nonblocking(false).unwrap();
+        tokio::task::spawn_blocking(move || silent.recv(&mut [0; 64]).unwrap())
+            .await
+            .unwrap();
+        stop.cancel();
+    };
+    let (started, ()) = tokio::join!(running, interrupt);
+    assert!(started.unwrap().is_none());
 }
