@@ -350,6 +350,7 @@ fn open_of(target: &Target) -> Open {
         hops: 0,
         flags: 0,
         from: None,
+        rest: bytes::Bytes::new(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{Flow, Header, Leg, State};
@@ -128,6 +129,7 @@ impl Flow {
             limit,
             proof: self.secret.prove(self.id, self.generation, Role::Initiator),
             from: None,
+            rest: Bytes::new(),
         })))
     }
 

@@ -1,5 +1,6 @@
 //! The provider's end: publishes at routers, takes legs from them, dials backends.
 
+mod dial;
 mod publish;
 pub(crate) mod terminator;
 

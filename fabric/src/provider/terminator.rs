@@ -6,18 +6,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use keel_certs::{NodeName, Subject};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::dial::dial;
 use crate::end::{EndReason, FlowEnd, Told, tell};
 use crate::flow::{Finished, Flow, FlowLimits};
 use crate::leg::{Header, IncomingLeg, Leg};
 use crate::limits::ProviderLimits;
 use crate::meter::Passing;
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
-use crate::pump::{Buffers, Event, Pump, tcp};
+use crate::pump::{Buffers, Event, Pump};
 use crate::quic::HostPort;
 use crate::wire::{AbortCode, FlowId, Frame, GoneCode, Open, Protocol, RefuseCode, ResetCode};
 
@@ -315,44 +315,4 @@ async fn offer(pump: &mut Pump, leg: IncomingLeg) {
         Ok(()) => pump.attach(Leg::new(generation, leg.send, leg.recv, leg.decoder)),
         Err(code) => leg.answer(&Frame::Gone { code }).await,
     }
-}
-
-/// Connects to the first address of the backend that answers.
-async fn dial(backend: &HostPort, time: Duration) -> Result<TcpStream, (RefuseCode, String)> {
-    let attempt = async {
-        let unreachable = |error: std::io::Error| {
-            (
-                RefuseCode::BackendUnreachable,
-                format!("{backend}: {error}"),
-            )
-        };
-        let mut last = None;
-        for addr in backend.resolve().await.map_err(unreachable)? {
-            match TcpStream::connect(addr).await {
-                Ok(socket) => {
-                    tcp::prepare(&socket).map_err(unreachable)?;
-                    return Ok(socket);
-                }
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(match last {
-            Some(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                (RefuseCode::BackendRefused, format!("{backend}: {error}"))
-            }
-            Some(error) => unreachable(error),
-            None => (
-                RefuseCode::BackendUnreachable,
-                format!("{backend} has no address"),
-            ),
-        })
-    };
-    tokio::time::timeout(time, attempt)
-        .await
-        .unwrap_or_else(|_| {
-            Err((
-                RefuseCode::BackendTimeout,
-                format!("{backend} did not answer within {time:?}"),
-            ))
-        })
 }

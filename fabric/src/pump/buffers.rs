@@ -86,6 +86,7 @@ mod tests {
             hops: 0,
             flags: 0,
             from: None,
+            rest: Bytes::new(),
         };
         Flow::initiate(open, FlowLimits::default())
     }

@@ -195,8 +195,10 @@ async fn a_killed_server_is_noticed_by_the_next_packet_to_its_successor() {
         }
     };
     soon(bound).await;
-    let mut stream = near.open_bi().await.unwrap();
-    stream.0.write_all(b"anybody there?").await.unwrap();
+    // An acknowledgement that was under way may have told it before.
+    if let Ok(mut stream) = near.open_bi().await {
+        stream.0.write_all(b"anybody there?").await.ok();
+    }
     let noticed = tokio::time::timeout(Duration::from_secs(5), near.closed()).await;
     assert_eq!(noticed.unwrap(), Lost::Restarted);
 }

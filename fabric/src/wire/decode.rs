@@ -307,6 +307,7 @@ fn open(mut body: Body<'_>) -> Result<Open, WireError> {
         hops: body.number("hops")?,
         flags: body.number("flags")?,
         from: body.from()?,
+        rest: body.fields.rest(),
     })
 }
 
@@ -322,6 +323,7 @@ fn resume(mut body: Body<'_>) -> Result<Resume, WireError> {
         limit: body.number("limit")?,
         proof: Proof(body.array("proof")?),
         from: body.from()?,
+        rest: body.fields.rest(),
     })
 }
 

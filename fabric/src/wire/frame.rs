@@ -5,10 +5,10 @@
 //!
 //! | type | frame | body |
 //! |---|---|---|
-//! | 1 | OPEN | v version, 16 flow, v generation, 32 secret, t service, v port, v protocol, t provider, v limit, v max_datagram, v hops, v flags, t from |
+//! | 1 | OPEN | v version, 16 flow, v generation, 32 secret, t service, v port, v protocol, t provider, v limit, v max_datagram, v hops, v flags, t from, the rest |
 //! | 2 | ACCEPT | v limit, v max_datagram |
 //! | 3 | REFUSE | v code, t text |
-//! | 4 | RESUME | v version, 16 flow, v generation, t service, v port, t provider, v recv, v limit, 32 proof, t from |
+//! | 4 | RESUME | v version, 16 flow, v generation, t service, v port, t provider, v recv, v limit, 32 proof, t from, the rest |
 //! | 5 | RESUMED | v generation, v recv, v limit, 32 proof |
 //! | 6 | GONE | v code |
 //! | 7 | DATA | v offset, the rest: bytes |
@@ -123,6 +123,8 @@ pub struct Open {
     pub flags: u64,
     /// The initiator's identity. Written by the first router only, from the peer's certificate.
     pub from: Option<Subject>,
+    /// Fields of later versions, as they came: a router passes them on.
+    pub rest: Bytes,
 }
 
 /// The RESUME frame.
@@ -148,6 +150,8 @@ pub struct Resume {
     pub proof: Proof,
     /// The initiator's identity. Written by the first router only, from the peer's certificate.
     pub from: Option<Subject>,
+    /// Fields of later versions, as they came: a router passes them on.
+    pub rest: Bytes,
 }
 
 /// What a flow carries.
@@ -293,6 +297,7 @@ impl Open {
             varint::write(number, out);
         }
         write_from(self.from.as_ref(), out);
+        out.put_slice(&self.rest);
     }
 }
 
@@ -308,6 +313,7 @@ impl Resume {
         varint::write(self.limit, out);
         out.put_slice(&self.proof.0);
         write_from(self.from.as_ref(), out);
+        out.put_slice(&self.rest);
     }
 }
 

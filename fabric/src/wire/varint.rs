@@ -1,6 +1,6 @@
 //! QUIC's variable-length integers (RFC 9000, section 16) and a reader over one frame body.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 /// Largest value that a varint can hold.
 pub const MAX: u64 = (1 << 62) - 1;
@@ -44,7 +44,7 @@ pub fn read(input: &[u8]) -> Option<(u64, usize)> {
     Some((value, len))
 }
 
-/// Reads the fields of one frame body in order. Bytes that are left over are ignored: later versions may add fields.
+/// Reads the fields of one frame body in order. Bytes that are left over are fields of later versions.
 #[derive(Debug)]
 pub(crate) struct Fields<'a>(&'a [u8]);
 
@@ -63,6 +63,11 @@ impl<'a> Fields<'a> {
         let (head, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
         Some(*head)
+    }
+
+    /// What no field was read from.
+    pub(crate) fn rest(&mut self) -> Bytes {
+        Bytes::copy_from_slice(std::mem::take(&mut self.0))
     }
 
     /// A varint length and that many bytes of UTF-8.

@@ -259,6 +259,7 @@ async fn unknown_frames_are_skipped_and_what_the_consumer_says_of_itself_is_over
         hops: 0,
         flags: 0,
         from: Some("/node/z".parse().unwrap()),
+        rest: bytes::Bytes::from_static(b"later"),
     };
     Frame::Open(Box::new(open)).encode(&mut out);
     Frame::Ping.encode(&mut out);
@@ -280,7 +281,7 @@ async fn unknown_frames_are_skipped_and_what_the_consumer_says_of_itself_is_over
         open.from.as_ref().unwrap().path(),
         "/node/a/ns/default/pod/c"
     );
-    assert_eq!(open.hops, 1);
+    assert_eq!((open.hops, &open.rest[..]), (1, &b"later"[..]));
     assert_eq!(frames[1], Frame::Ping);
     // A loss of the provider's side is LEG_LOST at the consumer, and nothing else.
     far_send.reset(9);

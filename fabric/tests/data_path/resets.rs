@@ -28,6 +28,7 @@ async fn a_reset_of_the_client_reaches_the_backend() {
     let backend = Backend::new(move |mut socket| {
         let seen = seen.clone();
         async move {
+            socket.write_all(b"!").await.unwrap();
             let mut all = Vec::new();
             let error = socket
                 .read_to_end(&mut all)
@@ -40,6 +41,8 @@ async fn a_reset_of_the_client_reaches_the_backend() {
     let (_provider, target) = world.echo(&router, backend.addr).await;
     let mut tasks = JoinSet::new();
     let mut client = world.consumer().connect(&mut tasks, &target).await;
+    // A client that is gone before the backend was reached would end the dial.
+    soon(client.read_u8()).await.unwrap();
     client.write_all(b"some bytes").await.unwrap();
     reset(client);
     let (all, error) = soon(kinds.recv()).await.unwrap();

@@ -144,6 +144,7 @@ impl Pair {
             limit: 0,
             proof,
             from: None,
+            rest: bytes::Bytes::new(),
         }
     }
 

@@ -464,5 +464,6 @@ pub(super) fn open(random: &mut Random) -> Open {
         hops: 0,
         flags: 0,
         from: None,
+        rest: bytes::Bytes::new(),
     }
 }

@@ -27,6 +27,7 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
                 hops: 1,
                 flags: 0,
                 from: Some("/node/edge-a".parse().unwrap()),
+                rest: Bytes::new(),
             }))),
         ),
         (
@@ -56,6 +57,7 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
                 limit: 332_144,
                 proof: secret.prove(flow, second, Role::Initiator),
                 from: None,
+                rest: Bytes::new(),
             }))),
         ),
         (
@@ -129,6 +131,41 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
             }),
         ),
         ("DRAIN", M(Message::Drain)),
+        (
+            "OPEN of a later version",
+            F(Frame::Open(Box::new(Open {
+                version: 1,
+                flow,
+                generation: Generation::FIRST,
+                secret: secret.clone(),
+                service: service(),
+                port: 3306,
+                protocol: Protocol::Tcp,
+                provider: provider(),
+                limit: 262_144,
+                max_datagram: 1100,
+                hops: 1,
+                flags: 0,
+                from: Some("/node/edge-a".parse().unwrap()),
+                rest: Bytes::from_static(b"\x07later"),
+            }))),
+        ),
+        (
+            "RESUME of a later version",
+            F(Frame::Resume(Box::new(Resume {
+                version: 1,
+                flow,
+                generation: second,
+                service: service(),
+                port: 3306,
+                provider: provider(),
+                recv: 70_000,
+                limit: 332_144,
+                proof: secret.prove(flow, second, Role::Initiator),
+                from: None,
+                rest: Bytes::from_static(&[0xff; 3]),
+            }))),
+        ),
     ]
 }
 
