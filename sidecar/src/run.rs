@@ -21,7 +21,8 @@ use crate::config::SidecarConfig;
 use crate::directory::Directory;
 use crate::discovery::Known;
 use crate::dns::DnsSockets;
-use crate::dns::handler::{DnsView, Handler};
+use crate::dns::forward::Forwarder;
+use crate::dns::handler::{DnsView, Handler, Others};
 use crate::dns::view::NameSources;
 use crate::error::{RunError, StartError};
 use crate::following::Following;
@@ -50,6 +51,7 @@ pub struct Sidecar {
     /// Held until the end: nobody else may use the directory.
     state: Option<StateDir>,
     dns: Option<(DnsSockets, Handler)>,
+    probing: Option<Forwarder>,
     dns_addr: Option<SocketAddr>,
     admin: Admin,
     metrics_addr: SocketAddr,
@@ -129,11 +131,15 @@ impl Sidecar {
             names: Arc::new(names.table(vips.addresses()).0),
             synced: false,
         });
+        let mut probing = None;
         let dns = if config.mapped.is_empty() {
             None
         } else {
             let sockets = start::bind_dns(config.dns, &control).await?;
             let others = start::others(&config, &conf, sockets.address())?;
+            if let Others::Forward(forwarder) = &others {
+                probing = Some(forwarder.clone());
+            }
             Some((
                 sockets,
                 Handler::new(view.subscribe(), others, metrics.dns.clone()),
@@ -180,6 +186,7 @@ impl Sidecar {
             stop,
             dns_addr: dns.as_ref().map(|(sockets, _)| sockets.address()),
             dns,
+            probing,
             admin,
             metrics_addr,
             ready,
@@ -240,6 +247,7 @@ impl Sidecar {
             stop,
             dns,
             dns_addr,
+            probing,
             admin,
             states,
             parts,
@@ -260,6 +268,13 @@ impl Sidecar {
             };
 
         background(unfailing(admin.run(stop.clone())));
+        if let Some(forwarder) = probing {
+            // While it runs the server does too, which is what sees the probes that come back.
+            let stop = stop.clone();
+            background(unfailing(async move {
+                stop.run_until_cancelled_owned(forwarder.probe()).await;
+            }));
+        }
         if let Some((sockets, handler)) = dns {
             background(unfailing(sockets.serve(handler, stop.clone())));
             background(unfailing(parts.names.clone().follow(

@@ -124,7 +124,11 @@ pub(crate) fn others(
         return Ok(Others::Fail);
     }
     tracing::debug!(?servers, "other names are asked for there");
-    Ok(Others::Forward(Forwarder::new(servers, TRY_TIMEOUT)))
+    Ok(Others::Forward(Forwarder::new(
+        servers,
+        config.ip_range,
+        TRY_TIMEOUT,
+    )))
 }
 
 /// The newest snapshot of `dir`; what cannot be read is said.

@@ -74,6 +74,11 @@ impl fmt::Display for IpRange {
 }
 
 impl IpRange {
+    /// Whether `address` is one of the range, also where it is written as IPv6.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+
     /// True for IPv4, which makes the answers A records.
     pub fn is_ipv4(&self) -> bool {
         matches!(self.0, IpNet::V4(_))

@@ -277,8 +277,10 @@ fn reply(packet: &[u8]) -> Message {
 }
 
 fn forwarder(upstreams: &[SocketAddr]) -> Others {
+    let range = "127.0.66.0/24".parse().unwrap();
     Others::Forward(Forwarder::new(
         upstreams.to_vec(),
+        range,
         Duration::from_millis(500),
     ))
 }
