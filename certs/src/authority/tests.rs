@@ -137,11 +137,7 @@ fn a_life_beyond_all_clocks_ends_with_the_issuer() {
     let fabric = Fabric::new();
     let authority = fabric.node_authority("edge-a");
     let chain = authority
-        .sign_admin(
-            &csr(),
-            &UserName::new("ann").unwrap(),
-            Duration::MAX,
-        )
+        .sign_admin(&csr(), &UserName::new("ann").unwrap(), Duration::MAX)
         .unwrap();
     assert_eq!(chain.not_after, authority.not_after());
 }

@@ -185,8 +185,13 @@ impl Node {
 
     /// The enrolment on a real port, over HTTP/3.
     fn serve(&self) -> Served {
+        self.serve_with(self.enrolment.clone())
+    }
+
+    /// Another handler there.
+    fn serve_with(&self, handler: impl Handler) -> Served {
         let metrics = TransportMetrics::register(&mut Registry::default());
-        let handler = Arc::new(self.enrolment.clone());
+        let handler = Arc::new(handler);
         let listen = "127.0.0.1:0".parse().unwrap();
         let server = ApiServer::bind(
             &listen,

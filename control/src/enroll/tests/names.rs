@@ -237,3 +237,37 @@ async fn an_answer_that_does_not_end_is_given_up() {
         .unwrap_err();
     assert!(matches!(error, RenewError::Unreachable(_)), "{error}");
 }
+
+/// Answers as the node does, with one root more.
+struct MoreRoots(Enrolment, String);
+
+impl Handler for MoreRoots {
+    fn handle(
+        &self,
+        request: http::Request<Body>,
+        caller: Caller,
+    ) -> BoxFuture<'static, Response<Body>> {
+        let (answer, more) = (self.0.handle(request, caller), self.1.clone());
+        Box::pin(async move {
+            let mut issued: Issued = parsed(answer.await).await.unwrap();
+            issued.roots.insert_str(0, &more);
+            super::super::answer(Ok(issued))
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_joiner_keeps_the_root_of_its_token_only() {
+    let node = Node::first("a").await;
+    let other = Node::first("a").await.authority.roots();
+    let other = keel_certs::Chain::new(other).unwrap().pem();
+    let served = node.serve_with(MoreRoots(node.enrolment.clone(), other));
+    let endpoint = served.address.to_string();
+    let token = node.token(node_scope(Some("b")), 1, &endpoint).await;
+    let b = NodeName::new("b").unwrap();
+    let joined = join::node(&token, &b, &csr(), &Hosts::loopback())
+        .await
+        .unwrap();
+    assert_eq!(joined.roots, node.authority.roots());
+    served.stop().await;
+}
