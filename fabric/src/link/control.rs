@@ -9,8 +9,8 @@ use keel_certs::ServiceId;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::quic::{RecvStream, SendStream};
-use crate::wire::{Message, MessageDecoder, Protocol, RefuseCode, VERSION};
+use crate::quic::{Connection, RecvStream, SendStream};
+use crate::wire::{CloseCode, Message, MessageDecoder, Protocol, RefuseCode, VERSION};
 
 /// Requests that wait for the stream.
 const QUEUE: usize = 64;
@@ -56,10 +56,22 @@ pub(crate) struct Control {
 
 impl Control {
     /// Says hello and serves the stream in a task of its own.
-    pub(crate) fn start(send: SendStream, recv: RecvStream, answer_time: Duration) -> Self {
+    ///
+    /// A connection whose control stream has ended is of no use: nobody would ever hear of a publication again. It is
+    /// closed, and the next one has a stream of its own.
+    pub(crate) fn start(
+        connection: Connection,
+        send: SendStream,
+        recv: RecvStream,
+        answer_time: Duration,
+    ) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
         let mut task = JoinSet::new();
-        task.spawn(serve(send, recv, queue));
+        task.spawn(async move {
+            if let Ended::ByRouter(why) = serve(send, recv, queue).await {
+                connection.close(CloseCode::Protocol.to_wire(), why.as_bytes());
+            }
+        });
         Self {
             requests,
             next_id: 1.into(),
@@ -68,16 +80,20 @@ impl Control {
         }
     }
 
-    /// Publishes; returns the number by which the publication is withdrawn.
+    /// A number for a publication, by which it is withdrawn.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Publishes under a number of [`next_id`](Self::next_id). Without an answer it may stand nevertheless.
     pub(crate) async fn publish(
         &self,
+        id: u64,
         service: ServiceId,
         port: u16,
         protocol: Protocol,
-    ) -> Result<u64, PublishError> {
-        let id = self
-            .next_id
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    ) -> Result<(), PublishError> {
         self.ask(
             id,
             Message::Publish {
@@ -87,8 +103,7 @@ impl Control {
                 protocol,
             },
         )
-        .await?;
-        Ok(id)
+        .await
     }
 
     /// Withdraws a publication.
@@ -116,7 +131,20 @@ impl Control {
     }
 }
 
-async fn serve(mut send: SendStream, mut recv: RecvStream, mut queue: mpsc::Receiver<Request>) {
+/// How a control stream ended.
+enum Ended {
+    /// Its handle was dropped.
+    Unused,
+    /// It was cut or finished, or what came on it cannot be read.
+    ByRouter(String),
+}
+
+async fn serve(
+    mut send: SendStream,
+    mut recv: RecvStream,
+    mut queue: mpsc::Receiver<Request>,
+) -> Ended {
+    let cut = || Ended::ByRouter("the control stream has ended".to_owned());
     let mut out = BytesMut::new();
     let software = concat!("keel-fabric ", env!("CARGO_PKG_VERSION")).to_owned();
     Message::Hello {
@@ -128,18 +156,18 @@ async fn serve(mut send: SendStream, mut recv: RecvStream, mut queue: mpsc::Rece
     let mut waiting: HashMap<u64, oneshot::Sender<Outcome>> = HashMap::new();
     loop {
         if !out.is_empty() && send.write_chunk(out.split().freeze()).await.is_err() {
-            return;
+            return cut();
         }
         tokio::select! {
             request = queue.recv() => {
-                let Some(Request { message, id, answer }) = request else { return };
+                let Some(Request { message, id, answer }) = request else { return Ended::Unused };
                 message.encode(&mut out);
                 waiting.insert(id, answer);
                 // Those whose asker gave up would stay for ever if the router never answers.
                 waiting.retain(|_, answer| !answer.is_closed());
             }
             chunk = recv.read_chunk(CHUNK) => {
-                let Ok(Some(chunk)) = chunk else { return };
+                let Ok(Some(chunk)) = chunk else { return cut() };
                 decoder.push(chunk);
                 loop {
                     match decoder.next() {
@@ -158,7 +186,7 @@ async fn serve(mut send: SendStream, mut recv: RecvStream, mut queue: mpsc::Rece
                         Ok(None) => break,
                         Err(error) => {
                             tracing::warn!(%error, "the router's control stream cannot be read");
-                            return;
+                            return Ended::ByRouter(error.to_string());
                         }
                     }
                 }

@@ -169,7 +169,7 @@ impl Links {
         };
         inner.metrics.links_connected.inc();
         tracing::debug!(router = %router.node, remote = %connection.remote_address(), "linked to router");
-        let control = Control::start(send, recv, inner.limits.answer_time);
+        let control = Control::start(connection.clone(), send, recv, inner.limits.answer_time);
         Ok(Link {
             inner: Arc::new(LinkInner {
                 connection,

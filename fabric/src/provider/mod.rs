@@ -19,6 +19,7 @@ use crate::link::{Links, PublishError, RouterPeer};
 use crate::metrics::FabricMetrics;
 use crate::quic::HostPort;
 use crate::wire::Protocol;
+use publish::At;
 use terminator::Terminator;
 
 /// A service that is served here.
@@ -50,7 +51,7 @@ pub enum PublishOutcome {
     Published,
     /// The router cannot be reached or did not answer; it is tried again.
     Unreachable(String),
-    /// The router said no; it is tried again when the connection is made again.
+    /// The router said no; it is tried again after a change of the list, and now and then.
     Refused(PublishError),
 }
 
@@ -65,6 +66,8 @@ pub struct PublishedAt {
     pub outcome: PublishOutcome,
 }
 
+/// How each publication stands at each router, and the number of the task that says so.
+type Outcomes = BTreeMap<(Publication, NodeName), (u64, PublishOutcome)>;
 type State = watch::Sender<Arc<Vec<PublishedAt>>>;
 
 /// Serves backends of this machine through routers. Cheap to clone.
@@ -79,7 +82,7 @@ struct Inner {
     config: ProviderConfig,
     metrics: Arc<FabricMetrics>,
     terminator: Arc<Terminator>,
-    outcomes: Mutex<BTreeMap<(Publication, NodeName), PublishOutcome>>,
+    outcomes: Mutex<Outcomes>,
     state: State,
 }
 
@@ -131,6 +134,7 @@ impl Provider {
         stop: CancellationToken,
     ) {
         let mut tasks: JoinSet<NodeName> = JoinSet::new();
+        let mut number = 0;
         let mut running: HashMap<NodeName, (RouterPeer, CancellationToken)> = HashMap::new();
         loop {
             let wanted = Arc::clone(&routers.borrow_and_update());
@@ -148,12 +152,13 @@ impl Provider {
                 }
                 let cancel = stop.child_token();
                 running.insert(router.node.clone(), (router.clone(), cancel.clone()));
-                tasks.spawn(publish::at(
-                    Arc::clone(&self.inner),
-                    router.clone(),
-                    publications.clone(),
-                    cancel,
-                ));
+                number += 1;
+                let at = At {
+                    inner: Arc::clone(&self.inner),
+                    router: router.clone(),
+                    number,
+                };
+                tasks.spawn(publish::at(at, publications.clone(), cancel));
             }
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -170,30 +175,37 @@ impl Provider {
 }
 
 impl Inner {
-    /// Notes how `publication` stands at `router`; `None`: it does not stand there any more.
-    fn note(&self, publication: &Publication, router: &NodeName, outcome: Option<PublishOutcome>) {
+    /// Notes how `publication` stands at the router of a task, unless a later task has taken the router over.
+    fn note(&self, at: &At, publication: &Publication, outcome: PublishOutcome) {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (publication.clone(), router.clone());
-        let changed = match outcome {
-            Some(outcome) => outcomes.insert(key, outcome.clone()).as_ref() != Some(&outcome),
-            None => outcomes.remove(&key).is_some(),
-        };
+        let key = (publication.clone(), at.router.node.clone());
+        let old = outcomes.get(&key);
+        if old.is_some_and(|(number, _)| *number > at.number) {
+            return;
+        }
+        let changed = old.is_none_or(|(_, old)| *old != outcome);
+        outcomes.insert(key, (at.number, outcome));
         if changed {
             self.show(&outcomes);
         }
     }
 
-    /// Forgets a router.
-    fn forget(&self, router: &NodeName) {
+    /// Forgets what a task has noted of other publications than `wanted`.
+    fn keep_only(&self, at: &At, wanted: &[Publication]) {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-        outcomes.retain(|(_, node), _| node != router);
-        self.show(&outcomes);
+        let before = outcomes.len();
+        outcomes.retain(|(publication, node), (number, _)| {
+            *node != at.router.node || *number != at.number || wanted.contains(publication)
+        });
+        if outcomes.len() != before {
+            self.show(&outcomes);
+        }
     }
 
-    fn show(&self, outcomes: &BTreeMap<(Publication, NodeName), PublishOutcome>) {
+    fn show(&self, outcomes: &Outcomes) {
         let list = outcomes
             .iter()
-            .map(|((publication, router), outcome)| PublishedAt {
+            .map(|((publication, router), (_, outcome))| PublishedAt {
                 publication: publication.clone(),
                 router: router.clone(),
                 outcome: outcome.clone(),

@@ -1,12 +1,14 @@
 //! One router: link, publications, legs; for as long as the router is wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keel_certs::{NodeName, Subject};
+use futures_util::future::join_all;
+use keel_certs::{NodeName, ServiceId, Subject};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::terminator::Via;
@@ -20,19 +22,30 @@ use crate::wire::{Protocol, RefuseCode, ResetCode};
 const BACKOFF: Duration = Duration::from_millis(100);
 /// Longest pause between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// After which time a refused publication is tried again, if nothing changes before.
+const REFUSED: Duration = Duration::from_secs(60);
+/// Time for the router to hear of all withdrawals at the end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Streams whose header is awaited at once on one link.
 const HEADERS: usize = 4096;
 
 type Publications = watch::Receiver<Arc<Vec<Publication>>>;
 
-/// Keeps everything published at `router` until `cancel`, then withdraws it.
+/// The task of one router. A later one for the same node has a higher number.
+pub(super) struct At {
+    pub(super) inner: Arc<Inner>,
+    pub(super) router: RouterPeer,
+    pub(super) number: u64,
+}
+
+/// Keeps everything published at the router until `cancel`, then withdraws it.
 pub(super) async fn at(
-    inner: Arc<Inner>,
-    router: RouterPeer,
+    at: At,
     mut publications: Publications,
     cancel: CancellationToken,
 ) -> NodeName {
     let mut pause = BACKOFF;
+    let node = &at.router.node;
     loop {
         // Without anything to publish there is no reason for a link.
         let linked = async {
@@ -43,20 +56,20 @@ pub(super) async fn at(
             {
                 return std::future::pending().await;
             }
-            inner.links.link(&router).await
+            at.inner.links.link(&at.router).await
         };
         tokio::select! {
             () = cancel.cancelled() => break,
             linked = linked => match linked {
                 Ok(link) => {
                     pause = BACKOFF;
-                    let Some(lost) = serve(&inner, &link, publications.clone(), &cancel).await else { break };
-                    tracing::info!(router = %router.node, %lost, "link to router lost");
-                    note_all(&inner, &publications, &router.node, &lost.to_string());
+                    let Some(lost) = serve(&at, &link, publications.clone(), &cancel).await else { break };
+                    tracing::info!(router = %node, %lost, "link to router lost");
+                    at.unreachable(&publications, &lost.to_string());
                 }
                 Err(error) => {
-                    tracing::debug!(router = %router.node, %error, "cannot publish");
-                    note_all(&inner, &publications, &router.node, &error.to_string());
+                    tracing::debug!(router = %node, %error, "cannot publish");
+                    at.unreachable(&publications, &error.to_string());
                 }
             },
         }
@@ -66,45 +79,49 @@ pub(super) async fn at(
         }
         pause = (pause * 2).min(BACKOFF_MAX);
     }
-    inner.forget(&router.node);
-    router.node
+    at.inner.keep_only(&at, &[]);
+    at.router.node
 }
 
-fn note_all(inner: &Inner, publications: &Publications, node: &NodeName, error: &str) {
-    for publication in publications.borrow().iter() {
-        inner.note(
-            publication,
-            node,
-            Some(PublishOutcome::Unreachable(error.to_owned())),
-        );
+impl At {
+    fn unreachable(&self, publications: &Publications, error: &str) {
+        let wanted = Arc::clone(&publications.borrow());
+        self.inner.keep_only(self, &wanted);
+        for publication in wanted.iter() {
+            let outcome = PublishOutcome::Unreachable(error.to_owned());
+            self.inner.note(self, publication, outcome);
+        }
     }
 }
 
 /// Publishes and takes legs until the link is lost (why), or until `cancel` (nothing).
 async fn serve(
-    inner: &Arc<Inner>,
+    at: &At,
     link: &Link,
     mut publications: Publications,
     cancel: &CancellationToken,
 ) -> Option<Lost> {
-    let mut published: BTreeMap<Publication, u64> = BTreeMap::new();
+    let mut standing = Standing::default();
     let mut legs = JoinSet::new();
     let current = publications.clone();
     let publishing = async {
+        let mut changed = true;
         loop {
             let wanted = Arc::clone(&publications.borrow_and_update());
-            reconcile(inner, link, &wanted, &mut published).await;
+            let retry = reconcile(at, link, &wanted, changed, &mut standing).await;
             let retry = async {
-                if published.len() < wanted.len() {
-                    tokio::time::sleep(BACKOFF_MAX).await;
-                } else {
-                    std::future::pending().await
+                match retry {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                changed = publications.changed() => if changed.is_err() { return std::future::pending().await },
-                () = retry => {}
-            }
+            changed = tokio::select! {
+                changed = publications.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => return std::future::pending().await,
+                },
+                () = retry => false,
+            };
         }
     };
     let taking = async {
@@ -112,10 +129,10 @@ async fn serve(
             tokio::select! {
                 stream = link.connection().accept_bi() => match stream {
                     Ok((send, recv)) if legs.len() < HEADERS => {
-                        legs.spawn(take(Arc::clone(inner), link.clone(), current.clone(), send, recv));
+                        legs.spawn(take(Arc::clone(&at.inner), link.clone(), current.clone(), send, recv));
                     }
                     Ok((mut send, mut recv)) => {
-                        inner.metrics.hit("headers");
+                        at.inner.metrics.hit("headers");
                         send.reset(ResetCode::Limit.to_wire());
                         recv.stop(ResetCode::Limit.to_wire());
                     }
@@ -131,64 +148,124 @@ async fn serve(
         () = cancel.cancelled() => None,
     };
     if lost.is_none() {
-        reconcile(inner, link, &[], &mut published).await;
+        // A router that does not answer hears of it when the connection ends.
+        let farewell = reconcile(at, link, &[], true, &mut standing);
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
     lost
 }
 
-/// Makes what is published at the router what is wanted.
+/// What a router knows of a publication: not the backend.
+type Key = (ServiceId, u16, Protocol);
+
+/// What stands at a router over one link.
+#[derive(Default)]
+struct Standing {
+    published: BTreeMap<Key, u64>,
+    /// When each was refused.
+    refused: BTreeMap<Key, Instant>,
+    /// Numbers that have to be withdrawn; also those whose publication had no answer, and may stand.
+    stale: BTreeSet<u64>,
+}
+
+/// Makes what is published at the router what is wanted; says when to try again what did not work.
 async fn reconcile(
-    inner: &Inner,
+    at: &At,
     link: &Link,
     wanted: &[Publication],
-    published: &mut BTreeMap<Publication, u64>,
-) {
-    let gone: Vec<Publication> = published
-        .keys()
-        .filter(|old| !wanted.contains(old))
-        .cloned()
-        .collect();
-    for publication in gone {
-        let Some(id) = published.remove(&publication) else {
-            continue;
-        };
-        // Two publications may differ in the backend only, which the router does not see: then the new one stands.
-        let replaced = wanted.iter().any(|new| key(new) == key(&publication));
-        if !replaced && let Err(error) = link.control().withdraw(id).await {
+    changed: bool,
+    standing: &mut Standing,
+) -> Option<Duration> {
+    at.inner.keep_only(at, wanted);
+    let control = link.control();
+    let stale = &mut standing.stale;
+    let is_wanted = |one: &Key| wanted.iter().any(|publication| key(publication) == *one);
+    standing.published.retain(|key, id| {
+        let keep = is_wanted(key);
+        if !keep {
+            stale.insert(*id);
+        }
+        keep
+    });
+    standing.refused.retain(|key, _| is_wanted(key));
+    let withdrawn = stale
+        .iter()
+        .map(|&id| async move { (id, control.withdraw(id).await) });
+    for (id, answer) in join_all(withdrawn).await {
+        if let Err(error) = &answer {
             tracing::debug!(router = %link.node(), %error, "withdraw");
         }
-        inner.note(&publication, link.node(), None);
-    }
-    for publication in wanted {
-        if published.contains_key(publication) {
-            continue;
+        if answer != Err(PublishError::NoAnswer) {
+            stale.remove(&id);
         }
-        let asked = link
-            .control()
-            .publish(
-                publication.service.clone(),
-                publication.port,
-                publication.protocol,
-            )
-            .await;
-        let outcome = match asked {
-            Ok(id) => {
-                published.insert(publication.clone(), id);
-                tracing::info!(service = %publication.service, port = publication.port, router = %link.node(), "published");
-                PublishOutcome::Published
+    }
+    let mut missing = !standing.stale.is_empty();
+    for publication in wanted {
+        let key = key(publication);
+        let outcome = if standing.published.contains_key(&key) {
+            PublishOutcome::Published
+        } else if !standing.stale.is_empty() {
+            // It takes nothing now, and more questions would only wait behind the others.
+            PublishOutcome::Unreachable(PublishError::NoAnswer.to_string())
+        } else {
+            let refused = standing.refused.get(&key);
+            if !changed && refused.is_some_and(|at| at.elapsed() < REFUSED) {
+                continue;
             }
-            Err(error @ PublishError::Refused { .. }) => {
-                tracing::warn!(service = %publication.service, port = publication.port, router = %link.node(), %error, "not published");
-                PublishOutcome::Refused(error)
+            let again = refused.is_some();
+            match publish(link, &key, standing).await {
+                Ok(()) => PublishOutcome::Published,
+                Err(error @ PublishError::Refused { .. }) => {
+                    if !again {
+                        tracing::warn!(service = %key.0, port = key.1, router = %link.node(), %error, "not published");
+                    }
+                    PublishOutcome::Refused(error)
+                }
+                Err(error) => {
+                    missing = true;
+                    PublishOutcome::Unreachable(error.to_string())
+                }
             }
-            Err(error) => PublishOutcome::Unreachable(error.to_string()),
         };
-        inner.note(publication, link.node(), Some(outcome));
+        at.inner.note(at, publication, outcome);
+    }
+    if missing {
+        Some(BACKOFF_MAX)
+    } else {
+        (!standing.refused.is_empty()).then_some(REFUSED)
     }
 }
 
-const fn key(publication: &Publication) -> (&keel_certs::ServiceId, u16, Protocol) {
-    (&publication.service, publication.port, publication.protocol)
+async fn publish(link: &Link, key: &Key, standing: &mut Standing) -> Result<(), PublishError> {
+    let (service, port, protocol) = key;
+    let id = link.control().next_id();
+    let asked = link
+        .control()
+        .publish(id, service.clone(), *port, *protocol)
+        .await;
+    standing.refused.remove(key);
+    match &asked {
+        Ok(()) => {
+            tracing::info!(%service, port, router = %link.node(), "published");
+            standing.published.insert(key.clone(), id);
+        }
+        Err(PublishError::Refused { .. }) => {
+            standing.refused.insert(key.clone(), Instant::now());
+        }
+        Err(PublishError::NoAnswer) => {
+            standing.stale.insert(id);
+        }
+        Err(PublishError::Lost) => {}
+    }
+    asked
+}
+
+fn key(publication: &Publication) -> Key {
+    (
+        publication.service.clone(),
+        publication.port,
+        publication.protocol,
+    )
 }
 
 /// Reads a leg's header, authorises it and hands it on.
@@ -264,7 +341,7 @@ fn backend(publications: &[Publication], leg: &IncomingLeg) -> Option<HostPort> 
     let Header::Open(open) = &leg.header else {
         return None;
     };
-    let asked = (&open.service, open.port, open.protocol);
+    let asked = (open.service.clone(), open.port, open.protocol);
     publications
         .iter()
         .find(|publication| key(publication) == asked)

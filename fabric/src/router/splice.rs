@@ -1,12 +1,13 @@
 //! Copies chunks between two streams, both ways, without looking into them.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
 use crate::meter::Meter;
-use crate::quic::{RecvStream, SendStream, WriteError};
+use crate::quic::{Connection, RecvStream, SendStream, WriteError};
 use crate::wire::ResetCode;
 
 /// Chunks moved at once.
@@ -17,18 +18,30 @@ const ROUNDS: usize = 16;
 /// Both halves of a stream.
 pub(super) type Stream = (SendStream, RecvStream);
 
+/// One side of a splice.
+pub(super) struct Side<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) stream: Stream,
+}
+
 /// Copies until both directions have ended.
 ///
 /// A loss of either side cuts the other with `LEG_LOST`; an end of the flow never comes from here. A direction that has
 /// ended is left alone, so that an end's last words get through even if its connection is lost right behind them.
 /// Dropping the future abandons both streams.
-pub(super) async fn splice(near: Stream, far: Stream, up: &Meter, down: &Meter) {
-    let ((near_send, near_recv), (far_send, far_recv)) = (near, far);
+pub(super) async fn splice(near: Side<'_>, far: Side<'_>, up: &Meter, down: &Meter) {
+    let ((near_send, near_recv), (far_send, far_recv)) = (near.stream, far.stream);
+    let mut lost = pin!(async {
+        tokio::select! {
+            _ = near.connection.closed() => {}
+            _ = far.connection.closed() => {}
+        }
+    });
     let mut ways = [
         Way::new(near_recv, far_send, up),
         Way::new(far_recv, near_send, down),
     ];
-    let lost = poll_fn(|cx| {
+    let cut = poll_fn(|cx| {
         let mut pending = false;
         for way in &mut ways {
             match way.poll(cx) {
@@ -37,13 +50,16 @@ pub(super) async fn splice(near: Stream, far: Stream, up: &Meter, down: &Meter) 
                 Poll::Pending => pending = true,
             }
         }
-        if pending {
-            Poll::Pending
-        } else {
-            Poll::Ready(false)
+        if !pending {
+            return Poll::Ready(false);
         }
+        // A way that reads sees the loss of its side, behind all that had arrived. The others would wait for ever.
+        if ways.iter().all(Way::reads) {
+            return Poll::Pending;
+        }
+        lost.as_mut().poll(cx).map(|()| true)
     });
-    if lost.await {
+    if cut.await {
         for way in ways {
             way.cut(ResetCode::LegLost.to_wire());
         }
@@ -71,6 +87,11 @@ impl<'a> Way<'a> {
             meter,
             done: false,
         }
+    }
+
+    /// Whether it waits for bytes.
+    const fn reads(&self) -> bool {
+        !self.done && self.waiting.is_empty()
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {

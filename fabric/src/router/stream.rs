@@ -8,7 +8,7 @@ use keel_certs::Subject;
 use super::Shared;
 use super::clients::Client;
 use super::route::{Next, Request, ServiceKey};
-use super::splice::{Stream, splice};
+use super::splice::{Side, Stream, splice};
 use crate::leg::{Header, HeaderError, IncomingLeg};
 use crate::metrics::RefuseLabels;
 use crate::provider::terminator::Via;
@@ -193,12 +193,14 @@ async fn forward(shared: &Shared, client: &Client, provider: &Client, leg: Incom
     chunks.extend(decoder.into_rest());
     // If the far stream is gone already, the splice finds out and cuts the near one.
     let _ = far_send.write_all_chunks(&mut chunks).await;
-    splice(
-        (send, recv),
-        (far_send, far_recv),
-        &passing.up,
-        &passing.down,
-    )
-    .await;
+    let near = Side {
+        connection: &client.connection,
+        stream: (send, recv),
+    };
+    let far = Side {
+        connection: &provider.connection,
+        stream: (far_send, far_recv),
+    };
+    splice(near, far, &passing.up, &passing.down).await;
     shared.metrics.router_legs.dec();
 }

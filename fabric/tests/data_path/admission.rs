@@ -18,7 +18,7 @@ fn name(node: &str) -> NodeName {
     node.parse().unwrap()
 }
 
-async fn connect(router: &RunningRouter, live: &LiveIdentity) -> Connection {
+pub(crate) async fn connect(router: &RunningRouter, live: &LiveIdentity) -> Connection {
     let endpoint = Endpoint::client(Profile::Sidecar).unwrap();
     let tls = live.client_config(&[ALPN], &name("r"));
     soon(endpoint.connect(router.addr, "127.0.0.1", tls))

@@ -179,19 +179,24 @@ impl World {
         routers: &[&RunningRouter],
         list: Vec<Publication>,
     ) -> RunningProvider {
+        let peers = routers.iter().map(|router| router.peer.clone()).collect();
+        self.provider_over(self.links(live), live, peers, list)
+    }
+
+    pub(crate) fn provider_over(
+        &mut self,
+        links: Links,
+        live: &LiveIdentity,
+        peers: Vec<RouterPeer>,
+        list: Vec<Publication>,
+    ) -> RunningProvider {
         let config = ProviderConfig {
             limits: self.provider_limits.clone(),
             flow: self.limits,
         };
-        let provider = Provider::new(
-            self.links(live),
-            live.clone(),
-            config,
-            Arc::clone(&self.metrics),
-        );
+        let provider = Provider::new(links, live.clone(), config, Arc::clone(&self.metrics));
         let state = provider.state();
         let (publications, list) = watch::channel(Arc::new(list));
-        let peers = routers.iter().map(|router| router.peer.clone()).collect();
         let (keep, routers) = watch::channel(Arc::new(peers));
         let stop = CancellationToken::new();
         let token = stop.clone();

@@ -1,0 +1,280 @@
+//! What stands at a router is what is wanted, whatever became of earlier questions.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use keel_certs::Clients;
+use keel_fabric::limits::LinkLimits;
+use keel_fabric::link::{ALPN, Links, RouterPeer};
+use keel_fabric::provider::PublishOutcome;
+use keel_fabric::quic::{
+    Connection, Endpoint, Lost, Profile, QuicKeys, ReadError, RecvStream, SendStream,
+};
+use keel_fabric::wire::{
+    CloseCode, FlowId, Frame, Generation, Message, MessageDecoder, Open, Protocol, ResetCode,
+    Secret, VERSION,
+};
+
+use crate::admission::connect;
+use crate::backend::Backend;
+use crate::world::{World, publication, soon};
+
+/// A router of node `r` that does what the test says.
+struct Puppet {
+    endpoint: Endpoint,
+    addr: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl Puppet {
+    fn new(world: &World) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = QuicKeys::load_or_create(dir.path()).unwrap();
+        let tls = world
+            .fabric
+            .node("r")
+            .server_config(&[ALPN], Clients::Required);
+        let any = "127.0.0.1:0".parse().unwrap();
+        let endpoint = Endpoint::bind(&any, Some(tls), &keys, Profile::Router).unwrap();
+        let addr = endpoint.local_addrs()[0];
+        Self {
+            endpoint,
+            addr,
+            _dir: dir,
+        }
+    }
+
+    fn peer(&self) -> RouterPeer {
+        RouterPeer {
+            node: "r".parse().unwrap(),
+            addresses: vec![self.addr.into()],
+        }
+    }
+
+    /// The next connection and its control stream.
+    async fn accept(&self) -> (Connection, SendStream, RecvStream) {
+        let connection = soon(self.endpoint.accept())
+            .await
+            .unwrap()
+            .handshake()
+            .await
+            .unwrap();
+        let (send, recv) = soon(connection.accept_bi()).await.unwrap();
+        (connection, send, recv)
+    }
+}
+
+/// The next message that is no greeting.
+async fn next(recv: &mut RecvStream, decoder: &mut MessageDecoder) -> Message {
+    loop {
+        match decoder.next().unwrap() {
+            Some(Message::Hello { .. }) => {}
+            Some(message) => return message,
+            None => decoder.push(soon(recv.read_chunk(1000)).await.unwrap().unwrap()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_publication_with_another_backend_is_the_same_at_the_router() {
+    let mut world = World::new();
+    let mut router = world.router("r").await;
+    let (one, two) = (Backend::echo().await, Backend::echo().await);
+    let (mut provider, _) = world.echo(&router, one.addr).await;
+    let changed = publication("echo.default", 80, two.addr);
+    provider
+        .publications
+        .send_replace(vec![changed.clone()].into());
+    let shown = soon(
+        provider
+            .state
+            .wait_for(|list| list.iter().any(|at| at.publication == changed)),
+    )
+    .await
+    .unwrap()
+    .clone();
+    assert_eq!(shown.len(), 1);
+    assert_eq!(shown[0].outcome, PublishOutcome::Published);
+    provider.publications.send_replace(Arc::default());
+    router.shows(|view| view.services.is_empty()).await;
+    soon(provider.state.wait_for(|list| list.is_empty()))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_publication_without_an_answer_is_withdrawn() {
+    let mut world = World::new();
+    let puppet = Puppet::new(&world);
+    let live = world.fabric.pod("b", "default", "p");
+    let limits = LinkLimits {
+        answer_time: Duration::from_millis(100),
+        ..LinkLimits::default()
+    };
+    let links = Links::new(
+        Endpoint::client(Profile::Sidecar).unwrap(),
+        live.clone(),
+        limits,
+        Arc::clone(&world.metrics),
+    );
+    let list = vec![publication("echo.default", 80, puppet.addr)];
+    let mut provider = world.provider_over(links, &live, vec![puppet.peer()], list);
+    let (_connection, _send, mut recv) = puppet.accept().await;
+    let mut decoder = MessageDecoder::new();
+    let Message::Publish { id, .. } = next(&mut recv, &mut decoder).await else {
+        panic!("no publication")
+    };
+    let unanswered = |at: &keel_fabric::provider::PublishedAt| {
+        matches!(at.outcome, PublishOutcome::Unreachable(_))
+    };
+    soon(provider.state.wait_for(|list| list.iter().any(unanswered)))
+        .await
+        .unwrap();
+    provider.publications.send_replace(Arc::default());
+    assert_eq!(
+        next(&mut recv, &mut decoder).await,
+        Message::Withdraw { id }
+    );
+}
+
+#[tokio::test]
+async fn a_control_stream_that_ends_takes_its_connection_along() {
+    let mut world = World::new();
+    let puppet = Puppet::new(&world);
+    let live = world.fabric.pod("b", "default", "p");
+    let list = vec![publication("echo.default", 80, puppet.addr)];
+    let links = world.links(&live);
+    let _provider = world.provider_over(links, &live, vec![puppet.peer()], list);
+    let (connection, mut send, _recv) = puppet.accept().await;
+    send.finish();
+    let lost = soon(connection.closed()).await;
+    let Lost::Closed { code, .. } = lost else {
+        panic!("{lost}")
+    };
+    assert_eq!(CloseCode::from_wire(code), CloseCode::Protocol);
+    // It comes back and asks again.
+    let (_connection, _send, mut recv) = puppet.accept().await;
+    let message = next(&mut recv, &mut MessageDecoder::new()).await;
+    assert!(matches!(message, Message::Publish { .. }), "{message:?}");
+}
+
+#[tokio::test]
+async fn a_farewell_to_a_mute_router_is_short() {
+    let mut world = World::new();
+    let puppet = Puppet::new(&world);
+    let live = world.fabric.pod("b", "default", "p");
+    let list = (1..=5)
+        .map(|port| publication("echo.default", port, puppet.addr))
+        .collect();
+    let links = world.links(&live);
+    let mut provider = world.provider_over(links, &live, vec![puppet.peer()], list);
+    let (connection, mut send, mut recv) = puppet.accept().await;
+    let mut decoder = MessageDecoder::new();
+    for _ in 0..5 {
+        let Message::Publish { id, .. } = next(&mut recv, &mut decoder).await else {
+            panic!("no publication")
+        };
+        let mut out = BytesMut::new();
+        Message::Answer {
+            id,
+            outcome: Ok(()),
+        }
+        .encode(&mut out);
+        send.write_chunk(out.freeze()).await.unwrap();
+    }
+    provider.published().await;
+    let asked = Instant::now();
+    provider.stop.cancel();
+    soon(provider.state.wait_for(|list| list.is_empty()))
+        .await
+        .unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(4), "{asked:?}");
+    drop(connection);
+}
+
+#[tokio::test]
+async fn an_older_task_does_not_wipe_what_a_newer_one_says() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (mut provider, _) = world.echo(&router, backend.addr).await;
+    // The same router under one more address: a new task takes over.
+    let mut moved = router.peer.clone();
+    moved.addresses.push("127.0.0.1:9".parse().unwrap());
+    for peer in [moved, router.peer.clone()] {
+        provider.routers.send_replace(vec![peer].into());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        provider.published().await;
+    }
+}
+
+#[tokio::test]
+async fn a_blocked_splice_sees_that_its_near_side_is_gone() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let provider = connect(&router, &world.fabric.pod("b", "default", "p")).await;
+    let (mut control, mut answers) = provider.open_bi().await.unwrap();
+    let service: keel_certs::ServiceId = "echo.default".parse().unwrap();
+    let mut out = BytesMut::new();
+    Message::Publish {
+        id: 1,
+        service: service.clone(),
+        port: 80,
+        protocol: Protocol::Tcp,
+    }
+    .encode(&mut out);
+    control.write_chunk(out.split().freeze()).await.unwrap();
+    let answer = next(&mut answers, &mut MessageDecoder::new()).await;
+    assert!(matches!(
+        answer,
+        Message::Answer {
+            outcome: Ok(()),
+            ..
+        }
+    ));
+
+    let consumer = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = consumer.open_bi().await.unwrap();
+    let (mut send, _recv) = consumer.open_bi().await.unwrap();
+    let open = Open {
+        version: VERSION,
+        flow: FlowId::random(),
+        generation: Generation::FIRST,
+        secret: Secret::random(),
+        service,
+        port: 80,
+        protocol: Protocol::Tcp,
+        provider: "/node/b/ns/default/pod/p".parse().unwrap(),
+        limit: 0,
+        max_datagram: 0,
+        hops: 0,
+        flags: 0,
+        from: None,
+        rest: bytes::Bytes::new(),
+    };
+    Frame::Open(Box::new(open)).encode(&mut out);
+    send.write_chunk(out.freeze()).await.unwrap();
+    let (far_send, mut far_recv) = soon(provider.accept_bi()).await.unwrap();
+    soon(far_recv.read_chunk(10)).await.unwrap();
+    // Nobody reads at the provider, until nothing moves any more.
+    let filler = vec![0; 1 << 20];
+    while let Ok(written) =
+        tokio::time::timeout(Duration::from_millis(300), send.write_all(&filler)).await
+    {
+        written.unwrap();
+    }
+    consumer.close(0, b"");
+    assert_eq!(
+        soon(far_send.stopped()).await.unwrap(),
+        Some(ResetCode::LegLost.to_wire())
+    );
+    let cut = loop {
+        match soon(far_recv.read_chunk(1 << 20)).await {
+            Ok(Some(_)) => {}
+            other => break other,
+        }
+    };
+    assert_eq!(cut, Err(ReadError::Reset(ResetCode::LegLost.to_wire())));
+}
