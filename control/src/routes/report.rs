@@ -67,10 +67,17 @@ pub fn status(
             service.name.as_deref() == Some(backend.service.name.as_str())
                 && service.namespace.as_deref() == Some(backend.service.namespace.as_str())
                 && service.port == Some(backend.port)
+                && service.protocol.as_deref() == Some(protocol(backend.protocol))
         });
         if let Some(service) = own {
             service.target_port = Some(backend.backend.port());
         }
+    }
+    // Every service is reached through the router's own port, and a provider elsewhere serves it at the service's.
+    let bound = context.node_addresses.first().map(SocketAddr::port);
+    for service in &mut active_services {
+        service.local_port = bound;
+        service.target_port = service.target_port.or(service.port);
     }
     let totals = &view.totals;
     RouterStatus {
@@ -93,7 +100,11 @@ pub fn status(
             total_proxies: active_services.len() as u64,
             total_bytes_in: totals.bytes_in,
             total_bytes_out: totals.bytes_out,
-            uptime: uptime(now.duration_since(view.started).unwrap_or_default()),
+            uptime: uptime(match view.started {
+                // The router has never run.
+                SystemTime::UNIX_EPOCH => Duration::ZERO,
+                started => now.duration_since(started).unwrap_or_default(),
+            }),
             ..ServiceStatus::default()
         }),
         active_services,

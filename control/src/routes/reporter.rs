@@ -137,13 +137,22 @@ impl<S: StatusSink> Reporter<S> {
             }
         }
         let context = context.borrow().clone();
-        self.farewell(&context, written).await;
+        let gone = RouterView {
+            started: view.borrow().started,
+            ..RouterView::default()
+        };
+        self.farewell(&gone, &context, written).await;
     }
 
     /// Tells everybody that nothing can be reached here any more, so that consumers need not find out.
-    async fn farewell(&self, context: &ReportContext, written: Option<RouterStatus>) {
+    async fn farewell(
+        &self,
+        gone: &RouterView,
+        context: &ReportContext,
+        written: Option<RouterStatus>,
+    ) {
         let now = SystemTime::now();
-        let mut last = status(&RouterView::default(), context, written.as_ref(), now);
+        let mut last = status(gone, context, written.as_ref(), now);
         last.conditions
             .retain(|condition| condition.kind != "Ready");
         last.conditions.insert(

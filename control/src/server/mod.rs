@@ -13,6 +13,7 @@ mod path;
 mod query;
 mod read;
 mod reply;
+mod secret;
 mod selector;
 mod table;
 mod watch;
@@ -37,6 +38,9 @@ use watches::Watches;
 
 /// How routers are called in the store.
 const RESOURCE: &str = "routers.edge.example.com";
+
+/// How much of a request's path is logged; a URI's characters are bytes.
+const SHOWN_PATH: usize = 128;
 
 /// What the API needs to know about its node.
 #[derive(Clone, Debug)]
@@ -94,14 +98,16 @@ impl Inner {
             .identity
             .as_ref()
             .map_or_else(|| "-".to_owned(), Identity::to_string);
-        let remote = caller.remote;
+        let (remote, named) = (caller.remote, caller.identity.is_some());
         let response = match self.dispatch(request, caller).await {
             Ok(response) => response,
             Err(status) => reply::status(&status),
         };
         let code = response.status().as_u16();
-        // Bodies are never logged: a spec may hold a password. Refusals are for the operator to see, reads are not.
-        if matches!(code, 401 | 403) {
+        // Bodies are never logged: a spec may hold a password. Refusals are for the operator to see, reads are not, and what
+        // nobody sends, anybody can send.
+        let path: String = path.chars().take(SHOWN_PATH).collect();
+        if code == 403 || (code == 401 && named) {
             info!(%method, path, who, %remote, code, "request refused");
         } else {
             debug!(%method, path, who, %remote, code, "request");

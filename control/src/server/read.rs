@@ -9,6 +9,7 @@ use keel_certs::Identity;
 use serde_json::Value;
 
 use super::query::{Include, Match, Options};
+use super::secret::Sight;
 use super::table::table;
 use super::{Inner, RESOURCE, key, ok, reply, store_status, watch};
 use crate::api::{API_VERSION, KIND, Revision, Status};
@@ -36,6 +37,7 @@ impl Inner {
         let Some(object) = found else {
             return Err(Status::not_found(name));
         };
+        let object = shown(object, Sight::of(identity));
         match wants_table(headers) {
             false => Ok(ok(object.data)),
             true => Ok(rows(&[parse(&object)], object.revision, options.include)),
@@ -66,6 +68,11 @@ impl Inner {
         if !options.selector.is_everything() {
             objects.retain(|object| options.selector.matches(&parse(object)));
         }
+        let sight = Sight::of(identity);
+        let objects: Vec<Object> = objects
+            .into_iter()
+            .map(|object| shown(object, sight))
+            .collect();
         if wants_table(headers) {
             let values: Vec<Value> = objects.iter().map(parse).collect();
             return Ok(rows(&values, revision, options.include));
@@ -108,6 +115,7 @@ impl Inner {
             bookmarks: options.bookmarks,
             timeout: options.timeout,
             table: wants_table(headers).then_some(options.include),
+            sight: Sight::of(identity),
         };
         let body = watch::start(self.store.clone(), &self.watches, admitted, request).await?;
         let mut response = Response::new(body);
@@ -133,6 +141,13 @@ fn rows(objects: &[Value], revision: Revision, include: Include) -> Response<Bod
         StatusCode::OK,
         &table(objects, Some(&revision), include, true, SystemTime::now()),
     )
+}
+
+fn shown(object: Object, sight: Sight) -> Object {
+    Object {
+        data: sight.show(&object.data),
+        ..object
+    }
 }
 
 /// Reads a stored object. What is stored was encoded here; if it cannot be read, it is shown as nothing.

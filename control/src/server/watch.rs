@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::query::Include;
+use super::secret::Sight;
 use super::selector::Selector;
 use super::table::table;
 use super::watches::{Admitted, Watches};
@@ -48,6 +49,7 @@ pub(super) struct Request {
     pub(super) timeout: Option<Duration>,
     /// Send Tables.
     pub(super) table: Option<Include>,
+    pub(super) sight: Sight,
 }
 
 struct Watch {
@@ -62,6 +64,7 @@ struct Watch {
     /// Whether the end of the beginning is still to be told.
     initial_end: bool,
     table: Option<Include>,
+    sight: Sight,
     /// Whether a Table's columns were sent.
     columns_sent: bool,
     bookmark_at: Option<Instant>,
@@ -114,6 +117,7 @@ pub(super) async fn start(
         at: 0,
         initial_end,
         table: request.table,
+        sight: request.sight,
         columns_sent: false,
         bookmark_at: request.bookmarks.then(|| now + BOOKMARK_EVERY),
         ends_at: request.timeout.map(|timeout| now + timeout),
@@ -272,14 +276,15 @@ impl Watch {
                 .is_ok_and(|object| self.selector.matches(&object))
     }
 
-    fn line(&mut self, chunk: &mut BytesMut, kind: &str, object: &[u8]) {
+    fn line(&mut self, chunk: &mut BytesMut, kind: &str, object: &Bytes) {
+        let object = self.sight.show(object);
         chunk.put_slice(b"{\"type\":\"");
         chunk.put_slice(kind.as_bytes());
         chunk.put_slice(b"\",\"object\":");
         match self.table {
-            None => chunk.put_slice(object),
+            None => chunk.put_slice(&object),
             Some(include) => {
-                let object: Value = serde_json::from_slice(object).unwrap_or_default();
+                let object: Value = serde_json::from_slice(&object).unwrap_or_default();
                 chunk.put_slice(&self.rows(&[object], None, include));
             }
         }

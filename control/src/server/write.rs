@@ -12,10 +12,12 @@ use super::access::{Action, Grant};
 use super::change::{self, Birth, Outcome, Part, Preconditions, StatusRule, Written};
 use super::patch::Patch;
 use super::query::Options;
+use super::secret::Sight;
 use super::{Inner, key, reply, store_status};
 use crate::api::decode::{self, Format, invalid_field};
 use crate::api::{PLURAL, Reason, Revision, Status, Time};
 use crate::http::{Body, ReadError, read};
+use crate::store::Change;
 
 /// Largest body, as Kubernetes has it: 3 MiB.
 const MAX_BODY: usize = 3 << 20;
@@ -41,15 +43,31 @@ impl Inner {
             Some(&name),
         )?;
         let spec = decoded.object.get("spec").and_then(Value::as_object);
-        if grant == Grant::EmptySpec && spec.is_some_and(|spec| !spec.is_empty()) {
+        let given = |field: &str| {
+            let value = decoded
+                .object
+                .get("metadata")
+                .and_then(|meta| meta.get(field));
+            value
+                .and_then(Value::as_array)
+                .is_some_and(|items| !items.is_empty())
+        };
+        // Finalizers would keep its Router from being deleted, and those who may take them away are others.
+        if grant == Grant::EmptySpec
+            && (spec.is_some_and(|spec| !spec.is_empty())
+                || given("finalizers")
+                || given("ownerReferences"))
+        {
             let message = format!(
-                "routers.edge.example.com {name:?} is forbidden: a node creates its Router with an empty spec only"
+                "routers.edge.example.com {name:?} is forbidden: a node creates its Router with an empty spec only, and without \
+                 finalizers and ownerReferences"
             );
             return Err(Status::router(Reason::Forbidden, &name, message));
         }
         let (birth, dry_run, named) = (birth(), options.dry_run, name.clone());
+        let audit = Some(Audit::new("create", identity));
         let mut written = self
-            .decide(&name, move |current, revision| {
+            .decide(&name, audit, move |current, revision| {
                 change::verdict(
                     change::create(current, revision, &named, decoded.object, &birth),
                     dry_run,
@@ -57,8 +75,7 @@ impl Inner {
             })
             .await?;
         written.warnings = decoded.warnings;
-        self.log("create", identity, &name, dry_run);
-        Ok(respond(written))
+        Ok(respond(written, Sight::of(identity)))
     }
 
     pub(super) async fn write_router(
@@ -75,12 +92,12 @@ impl Inner {
             ref method => return Err(reply::method_not_allowed(method)),
         };
         self.check(identity, Action::Write, verb, PLURAL, Some(name))?;
-        let response = match verb {
-            "delete" => self.delete(name, request, options).await,
-            _ => self.update(name, Part::Main, None, request, options).await,
-        }?;
-        self.log(verb, identity, name, options.dry_run);
-        Ok(response)
+        let audit = Some(Audit::new(verb, identity));
+        let written = match verb {
+            "delete" => return self.delete(name, audit, request, options).await,
+            _ => self.update(name, Part::Main, None, audit, request, options),
+        };
+        Ok(respond(written.await?, Sight::of(identity)))
     }
 
     pub(super) async fn write_status(
@@ -116,8 +133,11 @@ impl Inner {
         if birth.is_some() {
             check_name(name)?;
         }
-        self.update(name, Part::Status(rule), birth, request, options)
-            .await
+        // Nodes write statuses all day; a person who does so changes what everybody relies on.
+        let audit = (rule == StatusRule::Plain).then(|| Audit::new(verb, identity));
+        let part = Part::Status(rule);
+        let written = self.update(name, part, birth, audit, request, options);
+        Ok(respond(written.await?, Sight::of(identity)))
     }
 
     async fn update(
@@ -125,40 +145,41 @@ impl Inner {
         name: &str,
         part: Part,
         birth: Option<Birth>,
+        audit: Option<Audit>,
         request: Request<Body>,
         options: &Options,
-    ) -> Result<Response<Body>, Status> {
+    ) -> Result<Written, Status> {
         let (dry_run, validation, named) = (options.dry_run, options.validation, name.to_owned());
-        let written = if *request.method() == Method::PATCH {
+        if *request.method() == Method::PATCH {
             let media = media_type(&request);
             let patch = Patch::parse(&media, &body(request).await?)?;
-            self.decide(name, move |current, revision| {
+            self.decide(name, audit, move |current, revision| {
                 let next = |held: &Map<String, Value>| patch.apply(&named, held, validation);
                 change::verdict(
                     change::update(current, revision, &named, part, birth.as_ref(), next),
                     dry_run,
                 )
             })
-            .await?
+            .await
         } else {
             let format = format(&request)?;
             let decoded =
                 decode::router(decode::parse(&body(request).await?, format)?, validation)?;
-            self.decide(name, move |current, revision| {
+            self.decide(name, audit, move |current, revision| {
                 let next = |_: &Map<String, Value>| Ok((decoded.object, decoded.warnings));
                 change::verdict(
                     change::update(current, revision, &named, part, birth.as_ref(), next),
                     dry_run,
                 )
             })
-            .await?
-        };
-        Ok(respond(written))
+            .await
+        }
     }
 
     async fn delete(
         &self,
         name: &str,
+        audit: Option<Audit>,
         request: Request<Body>,
         options: &Options,
     ) -> Result<Response<Body>, Status> {
@@ -171,7 +192,7 @@ impl Inner {
         };
         let (now, named) = (Time::now(), name.to_owned());
         let written = self
-            .decide(name, move |current, revision| {
+            .decide(name, audit, move |current, revision| {
                 change::verdict(
                     change::delete(current, revision, &named, &preconditions, &now),
                     dry_run,
@@ -179,7 +200,7 @@ impl Inner {
             })
             .await?;
         if written.outcome != Outcome::Deleted {
-            return Ok(respond(written));
+            return Ok(respond(written, Sight::Everything));
         }
         let object: Value = serde_json::from_slice(&written.object).unwrap_or_default();
         let uid = object
@@ -189,30 +210,59 @@ impl Inner {
         Ok(reply::json(StatusCode::OK, &Status::deleted(name, uid)))
     }
 
-    async fn decide<F>(&self, name: &str, decide: F) -> Result<Written, Status>
+    async fn decide<F>(
+        &self,
+        name: &str,
+        audit: Option<Audit>,
+        decide: F,
+    ) -> Result<Written, Status>
     where
         F: FnOnce(Option<&crate::store::Object>, Revision) -> change::Verdict + Send + 'static,
     {
+        let named = name.to_owned();
+        let audited = move |current: Option<&crate::store::Object>, revision| {
+            let verdict = decide(current, revision);
+            if let Some(audit) = audit
+                && !matches!(verdict.0, Change::Keep)
+            {
+                audit.log(&named, revision);
+            }
+            verdict
+        };
         self.store
-            .write(key(name), decide)
+            .write(key(name), audited)
             .await
             .map_err(|error| store_status(&error))?
     }
+}
 
-    fn log(&self, verb: &str, identity: &Identity, name: &str, dry_run: bool) {
-        if !dry_run {
-            info!(verb, router = name, who = %identity, "router written");
+/// Who writes, for the line in the log. It is written with the decision, in the store's task: a client that leaves meanwhile cannot
+/// keep its write out of the log. A commit that fails after it is an error in the log too.
+struct Audit {
+    verb: &'static str,
+    who: String,
+}
+
+impl Audit {
+    fn new(verb: &'static str, identity: &Identity) -> Self {
+        Self {
+            verb,
+            who: identity.to_string(),
         }
+    }
+
+    fn log(&self, router: &str, revision: Revision) {
+        info!(verb = self.verb, router, who = self.who, %revision, "router written");
     }
 }
 
-fn respond(written: Written) -> Response<Body> {
+fn respond(written: Written, sight: Sight) -> Response<Body> {
     let code = if written.outcome == Outcome::Created {
         StatusCode::CREATED
     } else {
         StatusCode::OK
     };
-    let mut response = reply::bytes(code, written.object);
+    let mut response = reply::bytes(code, sight.show(&written.object));
     reply::warn(&mut response, &written.warnings);
     response
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
-use keel_certs::{Clients, LiveIdentity};
+use keel_certs::{Clients, Identity, LiveIdentity};
 use keel_fabric::quic::{Endpoint, Incoming, ListenAddr, QuicKeys};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -42,6 +42,9 @@ const ALPN_TCP: &[&[u8]] = &[b"h2", b"http/1.1"];
 pub struct Limits {
     /// Connections at once, over TCP and over QUIC each; more are turned away.
     pub connections: usize,
+    /// Connections without a client certificate at once, over TCP and QUIC together: they only join, and must not take the others'
+    /// places.
+    pub anonymous: usize,
     /// How long a TLS or QUIC handshake may take.
     pub handshake: Duration,
     /// How long the header of a request may take.
@@ -56,6 +59,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 1024,
+            anonymous: 64,
             handshake: Duration::from_secs(5),
             header: Duration::from_secs(5),
             body: Duration::from_secs(30),
@@ -137,22 +141,24 @@ impl ApiServer {
             metrics,
             alt_svc,
         } = self;
+        let common = Common {
+            handler,
+            limits,
+            metrics,
+            anonymous: Arc::new(Semaphore::new(limits.anonymous)),
+        };
         let mut listeners = JoinSet::new();
         for listener in tcp {
             let server = Tcp {
                 acceptor: acceptor.clone(),
-                handler: handler.clone(),
-                limits,
-                metrics: metrics.clone(),
+                common: common.clone(),
                 alt_svc: alt_svc.clone(),
                 permits: Arc::new(Semaphore::new(limits.connections)),
             };
             listeners.spawn(server.run(listener, stop.clone()));
         }
         let server = Quic {
-            handler,
-            limits,
-            metrics,
+            common,
             permits: Arc::new(Semaphore::new(limits.connections)),
         };
         listeners.spawn(server.run(quic.clone(), stop));
@@ -163,11 +169,32 @@ impl ApiServer {
     }
 }
 
-struct Tcp {
-    acceptor: TlsAcceptor,
+/// What every connection gets, whatever carries it.
+#[derive(Clone)]
+struct Common {
     handler: Arc<dyn Handler>,
     limits: Limits,
     metrics: Arc<TransportMetrics>,
+    anonymous: Arc<Semaphore>,
+}
+
+impl Common {
+    /// A place for a client that has shown who it is, or not. `None`: all places of those who have not are taken.
+    fn admit(&self, identity: Option<&Identity>) -> Option<Option<OwnedSemaphorePermit>> {
+        if identity.is_some() {
+            return Some(None);
+        }
+        let permit = self.anonymous.clone().try_acquire_owned();
+        if permit.is_err() {
+            self.metrics.limit_hit("anonymous");
+        }
+        permit.ok().map(Some)
+    }
+}
+
+struct Tcp {
+    acceptor: TlsAcceptor,
+    common: Common,
     alt_svc: HeaderValue,
     permits: Arc<Semaphore>,
 }
@@ -184,17 +211,15 @@ impl Tcp {
             match accepted {
                 Ok((stream, remote)) => {
                     let Ok(permit) = self.permits.clone().try_acquire_owned() else {
-                        self.metrics.limit_hit("connections");
+                        self.common.metrics.limit_hit("connections");
                         debug!(%remote, "too many connections: one more over TCP was turned away");
                         continue;
                     };
-                    let guard = (permit, self.metrics.connection("tcp"));
+                    let guard = (permit, self.common.metrics.connection("tcp"));
                     let serve = tcp::serve(
                         stream,
                         self.acceptor.clone(),
-                        self.handler.clone(),
-                        self.limits,
-                        self.metrics.clone(),
+                        self.common.clone(),
                         self.alt_svc.clone(),
                         stop.clone(),
                     );
@@ -216,9 +241,7 @@ impl Tcp {
 }
 
 struct Quic {
-    handler: Arc<dyn Handler>,
-    limits: Limits,
-    metrics: Arc<TransportMetrics>,
+    common: Common,
     permits: Arc<Semaphore>,
 }
 
@@ -233,9 +256,9 @@ impl Quic {
             };
             let Some(incoming) = incoming else { break };
             // Half full: whoever comes now must show first that it receives at its address.
-            let crowded = self.permits.available_permits() < self.limits.connections / 2;
+            let crowded = self.permits.available_permits() < self.common.limits.connections / 2;
             if crowded && !incoming.is_validated() {
-                self.metrics.limit_hit("unvalidated");
+                self.common.metrics.limit_hit("unvalidated");
                 incoming.retry();
                 continue;
             }
@@ -244,7 +267,7 @@ impl Quic {
                     connections.spawn(self.serve(incoming, permit, stop.clone()));
                 }
                 Err(_) => {
-                    self.metrics.limit_hit("connections");
+                    self.common.metrics.limit_hit("connections");
                     incoming.refuse();
                 }
             }
@@ -264,7 +287,8 @@ impl Quic {
         permit: OwnedSemaphorePermit,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + use<> {
-        let (handler, limits, metrics) = (self.handler.clone(), self.limits, self.metrics.clone());
+        let common = self.common.clone();
+        let (limits, metrics) = (common.limits, common.metrics.clone());
         async move {
             let remote = Remote::Quic(incoming.remote_address());
             let _counted = (permit, metrics.connection("quic"));
@@ -287,11 +311,18 @@ impl Quic {
                     );
                 }
             };
+            let Some(_place) = common.admit(identity.as_ref()) else {
+                debug!(%remote, "too many connections without a certificate: one more was turned away");
+                return connection.close(
+                    h3::error::Code::H3_EXCESSIVE_LOAD.value(),
+                    b"too many connections without a certificate",
+                );
+            };
             let caller = Caller { identity, remote };
             http3::serve(
                 connection,
                 caller,
-                handler,
+                common.handler,
                 limits,
                 metrics,
                 expiry(not_after),

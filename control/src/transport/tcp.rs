@@ -21,8 +21,8 @@ use tracing::debug;
 
 use super::adapter::MAX_FIELD_SECTION;
 use super::body::{Ending, Timed};
-use super::{Limits, TransportMetrics, expiry};
-use crate::http::{Body, Caller, Handler, Remote};
+use super::{Common, Limits, expiry};
+use crate::http::{Body, Caller, Remote};
 
 /// Silence after which an HTTP/2 peer is asked whether it is still there; it gets as long again to answer.
 const ALIVE: Duration = Duration::from_secs(10);
@@ -33,12 +33,11 @@ const MAX_STREAMS: u32 = 1024;
 pub(super) async fn serve(
     tcp: TcpStream,
     tls: TlsAcceptor,
-    handler: Arc<dyn Handler>,
-    limits: Limits,
-    metrics: Arc<TransportMetrics>,
+    common: Common,
     alt_svc: HeaderValue,
     stop: CancellationToken,
 ) {
+    let (limits, metrics) = (common.limits, common.metrics.clone());
     let Ok(address) = tcp.peer_addr() else { return };
     let remote = Remote::Tcp(address);
     // Small answers and events leave at once; without it they are only slower.
@@ -55,6 +54,10 @@ pub(super) async fn serve(
         Ok(peer) => peer,
         Err(error) => return debug!(%remote, %error, "client certificate names nobody"),
     };
+    let Some(_place) = common.admit(identity.as_ref()) else {
+        return debug!(%remote, "too many connections without a certificate: one more was turned away");
+    };
+    let handler = common.handler;
     let caller = Caller { identity, remote };
     let ending = stop.child_token();
     let service = service_fn(|request: http::Request<Incoming>| {

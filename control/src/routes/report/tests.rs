@@ -141,3 +141,45 @@ fn a_crowd_of_clients_does_not_blow_a_status_up() {
     );
     assert!(serde_json::to_vec(&status).unwrap().len() < 1 << 19);
 }
+
+#[test]
+fn ports_are_those_of_the_router_and_of_the_backend() {
+    let spec = serde_json::json!({"advertisedServices": [
+        {"name": "dns", "port": 53, "protocol": "TCP", "target": "10.0.0.5:5301"},
+        {"name": "dns", "port": 53, "protocol": "UDP", "target": "10.0.0.5:5302"},
+        {"name": "redis", "port": 6379},
+    ]});
+    let mut view = view();
+    for protocol in [Protocol::Udp, Protocol::Tcp] {
+        view.services.push(ServiceView {
+            service: "dns.default".parse().unwrap(),
+            port: 53,
+            protocol,
+            providers: Vec::new(),
+            clients: Vec::new(),
+        });
+    }
+    let status = status(&view, &context(spec), None, at(12));
+    let ports: Vec<_> = status
+        .active_services
+        .iter()
+        .map(|service| (service.port, service.local_port, service.target_port))
+        .collect();
+    let bound = Some(7000);
+    assert_eq!(
+        ports,
+        [
+            (Some(3306), bound, Some(3306)),
+            (Some(53), bound, Some(5302)),
+            (Some(53), bound, Some(5301)),
+            (Some(6379), bound, Some(6379)),
+        ]
+    );
+}
+
+#[test]
+fn a_router_that_never_ran_is_not_up_since_1970() {
+    let context = context(serde_json::json!({}));
+    let status = status(&RouterView::default(), &context, None, at(12));
+    assert_eq!(status.service_status.unwrap().uptime, "0s");
+}

@@ -91,10 +91,15 @@ async fn state_is_written_at_once_and_ticks_once_per_interval() {
     written.reach(3).await;
     assert!(start.elapsed() >= Duration::from_secs(29));
 
+    let mut long_up = view(100, &["web.default"]);
+    Arc::make_mut(&mut long_up).started = SystemTime::now() - Duration::from_secs(90);
+    views.send_replace(long_up);
     stop.cancel();
     tasks.join_next().await.unwrap().unwrap();
     let last = written.0.lock().unwrap().last().unwrap().clone();
     assert!(last.active_services.is_empty());
+    let uptime = &last.service_status.as_ref().unwrap().uptime;
+    assert!(uptime.starts_with("1m"), "{uptime}");
     assert_eq!(
         (
             last.conditions[0].kind.as_str(),

@@ -121,3 +121,75 @@ async fn a_refusal_reads_like_one_of_kubernetes() {
         ("Forbidden", "Status")
     );
 }
+
+#[tokio::test]
+async fn only_admins_are_shown_the_password_of_a_dashboard() {
+    let server = Server::new().await;
+    let start = server.store.current();
+    let spec = json!({"frps": {"webServer": {"port": 7500, "user": "u", "password": "s3cret"}}});
+    let made = server.post(ADMIN, &router("here", spec)).await.expect(201);
+    assert_eq!(made["spec"]["frps"]["webServer"]["password"], "s3cret");
+    let table = async |who: &str| {
+        let request = Request::builder()
+            .uri(format!("{ROUTERS}?includeObject=Object"))
+            .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")
+            .body(full(""))
+            .unwrap();
+        let body = server.send(who, request).await.into_body();
+        body.collect().await.unwrap().to_bytes()
+    };
+    for (who, shown) in [
+        (ADMIN, true),
+        ("/admin/cloud", true),
+        (POD, false),
+        (HERE, false),
+        (THERE, false),
+    ] {
+        let mut answers = vec![table(who).await];
+        for path in [
+            "/here".to_owned(),
+            String::new(),
+            "?watch=1&timeoutSeconds=1".to_owned(),
+            format!("?watch=1&timeoutSeconds=1&resourceVersion={start}"),
+        ] {
+            let answer = server.get(who, &format!("{ROUTERS}{path}")).await;
+            assert_eq!(answer.code, 200);
+            answers.push(answer.body);
+        }
+        for answer in answers {
+            let text = std::str::from_utf8(&answer).unwrap();
+            assert!(text.contains("7500"), "{who}: {text}");
+            assert_eq!(text.contains("s3cret"), shown, "{who}: {text}");
+        }
+    }
+    let status = with_status("here", json!({"cluster": "c"}));
+    let written = server.put(HERE, "here/status", &status).await.expect(200);
+    assert_eq!(written["spec"]["frps"]["webServer"]["user"], "u");
+    assert!(!written.to_string().contains("s3cret"));
+    let kept = &server.router("here").await["spec"]["frps"]["webServer"];
+    assert_eq!(kept["password"], "s3cret", "only the answer is without it");
+}
+
+#[tokio::test]
+async fn a_node_cannot_make_its_router_undeletable() {
+    let server = Server::new().await;
+    for (field, value) in [
+        ("finalizers", json!(["example.com/keep"])),
+        (
+            "ownerReferences",
+            json!([{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"}]),
+        ),
+    ] {
+        let mut sent = router("here", json!({}));
+        sent["metadata"][field] = value;
+        let refused = server.post(HERE, &sent).await;
+        assert_eq!(refused.code, 403, "{field}: {:?}", refused.body);
+        server.post(ADMIN, &sent).await.expect(201);
+        let none = json!({"metadata": {field: null}});
+        server.patch(ADMIN, "here", MERGE, &none).await.expect(200);
+        server.delete(ADMIN, "here", "").await.expect(200);
+    }
+    let mut sent = router("here", json!({}));
+    sent["metadata"]["finalizers"] = json!([]);
+    server.post(HERE, &sent).await.expect(201);
+}

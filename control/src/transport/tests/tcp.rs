@@ -4,6 +4,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use keel_certs::join_client_config;
 use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -150,11 +151,57 @@ async fn silent_peers_are_dropped_and_too_many_turned_away() {
     let mut more = TcpStream::connect(served.address).await.unwrap();
     let mut byte = [0];
     // Turned away at once, while the silent one has its time.
-    let ended = soon(tokio::io::AsyncReadExt::read(&mut more, &mut byte)).await;
+    let ended = soon(more.read(&mut byte)).await;
     assert!(matches!(ended, Ok(0) | Err(_)));
     assert_eq!(served.metrics.hits("connections"), 1);
-    let ended = soon(tokio::io::AsyncReadExt::read(&mut silent, &mut byte)).await;
+    let ended = soon(silent.read(&mut byte)).await;
     assert!(matches!(ended, Ok(0) | Err(_)));
     assert_eq!(served.metrics.hits("handshake_time"), 1);
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn those_without_a_certificate_have_few_places_and_take_none_of_the_others() {
+    let (fabric, live) = fabric();
+    let limits = Limits {
+        anonymous: 1,
+        ..Limits::default()
+    };
+    let served = Served::start(&live, TestHandler::new(), limits);
+    let nobody = join_client_config(&fabric.pin(), &[b"http/1.1"]);
+    let mut first = connect(&served, nobody.clone()).await.unwrap();
+    first
+        .write_all(b"GET /who HTTP/1.1\r\nhost: keel\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = [0; 15];
+    soon(first.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+
+    let mut second = connect(&served, nobody).await.unwrap();
+    let ended = soon(second.read(&mut answer)).await;
+    assert!(matches!(ended, Ok(0) | Err(_)));
+    assert_eq!(served.metrics.hits("anonymous"), 1);
+    let tls = join_client_config(&fabric.pin(), &[crate::transport::ALPN_H3]);
+    let body = serde_json::json!({});
+    let server = served.server();
+    let refused = crate::client::post(&server, tls.clone(), "/echo", &body);
+    assert!(soon(refused).await.is_err());
+    assert_eq!(served.metrics.hits("anonymous"), 2);
+
+    let known = served.client(&fabric.node("b"), "a");
+    let answer = soon(known.request(get("/who"))).await.unwrap();
+    assert_eq!(text(answer).await, "/node/b");
+    drop(first);
+    soon(async {
+        // The place is free a moment after the connection is gone.
+        while crate::client::post(&server, tls.clone(), "/echo", &body)
+            .await
+            .is_err()
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     served.stop().await;
 }
