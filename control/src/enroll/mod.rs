@@ -39,6 +39,7 @@ pub use issuers::{LocalIssuer, NodeSocketIssuer, RemoteIssuer, SocketIssuer, ren
 pub use join::JoinError;
 pub use local::LocalError;
 pub use sockets::{BindSocketError, LocalSockets};
+pub use tokens::{MAX_LIFE as MAX_TOKEN_LIFE, MAX_USES as MAX_TOKEN_USES};
 pub use wire::{NodeInfo, TokenInfo};
 
 /// Largest body that any of these paths takes, in bytes: a request is a few kilobytes.

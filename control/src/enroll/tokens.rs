@@ -12,7 +12,9 @@ use crate::api::Reason;
 use crate::store::{TokenRecord, TokenScope};
 
 /// The longest life of a token.
-const MAX_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const MAX_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The most uses of a token: enough for any fleet, and a typing error shows.
+pub const MAX_USES: u32 = 10_000;
 
 pub(super) async fn create(inner: &Inner, request: TokenRequest) -> Answer<TokenAnswer> {
     if matches!(request.scope, TokenScope::Node { .. }) && inner.root.is_none() {
@@ -31,8 +33,10 @@ pub(super) async fn create(inner: &Inner, request: TokenRequest) -> Answer<Token
             "the life of a token (--ttl) is between 1s and 30d",
         ));
     }
-    if request.uses == 0 {
-        return Err(bad_request("a token is good for at least one use (--uses)"));
+    if !(1..=MAX_USES).contains(&request.uses) {
+        return Err(bad_request(format!(
+            "a token is good for 1 to {MAX_USES} uses (--uses)"
+        )));
     }
     let endpoint = endpoint(inner, request.endpoint)?;
     let pin = inner.authority.pin().map_err(|error| internal(&error))?;

@@ -1,6 +1,6 @@
 //! `keel kubeconfig`: everything that kubectl needs, in one file on standard output.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use data_encoding::BASE64;
@@ -31,8 +31,12 @@ pub(crate) struct Flags {
     server: Option<keel_fabric::quic::HostPort>,
 }
 
+/// What an admin's certificate may live.
+const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30 * 24 * 3600));
+
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
-    let admin = access::Admin::get(&flags.node.path(), flags.user, Some(flags.ttl.0)).await?;
+    let ttl = flags.ttl.within("--ttl", TTL.0, TTL.1)?;
+    let admin = access::Admin::get(&flags.node.path(), flags.user, Some(ttl)).await?;
     let server = flags.server.unwrap_or(admin.server);
     answer(&render(
         &admin.live,

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{NodeDir, access, answer, routers};
 use crate::errors::{Usage, chain};
+use crate::settings::describe;
 
 /// The kinds there are.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -132,33 +133,10 @@ pub(crate) async fn apply(flags: ApplyFlags) -> anyhow::Result<()> {
             .and_then(|file| file.take(INPUT_MAX).read_to_string(&mut text)),
     };
     read.with_context(|| format!("cannot read {place}"))?;
-    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text)
-        .map_err(|error| Usage(format!("{place}: {}", error.without_snippet())))?;
-    let documents: Vec<_> = documents
-        .into_iter()
-        .filter(|document| !document.is_null())
-        .collect();
-    if documents.is_empty() {
-        bail!(Usage(format!("{place}: there is no resource in it")));
-    }
+    // All of it is understood before any of it is applied.
+    let routers = routers_in(&text).map_err(|error| Usage(format!("{place}: {error}")))?;
     let client = client(&flags.node).await?;
-    for document in documents {
-        let kind = document["kind"].as_str().unwrap_or_default().to_owned();
-        let name = document["metadata"]["name"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        if kind != "Router" {
-            bail!(Usage(format!(
-                "{place}: kind {kind:?} is not known; there is Router"
-            )));
-        }
-        let node: NodeName = name.parse().map_err(|error| {
-            Usage(format!(
-                "{place}: metadata.name {name:?}: {}",
-                chain(&error)
-            ))
-        })?;
+    for (node, document) in routers {
         let what = format!("router {node}");
         answer(&format!(
             "{what} {}\n",
@@ -168,6 +146,57 @@ pub(crate) async fn apply(flags: ApplyFlags) -> anyhow::Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// The Routers of all documents, lists taken apart, or what is wrong with the first that is none.
+fn routers_in(text: &str) -> Result<Vec<(NodeName, serde_json::Value)>, String> {
+    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(text).map_err(|error| {
+        let (line, reason) = describe(&error);
+        format!("line {line}: {reason}")
+    })?;
+    let mut routers = Vec::new();
+    for mut document in documents {
+        if document.is_null() {
+            continue;
+        }
+        if !matches!(document["kind"].as_str(), Some("List" | "RouterList")) {
+            routers.push(router(document)?);
+            continue;
+        }
+        let serde_json::Value::Array(items) = document["items"].take() else {
+            return Err("a List without items".to_owned());
+        };
+        for mut item in items {
+            // The items of a RouterList need not say what they are.
+            if document["kind"] == "RouterList" && item.is_object() {
+                item["kind"] = "Router".into();
+                item["apiVersion"] = format!("{GROUP}/{VERSION}").into();
+            }
+            routers.push(router(item)?);
+        }
+    }
+    if routers.is_empty() {
+        return Err("there is no resource in it".to_owned());
+    }
+    Ok(routers)
+}
+
+fn router(document: serde_json::Value) -> Result<(NodeName, serde_json::Value), String> {
+    let kind = document["kind"].as_str().unwrap_or_default();
+    if kind != "Router" {
+        return Err(format!("kind {kind:?} is not known; there is Router"));
+    }
+    let version = document["apiVersion"].as_str().unwrap_or_default();
+    if version != format!("{GROUP}/{VERSION}") {
+        return Err(format!(
+            "apiVersion {version:?} is not known; a Router has {GROUP}/{VERSION}"
+        ));
+    }
+    let name = document["metadata"]["name"].as_str().unwrap_or_default();
+    let node = name
+        .parse()
+        .map_err(|error| format!("metadata.name {name:?}: {}", chain(&error)))?;
+    Ok((node, document))
 }
 
 /// Merges the document into the object that is there, or creates it.
@@ -270,4 +299,39 @@ pub(crate) async fn watch(flags: WatchFlags, stop: CancellationToken) -> anyhow:
 
 async fn client(node: &NodeDir) -> anyhow::Result<Client> {
     access::Admin::get(&node.path(), None, None).await?.client()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "apiVersion: edge.example.com/v1\nkind: Router\n";
+
+    #[test]
+    fn documents_and_lists_are_understood_as_a_whole() {
+        let two = format!("{HEAD}metadata: {{name: a}}\n---\n{HEAD}metadata: {{name: b}}\n---\n");
+        let list = r#"{"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "edge.example.com/v1", "kind": "Router", "metadata": {"name": "a"}},
+            {"apiVersion": "edge.example.com/v1", "kind": "Router", "metadata": {"name": "b"}}]}"#;
+        let own = "kind: RouterList\nitems: [{metadata: {name: a}}, {metadata: {name: b}}]";
+        for text in [&two, list, own] {
+            let names: Vec<_> = routers_in(text)
+                .unwrap()
+                .iter()
+                .map(|(node, _)| node.to_string())
+                .collect();
+            assert_eq!(names, ["a", "b"]);
+        }
+        for (tail, word) in [
+            ("---\nkind: Nope\n", "Nope"),
+            ("---\nkind: Router\n", "apiVersion"),
+            ("---\nkind: List\n", "items"),
+            ("---\nkind: List\nitems: [1]\n", "kind"),
+            ("---\na: 1\na: 2\n", "duplicate"),
+        ] {
+            let error = routers_in(&(two.clone() + tail)).unwrap_err();
+            assert!(error.contains(word) && !error.contains("Policy"), "{error}");
+        }
+        assert!(routers_in("---\n").unwrap_err().contains("no resource"));
+    }
 }

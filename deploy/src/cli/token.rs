@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{ArgGroup, Subcommand};
 use keel_certs::{Namespace, NodeName, PodName, TokenId};
-use keel_control::enroll::local;
 use keel_control::enroll::wire::{TokenInfo, TokenRequest};
+use keel_control::enroll::{MAX_TOKEN_LIFE, MAX_TOKEN_USES, local};
 use keel_control::store::TokenScope;
 use keel_fabric::quic::HostPort;
 
@@ -43,7 +43,7 @@ enum Command {
         #[arg(long, value_name = "TIME", default_value = "10m")]
         ttl: Span,
         /// For how many
-        #[arg(long, value_name = "COUNT", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, value_name = "COUNT", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_TOKEN_USES)))]
         uses: u32,
         /// Where to join, if not the first advertised host
         #[arg(long, value_name = "HOST:PORT")]
@@ -79,6 +79,9 @@ impl std::str::FromStr for Workload {
     }
 }
 
+/// Lives are counted in seconds.
+const SECOND: Duration = Duration::from_secs(1);
+
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let socket = access::socket(&flags.node.path());
     match flags.command {
@@ -99,7 +102,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
             let endpoint = endpoint.map(|endpoint| endpoint.to_string());
             let request = TokenRequest {
                 scope,
-                ttl_seconds: ttl.0.as_secs(),
+                ttl_seconds: ttl.within("--ttl", SECOND, MAX_TOKEN_LIFE)?.as_secs(),
                 uses,
                 endpoint,
             };
@@ -153,4 +156,36 @@ fn table(tokens: &[TokenInfo], now: SystemTime) -> String {
         })
         .collect();
     render(&["ID", "FOR", "USES LEFT", "STATE"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Keel {
+        #[command(flatten)]
+        flags: Flags,
+    }
+
+    fn create(flag: &str, value: &str) -> Result<Flags, clap::Error> {
+        Keel::try_parse_from(["token", "create", flag, value]).map(|keel| keel.flags)
+    }
+
+    #[tokio::test]
+    async fn uses_and_life_have_bounds_and_beyond_them_is_wrong_usage() {
+        assert!(create("--uses", "10000").is_ok());
+        for uses in ["0", "10001", "4000000000"] {
+            assert_eq!(create("--uses", uses).unwrap_err().exit_code(), 2);
+        }
+        for life in ["0s", "999ms", "31d"] {
+            let error = run(create("--ttl", life).unwrap()).await.unwrap_err();
+            assert!(
+                error.is::<Usage>() && error.to_string().contains(life),
+                "{error}"
+            );
+        }
+    }
 }

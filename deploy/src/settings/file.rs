@@ -37,18 +37,28 @@ fn parse<T: DeserializeOwned + Default>(text: &str, path: &Path) -> Result<T, Fi
     }
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let reason = error.without_snippet().to_string();
-        // The place stands in front, as compilers write it.
-        let reason = reason
-            .rsplit_once(" at line ")
-            .map_or(reason.as_str(), |(reason, _)| reason)
-            .to_owned();
+        let (line, reason) = describe(&error);
         FileError::Parse {
             path: path.to_owned(),
-            line: error.location().map_or(0, |at| at.line()),
+            line,
             reason,
         }
     })
+}
+
+/// Line and reason of an error in YAML, in words for who wrote it.
+pub(crate) fn describe(error: &serde_saphyr::Error) -> (u64, String) {
+    let reason = error.without_snippet().to_string();
+    // The place stands in front, as compilers write it.
+    let reason = reason
+        .rsplit_once(" at line ")
+        .map_or(reason.as_str(), |(reason, _)| reason);
+    // The parser's advice is for programmers.
+    let reason = reason
+        .split_once(", set DuplicateKeyPolicy")
+        .map_or(reason, |(reason, _)| reason);
+    let line = error.location().map_or(0, |at| at.line());
+    (line, reason.to_owned())
 }
 
 /// Why a configuration file was not taken.
@@ -116,6 +126,26 @@ mod tests {
             assert!(error.contains(word), "{error}");
         }
         assert!(node("nodeName: [").is_err());
+        let twice = node("nodeName: a\nnodeName: b\n").unwrap_err().to_string();
+        assert!(
+            twice.contains("nodeName") && !twice.contains("Policy"),
+            "{twice}"
+        );
+    }
+
+    #[test]
+    fn a_list_may_be_one_text_as_on_the_command_line() {
+        let flags = node("advertise: a:1\npeer: b=b:2, c=c:3\nlocalNamespaces: [x]\n").unwrap();
+        assert_eq!((flags.advertise.len(), flags.peer.len()), (1, 2));
+        assert!(
+            node("advertise: {a: 1}\n")
+                .unwrap_err()
+                .to_string()
+                .contains("a list of texts")
+        );
+        let flags: SidecarFlags =
+            parse("mappedServices: mysql,redis\n", Path::new("s.yaml")).unwrap();
+        assert_eq!(flags.mapped_services, ["mysql", "redis"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod node;
 mod sidecar;
 mod values;
 
+pub(crate) use file::describe;
 pub use file::{FileError, read as read_file};
 pub use node::{NodeFlags, NodeSettings, Part, StoreUrl};
 pub use sidecar::{Machine, SidecarFlags, SidecarSettings};

@@ -27,6 +27,7 @@ pub struct SidecarFlags {
         value_name = "SERVICES",
         value_delimiter = ','
     )]
+    #[serde(deserialize_with = "values::texts")]
     pub mapped_services: Vec<String>,
     /// Services to publish from here: name[.namespace][:port]=host:port, comma separated
     #[arg(
@@ -35,6 +36,7 @@ pub struct SidecarFlags {
         value_name = "SERVICES",
         value_delimiter = ','
     )]
+    #[serde(deserialize_with = "values::texts")]
     pub published_services: Vec<String>,
     /// Addresses that mapped services get [default: 127.0.66.0/24]
     #[arg(long, env = "SIDECAR_IP_RANGE", value_name = "CIDR")]
@@ -50,6 +52,7 @@ pub struct SidecarFlags {
         value_name = "ADDR",
         value_delimiter = ','
     )]
+    #[serde(deserialize_with = "values::texts")]
     pub dns_upstream: Vec<String>,
     /// More zones that are ours alone, besides clusterset.local
     #[arg(
@@ -58,6 +61,7 @@ pub struct SidecarFlags {
         value_name = "ZONE",
         value_delimiter = ','
     )]
+    #[serde(deserialize_with = "values::texts")]
     pub dns_zone: Vec<String>,
     /// The APIServer [default: what the node's socket or the token says]
     #[arg(long, env = "SIDECAR_APISERVER", value_name = "URL")]

@@ -9,7 +9,9 @@ use std::time::Duration;
 use keel_certs::JoinToken;
 use keel_certs::NodeName;
 use keel_fabric::quic::HostPort;
-use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Visitor};
+
+use crate::errors::Usage;
 
 /// A length of time written with units: `10s`, `1h30m`, `250ms`, `7d`.
 ///
@@ -48,6 +50,23 @@ impl FromStr for Span {
             total = total.checked_add(part).ok_or_else(bad)?;
         }
         Ok(Self(total))
+    }
+}
+
+impl Span {
+    /// The length of time, if it is between `least` and `most`.
+    ///
+    /// # Errors
+    /// It is not; the error names `flag` and the bounds.
+    pub fn within(self, flag: &str, least: Duration, most: Duration) -> Result<Duration, Usage> {
+        if (least..=most).contains(&self.0) {
+            return Ok(self.0);
+        }
+        Err(Usage(format!(
+            "{flag} {self} is out of range: {} to {}",
+            Self(least),
+            Self(most)
+        )))
     }
 }
 
@@ -238,17 +257,39 @@ where
     text.parse().map(Some).map_err(D::Error::custom)
 }
 
-/// The same for lists: a sequence of texts.
+/// The same for lists: a sequence of texts, or one text with commas as on the command line.
 pub(crate) fn texts<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err: fmt::Display>,
 {
-    let texts = Vec::<String>::deserialize(deserializer)?;
+    let texts = deserializer.deserialize_any(Texts)?;
     texts
         .iter()
         .map(|text| text.parse().map_err(D::Error::custom))
         .collect()
+}
+
+struct Texts;
+
+impl<'de> Visitor<'de> for Texts {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text or a list of texts")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Vec<String>, E> {
+        Ok(text.split(',').map(|one| one.trim().to_owned()).collect())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut all: A) -> Result<Vec<String>, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = all.next_element()? {
+            texts.push(text);
+        }
+        Ok(texts)
+    }
 }
 
 #[cfg(test)]

@@ -118,7 +118,13 @@ fn tls(alert: u8, reason: &str) -> Lost {
         NO_APPLICATION_PROTOCOL => "the peer does not speak this protocol (ALPN)",
         _ => "handshake failed",
     };
-    let text = if reason.is_empty() {
+    // What our own verifier says is a whole sentence with its remedy; rustls wraps it in the names of its types.
+    let own = reason
+        .split_once("Other(OtherError(")
+        .and_then(|(_, rest)| rest.strip_suffix("))"));
+    let text = if let Some(own) = own {
+        own.to_owned()
+    } else if reason.is_empty() {
         meaning.to_owned()
     } else {
         format!("{meaning}: {reason}")
@@ -203,5 +209,24 @@ impl From<quinn::WriteError> for WriteError {
             quinn::WriteError::ConnectionLost(error) => Self::Lost(error.into()),
             _ => Self::Closed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_our_verifier_says_stands_alone() {
+        let wrapped = "invalid peer certificate: Other(OtherError(wrong endpoint (of c)))";
+        assert_eq!(
+            tls(46, wrapped).to_string(),
+            "TLS failed: wrong endpoint (of c)"
+        );
+        let plain = tls(45, "it is late").to_string();
+        assert!(
+            plain.contains("both clocks") && plain.ends_with(": it is late"),
+            "{plain}"
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! The keys that make a restarted endpoint recognise, and be recognised by, the peers it had.
 
 use std::fmt;
+use std::fs::DirBuilder;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,15 +59,20 @@ impl QuicKeys {
         }
     }
 
-    /// Reads `reset.key`, `cid.key` and `token.key` in `dir`; makes those that are missing, with mode 0600.
+    /// Reads `reset.key`, `cid.key` and `token.key` in `dir`; makes what is missing: the directory with mode 0700, the
+    /// files with mode 0600.
     ///
     /// # Errors
     /// [`KeysError`] names the file.
     pub fn load_or_create(dir: &Path) -> Result<Self, KeysError> {
-        std::fs::create_dir_all(dir).map_err(|source| KeysError::Io {
-            path: dir.to_owned(),
-            source,
-        })?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|source| KeysError::Io {
+                path: dir.to_owned(),
+                source,
+            })?;
         Ok(Self {
             reset: load_key(&dir.join("reset.key"))?,
             cid: load_key(&dir.join("cid.key"))?,
