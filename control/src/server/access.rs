@@ -9,8 +9,9 @@
 //! | fabric admin        | yes  | yes                 | yes                    | -                        | yes                 |
 //! | admin of another    | no   | no                  | no                     | -                        | no                  |
 //!
-//! Without a client certificate only enrolment answers. "Stamped": the status gets the revision of the commit as its
-//! `source.revision`. "If newer": it is taken only if its `source.revision` is higher than the one held; that is how this node
+//! Only admins are shown `spec.frps.webServer.password`. Without a client certificate only enrolment answers.
+//!
+//! "Stamped": the status gets the revision of the commit as its `source.revision`. "If newer": it is taken only if its `source.revision` is higher than the one held; that is how this node
 //! keeps what its syncer pulled, and how another node pushes.
 
 use keel_certs::{NodeName, Subject};
@@ -35,7 +36,7 @@ pub(super) enum Grant {
     Denied,
     /// Yes.
     Full,
-    /// Yes, as long as the spec is empty.
+    /// Yes, as long as the spec is empty, and without finalizers and owners.
     EmptySpec,
     /// Yes, if `status.source.revision` is higher than the one held; a missing router is created.
     Newer,

@@ -193,3 +193,13 @@ async fn a_node_cannot_make_its_router_undeletable() {
     sent["metadata"]["finalizers"] = json!([]);
     server.post(HERE, &sent).await.expect(201);
 }
+
+#[tokio::test]
+async fn a_server_without_its_store_is_not_healthy() {
+    let server = Server::new().await;
+    assert_eq!(server.get(POD, "/readyz").await.code, 200);
+    server.store.close().await;
+    for path in ["/healthz", "/livez", "/readyz"] {
+        assert_eq!(server.get(POD, path).await.code, 503, "{path}");
+    }
+}
