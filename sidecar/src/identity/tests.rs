@@ -1,5 +1,5 @@
 use keel_certs::fixture::Fabric;
-use keel_certs::{ClusterName, DataDir, Hosts, INTERMEDIATE_LIFE, LEAF_LIFE};
+use keel_certs::{ClusterName, DataDir, Hosts, INTERMEDIATE_LIFE, LEAF_LIFE, MIN_LIFE};
 use keel_control::enroll::{Enrolment, EnrolmentConfig, LocalSockets, NodeInfo};
 use keel_control::store::{Store, StoreConfig};
 use tokio::sync::watch;
@@ -16,6 +16,15 @@ fn lookup(state: Option<&Path>) -> Lookup {
 
 /// A node's workload socket in `dir`, whose APIServer is said to be at port 7999.
 async fn node(fabric: &Fabric, dir: &Path, tasks: &mut JoinSet<()>) -> PathBuf {
+    node_giving(LEAF_LIFE, fabric, dir, tasks).await
+}
+
+async fn node_giving(
+    leaf_life: Duration,
+    fabric: &Fabric,
+    dir: &Path,
+    tasks: &mut JoinSet<()>,
+) -> PathBuf {
     let data = DataDir::open(dir).unwrap();
     let info = NodeInfo {
         node: "a".parse().unwrap(),
@@ -30,7 +39,7 @@ async fn node(fabric: &Fabric, dir: &Path, tasks: &mut JoinSet<()>) -> PathBuf {
     let config = EnrolmentConfig {
         info: watch::channel(Arc::new(info)).1,
         hosts: Hosts::local(),
-        leaf_life: LEAF_LIFE,
+        leaf_life,
         intermediate_life: INTERMEDIATE_LIFE,
         local_namespaces: Default::default(),
         owner: nix::unistd::getuid().as_raw(),
@@ -162,6 +171,49 @@ async fn a_token_whose_server_is_away_is_tried_again_with_the_same_key() {
         "the secret is never shown: {error}"
     );
     assert!(error.contains(&token.id.to_string()), "{error}");
+}
+
+/// The network's way to the node: always gives the same certificate, which is how the test knows it.
+struct Network(LiveIdentity);
+
+impl Issuer for Network {
+    fn renew(&self, _: &Csr) -> BoxFuture<'static, Result<Renewed, RenewError>> {
+        let renewed = (self.0.chain(), self.0.roots());
+        Box::pin(async { Ok(renewed) })
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_asks_the_nodes_own_socket_and_then_the_network() {
+    let (fabric, other) = (Fabric::new(), Fabric::new());
+    let (dir, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut tasks = JoinSet::new();
+    let socket = node_giving(MIN_LIFE, &fabric, dir.path(), &mut tasks).await;
+    let live = fabric.pod("a", "default", "app-0");
+    let remote = fabric.pod("a", "default", "app-0");
+    let issuer = |who: &LiveIdentity, sockets: &[&PathBuf]| NodeIssuer {
+        who: who.identity().subject,
+        sockets: sockets.iter().map(|socket| (*socket).clone()).collect(),
+        remote: Arc::new(Network(remote.clone())),
+    };
+    let csr = || KeyPair::generate().unwrap().csr().unwrap();
+    let missing = there.path().join("workload.sock");
+
+    let (chain, roots) = issuer(&live, &[&missing, &socket])
+        .renew(&csr())
+        .await
+        .unwrap();
+    assert_ne!(chain.certs, remote.chain().certs, "by the socket");
+    assert_eq!(roots, fabric.roots());
+    let life = chain.not_after.duration_since(SystemTime::now()).unwrap();
+    assert!(life <= MIN_LIFE, "as short as the node gives it: {life:?}");
+
+    // No socket, and one of another node than the one that vouches for us.
+    let elsewhere = other.pod("b", "default", "app-0");
+    for (who, socket) in [(&live, &missing), (&elsewhere, &socket)] {
+        let (chain, _) = issuer(who, &[socket]).renew(&csr()).await.unwrap();
+        assert_eq!(chain.certs, remote.chain().certs, "over the network");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::support::{LONG, Node, Pod, echo, ending, exchange, range, state_dir};
+use crate::support::{Counted, Frozen, LONG, Node, Pod, echo, ending, exchange, range, state_dir};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use tokio::net::{TcpListener, UdpSocket};
@@ -239,4 +239,45 @@ async fn a_router_that_is_away_costs_one_connection_a_moment_and_the_next_none()
         "{:?}",
         start.elapsed()
     );
+}
+
+#[tokio::test]
+async fn an_open_without_an_answer_goes_to_nobody_else() {
+    let (node, mut tasks) = (Node::start("a").await, JoinSet::new());
+    let backend = echo(&mut tasks).await;
+    let mut config = node.pod("app-0");
+    config.ip_range = range(8);
+    config.connect_timeout = Duration::from_millis(700);
+    let mut consumer = Pod::start(config, "mysql:3306", "").await;
+    let address = consumer.address().await;
+
+    // One provider stops as a machine does that is cut off: its router lists it until the connection has timed out.
+    let mut frozen = Frozen::start(node.pod("db-0"), format!("mysql:3306={backend}"));
+    let served = async { while exchange(address, b"ping").await.is_err() {} };
+    timeout(LONG, served).await.unwrap();
+    frozen.freeze();
+    let counted = Counted::before(backend, &mut tasks).await;
+    let published = format!("mysql:3306={}", counted.address);
+    let _healthy = Pod::start(node.pod("db-1"), "", &published).await;
+
+    let (mut answered, mut reset) = (0, 0);
+    let both = async {
+        while answered == 0 || reset == 0 {
+            let start = Instant::now();
+            match exchange(address, b"ping").await {
+                Ok(answer) => {
+                    assert_eq!(answer, b"ping");
+                    answered += 1;
+                }
+                Err(error) => {
+                    // It may be on its way to the one that is silent, so it waits for that one and for nobody else.
+                    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+                    assert!(start.elapsed() >= Duration::from_millis(700));
+                    reset += 1;
+                }
+            }
+        }
+    };
+    timeout(LONG, both).await.unwrap();
+    assert_eq!(counted.connections(), answered);
 }

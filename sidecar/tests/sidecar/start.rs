@@ -1,9 +1,12 @@
 //! What is said when something that was asked for is not to be had, and what gives way.
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use crate::support::{LONG, ending, range};
 use keel_sidecar::config::ListenOn;
+use keel_sidecar::listener::PortState;
 use keel_sidecar::spec::parse_mapped;
 use keel_sidecar::{Sidecar, SidecarConfig, StartError};
 use prometheus_client::registry::Registry;
@@ -148,6 +151,73 @@ async fn without_an_identity_it_waits_is_not_ready_and_resets_connections() {
         .unwrap()
         .unwrap()
         .unwrap();
+}
+
+/// Set in the child of the test that must not be root.
+const UNPRIVILEGED: &str = "KEEL_TEST_UNPRIVILEGED";
+
+/// Runs this test again as nobody, from a copy of this program that everybody may run. False if that cannot be done here.
+fn again_as_nobody(name: &str) -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    let everybody = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), everybody).unwrap();
+    let ran = std::process::Command::new(copy)
+        .args([name, "--exact", "--nocapture"])
+        .env(UNPRIVILEGED, "1")
+        .env_remove("TMPDIR")
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .output();
+    let Ok(output) = ran else { return false };
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+    true
+}
+
+#[tokio::test]
+async fn a_port_that_is_not_permitted_fails_alone_and_says_how_to_allow_it() {
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    if first.is_ok_and(|first| first.trim().parse::<u16>().is_ok_and(|first| first <= 80)) {
+        eprintln!("SKIPPED: everybody may listen on port 80 here (ip_unprivileged_port_start)");
+        return;
+    }
+    let child = std::env::var_os(UNPRIVILEGED).is_some();
+    if !child && nix::unistd::geteuid().is_root() {
+        let name = "start::a_port_that_is_not_permitted_fails_alone_and_says_how_to_allow_it";
+        if !again_as_nobody(name) {
+            eprintln!("SKIPPED: a program cannot be run as another user here");
+        }
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let mut config = config(root.path(), 27);
+    config.mapped = parse_mapped("mysql:3306,web:80,web:8080", &config.namespace).unwrap();
+    let sidecar = start(config, &CancellationToken::new()).await.unwrap();
+    let states = sidecar.mappings().borrow().clone();
+    let state = |name: &str, port: u16| {
+        let found = states
+            .iter()
+            .find(|state| state.target.service.name.as_ref() == name);
+        found.unwrap().ports[&port].clone()
+    };
+    assert_eq!(state("mysql", 3306), PortState::Listening);
+    assert_eq!(state("web", 8080), PortState::Listening);
+    let PortState::Failed(why) = state("web", 80) else {
+        panic!("port 80 was permitted");
+    };
+    for remedy in ["ip_unprivileged_port_start=80", "cap_net_bind_service"] {
+        assert!(why.contains(remedy), "{why}");
+    }
 }
 
 #[tokio::test]

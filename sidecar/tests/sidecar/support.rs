@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -334,4 +335,81 @@ pub(crate) async fn ending(address: SocketAddr) -> (Duration, std::io::Result<us
 /// The state directory of a pod without `--state-dir`.
 pub(crate) fn state_dir(root: &Path, pod: &str) -> PathBuf {
     root.join("sidecar").join(format!("default.{pod}"))
+}
+
+/// A provider on a thread of its own, which can be stopped in the middle of whatever it does.
+pub(crate) struct Frozen {
+    freeze: Option<tokio::sync::oneshot::Sender<()>>,
+    end: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Frozen {
+    pub(crate) fn start(config: SidecarConfig, published: String) -> Self {
+        let (freeze, frozen) = tokio::sync::oneshot::channel();
+        let (end, ended) = std::sync::mpsc::channel();
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let _pod = Pod::start(config, "", &published).await;
+                let _ = frozen.await;
+                // Nothing of the runtime runs meanwhile, and the sockets stay open.
+                let _ = ended.recv();
+            });
+        };
+        Self {
+            freeze: Some(freeze),
+            end: Some(end),
+            thread: Some(std::thread::spawn(run)),
+        }
+    }
+
+    pub(crate) fn freeze(&mut self) {
+        let _ = self.freeze.take().unwrap().send(());
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Whichever it waits for: the loss of the other end wakes it.
+        (self.freeze, self.end) = (None, None);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+/// A way to a backend that counts who takes it.
+pub(crate) struct Counted {
+    pub(crate) address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Counted {
+    pub(crate) async fn before(backend: SocketAddr, tasks: &mut JoinSet<()>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, connections) = (listener.local_addr().unwrap(), Arc::default());
+        let count: Arc<AtomicUsize> = Arc::clone(&connections);
+        tasks.spawn(async move {
+            let mut all = JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
+                all.spawn(async move {
+                    let mut far = TcpStream::connect(backend).await.unwrap();
+                    // A client that resets is no failure of the way.
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        Self {
+            address,
+            connections,
+        }
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
 }
