@@ -97,6 +97,8 @@ pub struct ConsumerFlow {
     links: Option<Links>,
     target: Option<Target>,
     failed: Option<EndReason>,
+    /// A leg that is being dialled; whoever waits for events may stop and come back.
+    redial: Option<Redial>,
     /// Pause before the next attempt at a leg, and the number of resumes when it was set.
     pause: (Duration, u32),
     told: bool,
@@ -138,6 +140,7 @@ impl ConsumerFlow {
             links: None,
             target: None,
             failed: None,
+            redial: None,
             pause: (BACKOFF, 0),
             told: false,
         }
@@ -168,6 +171,13 @@ impl ConsumerFlow {
     }
 
     async fn try_open(&mut self, links: &Links, target: &Target) -> Result<(), OpenError> {
+        if self.pump.is_none() && !Buffers::have_room(&self.config.metrics) {
+            self.config.metrics.hit("buffers");
+            return Err(OpenError::Refused {
+                code: RefuseCode::Limit,
+                text: "the memory for flows of this process is used up".to_owned(),
+            });
+        }
         let link = links.link(&target.router).await?;
         let (send, recv) = link.open_leg().await.map_err(|lost| LinkError::Lost {
             node: target.router.node.clone(),
@@ -180,6 +190,7 @@ impl ConsumerFlow {
                     return Err(OpenError::Lost);
                 }
                 pump.restarted();
+                self.redial = None;
                 pump
             }
             None => {
@@ -219,16 +230,15 @@ impl ConsumerFlow {
         else {
             return None;
         };
-        let mut redial: Option<Redial> = None;
         loop {
-            let Some(dialling) = &mut redial else {
+            let Some(dialling) = &mut self.redial else {
                 match pump.event().await {
                     Event::WantsLeg => {
                         let resumes = pump.flow().stats().resumes;
                         if self.pause.1 != resumes {
                             self.pause = (BACKOFF, resumes);
                         }
-                        redial = Some(dial_again(
+                        self.redial = Some(dial_again(
                             links.clone(),
                             target.router.clone(),
                             self.pause.0,
@@ -242,7 +252,7 @@ impl ConsumerFlow {
             tokio::select! {
                 event = pump.event() => return Some(event),
                 (send, recv) = dialling => {
-                    redial = None;
+                    self.redial = None;
                     if let Some(generation) = pump.flow_mut().resume(Instant::now()) {
                         pump.attach(Leg::new(generation, send, recv, Decoder::new()));
                     }

@@ -49,6 +49,17 @@ struct Table {
     order: VecDeque<(Instant, Key)>,
 }
 
+/// What the table says of a flow that a leg asks for.
+#[derive(Debug)]
+enum Found {
+    Live(mpsc::Sender<IncomingLeg>),
+    Finished(GoneCode),
+    /// It was entered just now; legs for it come here.
+    New(HostPort, mpsc::Receiver<IncomingLeg>),
+    Refused(RefuseCode, String),
+    Unknown,
+}
+
 /// Where a leg came from.
 #[derive(Debug)]
 pub(crate) struct Via {
@@ -94,35 +105,49 @@ impl Terminator {
             Header::Resume(resume) => (resume.flow, None),
         };
         let key = (via.from.clone(), flow);
-        let found = {
-            let table = lock(&self.table);
-            match (table.live.get(&key), table.finished.get(&key)) {
-                (Some(live), _) => Some(Ok(live.clone())),
-                (None, Some(finished)) => Some(Err(finished.code)),
-                (None, None) => None,
-            }
-        };
-        match (found, open) {
-            (Some(Ok(live)), _) => {
+        match (self.find(&key, open.as_deref(), backend), open) {
+            (Found::Live(live), _) => {
                 if let Err(error) = live.try_send(leg) {
                     // The flow is just ending, or its initiator floods it with legs: it may come back.
                     error.into_inner().cut(ResetCode::LegLost);
                 }
             }
-            (Some(Err(code)), _) => leg.answer(&Frame::Gone { code }).await,
-            (None, None) => {
+            (Found::New(backend, queue), Some(open)) => {
+                self.start(key, *open, leg, queue, via, backend);
+            }
+            (Found::Refused(code, text), _) => {
+                tracing::debug!(%flow, from = %via.from, %code, text, "flow refused");
+                leg.refuse(code, text).await;
+            }
+            (Found::Finished(code), _) => leg.answer(&Frame::Gone { code }).await,
+            (Found::Unknown | Found::New(..), _) => {
                 leg.answer(&Frame::Gone {
                     code: GoneCode::Unknown,
                 })
-                .await
+                .await;
             }
-            (None, Some(open)) => match self.admit(&open, backend) {
-                Ok(backend) => self.start(key, *open, leg, via, backend),
-                Err((code, text)) => {
-                    tracing::debug!(%flow, from = %via.from, %code, text, "flow refused");
-                    leg.refuse(code, text).await;
-                }
-            },
+        }
+    }
+
+    /// Looks the flow up and, if it is new and may start, enters it: under one lock, so that no two legs start it twice.
+    fn find(&self, key: &Key, open: Option<&Open>, backend: Option<HostPort>) -> Found {
+        let mut table = lock(&self.table);
+        if let Some(live) = table.live.get(key) {
+            return Found::Live(live.clone());
+        }
+        if let Some(finished) = table.finished.get(key) {
+            return Found::Finished(finished.code);
+        }
+        let Some(open) = open else {
+            return Found::Unknown;
+        };
+        match self.admit(open, backend, table.live.len()) {
+            Ok(backend) => {
+                let (legs, queue) = mpsc::channel(LEGS);
+                table.live.insert(key.clone(), legs);
+                Found::New(backend, queue)
+            }
+            Err((code, text)) => Found::Refused(code, text),
         }
     }
 
@@ -130,6 +155,7 @@ impl Terminator {
         &self,
         open: &Open,
         backend: Option<HostPort>,
+        live: usize,
     ) -> Result<HostPort, (RefuseCode, String)> {
         if open.protocol != Protocol::Tcp || open.flags != 0 {
             return Err((
@@ -150,7 +176,7 @@ impl Terminator {
                 "the memory for flows is used up".to_owned(),
             ));
         }
-        if lock(&self.table).live.len() >= self.limits.flows {
+        if live >= self.limits.flows {
             self.metrics.hit("provider_flows");
             return Err((
                 RefuseCode::Limit,
@@ -165,6 +191,7 @@ impl Terminator {
         key: Key,
         open: Open,
         leg: IncomingLeg,
+        queue: mpsc::Receiver<IncomingLeg>,
         via: Via,
         backend: HostPort,
     ) {
@@ -174,8 +201,6 @@ impl Terminator {
                 role: Side::provider,
             })
             .inc();
-        let (legs, queue) = mpsc::channel(LEGS);
-        lock(&self.table).live.insert(key.clone(), legs);
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(Arc::clone(self).run(key, open, leg, queue, via, backend));

@@ -14,9 +14,7 @@ use tokio::task::JoinSet;
 use super::error::{ConnectError, Lost};
 use super::stream::Half;
 use super::{Profile, RecvStream, SendStream};
-
-/// Application code with which a connection is closed at the end of its peer's certificate.
-const CLOSE_EXPIRED: u32 = 0x45;
+use crate::wire::CloseCode;
 
 /// The server's configuration for peers elsewhere and on this host.
 #[derive(Debug, Clone)]
@@ -288,10 +286,8 @@ async fn expire(connection: quinn::Connection, not_after: SystemTime) {
     while let Ok(left) = not_after.duration_since(SystemTime::now()) {
         tokio::time::sleep(left.min(LOOK) + Duration::from_millis(1)).await;
     }
-    connection.close(
-        VarInt::from_u32(CLOSE_EXPIRED),
-        b"the peer's certificate has expired",
-    );
+    let code = VarInt::from_u64(CloseCode::Forbidden.to_wire()).unwrap_or(VarInt::MAX);
+    connection.close(code, b"the peer's certificate has expired");
 }
 
 impl Drop for Shared {

@@ -137,7 +137,14 @@ impl Clients {
     pub(super) fn view(&self, table: &Table<Arc<Client>>) -> RouterView {
         let mut clients: BTreeMap<ServiceKey, Vec<ClientView>> = BTreeMap::new();
         let all: Vec<Arc<Client>> = lock(&self.all).values().cloned().collect();
+        let providers = table.providers();
         for client in &all {
+            // A consumer of what nobody provides any more is not shown, and would be kept as long as its connection.
+            lock(&client.uses).retain(|(key, role), used| {
+                *role == Role::Provider
+                    || used.flows.load(Ordering::Relaxed) > 0
+                    || providers.contains_key(key)
+            });
             for ((key, role), used) in lock(&client.uses).iter() {
                 clients.entry(key.clone()).or_default().push(ClientView {
                     identity: client.identity.clone(),
@@ -150,8 +157,7 @@ impl Clients {
                 });
             }
         }
-        let services = table
-            .providers()
+        let services = providers
             .into_iter()
             .map(|(key, providers)| {
                 let mut clients = clients.remove(key).unwrap_or_default();

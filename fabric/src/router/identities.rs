@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::limits::RouterLimits;
 
-/// The budgets of all identities that are connected.
+/// The budgets of all identities that are connected, or were a short time ago.
 #[derive(Debug, Default)]
 pub(super) struct Identities {
     all: Mutex<HashMap<Subject, Arc<Mutex<Budget>>>>,
@@ -21,13 +21,13 @@ struct Budget {
     filled: Instant,
     floods: u32,
     floods_since: Instant,
+    /// When the last connection ended. The counters outlive it by the flood time: a new connection is no clean slate.
+    left: Instant,
 }
 
 /// An identity's share; gives its connection back when dropped.
 #[derive(Debug)]
 pub(super) struct Share {
-    identities: Arc<Identities>,
-    subject: Subject,
     budget: Arc<Mutex<Budget>>,
 }
 
@@ -39,31 +39,35 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Identities {
     /// One more connection of `subject`; `None` if it has too many.
     pub(super) fn connect(
-        self: &Arc<Self>,
+        &self,
         subject: &Subject,
         limits: &RouterLimits,
         now: Instant,
     ) -> Option<Share> {
-        let budget = Arc::clone(lock(&self.all).entry(subject.clone()).or_insert_with(|| {
+        let mut all = lock(&self.all);
+        all.retain(|_, budget| {
+            let budget = lock(budget);
+            budget.connections > 0
+                || now.saturating_duration_since(budget.left) <= limits.flood_time
+        });
+        let budget = Arc::clone(all.entry(subject.clone()).or_insert_with(|| {
             Arc::new(Mutex::new(Budget {
                 connections: 0,
                 tokens: f64::from(limits.opens_burst),
                 filled: now,
                 floods: 0,
                 floods_since: now,
+                left: now,
             }))
         }));
+        drop(all);
         let mut held = lock(&budget);
         if held.connections >= limits.connections_per_identity {
             return None;
         }
         held.connections += 1;
         drop(held);
-        Some(Share {
-            identities: Arc::clone(self),
-            subject: subject.clone(),
-            budget,
-        })
+        Some(Share { budget })
     }
 }
 
@@ -96,12 +100,9 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut all = lock(&self.identities.all);
         let mut budget = lock(&self.budget);
         budget.connections -= 1;
-        if budget.connections == 0 {
-            all.remove(&self.subject);
-        }
+        budget.left = Instant::now();
     }
 }
 
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn connections_are_counted_and_given_back() {
-        let identities = Arc::new(Identities::default());
+        let identities = Identities::default();
         let limits = RouterLimits {
             connections_per_identity: 1,
             ..RouterLimits::default()
@@ -137,7 +138,7 @@ mod tests {
 
     #[test]
     fn opens_are_bounded_by_burst_and_rate() {
-        let identities = Arc::new(Identities::default());
+        let identities = Identities::default();
         let limits = RouterLimits {
             opens_burst: 2,
             opens_per_second: 1,
@@ -154,7 +155,7 @@ mod tests {
 
     #[test]
     fn floods_are_forgotten_after_their_time() {
-        let identities = Arc::new(Identities::default());
+        let identities = Identities::default();
         let limits = RouterLimits {
             flood: 1,
             ..RouterLimits::default()
@@ -166,5 +167,28 @@ mod tests {
         assert!(!share.flood(&limits, now));
         assert!(share.flood(&limits, now));
         assert!(!share.flood(&limits, now + limits.flood_time + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_new_connection_is_no_clean_slate_but_old_budgets_are_dropped() {
+        let identities = Identities::default();
+        let limits = RouterLimits {
+            flood: 1,
+            opens_burst: 1,
+            opens_per_second: 0,
+            ..RouterLimits::default()
+        };
+        let subject = "/node/a".parse().unwrap();
+        let now = Instant::now();
+        let share = identities.connect(&subject, &limits, now).unwrap();
+        assert!(share.open(&limits, now) && !share.flood(&limits, now));
+        drop(share);
+        let share = identities.connect(&subject, &limits, now).unwrap();
+        assert!(!share.open(&limits, now) && share.flood(&limits, now));
+        drop(share);
+        let later = Instant::now() + limits.flood_time + Duration::from_secs(1);
+        let other = identities.connect(&"/node/b".parse().unwrap(), &limits, later);
+        assert!(other.is_some());
+        assert_eq!(lock(&identities.all).len(), 1);
     }
 }

@@ -72,7 +72,7 @@ struct Shared {
     metrics: Arc<RouterMetrics>,
     table: Mutex<Table<Arc<Client>>>,
     clients: Clients,
-    identities: Arc<Identities>,
+    identities: Identities,
     own: Arc<Terminator>,
     /// Providers or clients came or went.
     changed: Notify,
@@ -116,7 +116,7 @@ impl Router {
             subject,
             limits: config.limits,
             clients: Clients::new(started, Arc::clone(&metrics)),
-            identities: Arc::default(),
+            identities: Identities::default(),
             own: Terminator::new(config.provider, config.flow, Arc::clone(&metrics)),
             metrics,
             changed: Notify::new(),

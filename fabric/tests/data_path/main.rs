@@ -9,6 +9,7 @@
 mod admission;
 mod backend;
 mod flows;
+mod limits;
 mod publications;
 mod repeated;
 mod resets;

@@ -16,12 +16,8 @@ use crate::resets::reset;
 use crate::world::{World, end, publication, soon, target};
 
 /// A backend that reads nothing after a first byte until it may, and then says how its connection ended.
-async fn idle() -> (
-    Backend,
-    std::sync::Arc<Notify>,
-    mpsc::UnboundedReceiver<ErrorKind>,
-) {
-    let (seen, kinds) = mpsc::unbounded_channel();
+async fn idle() -> (Backend, std::sync::Arc<Notify>, mpsc::Receiver<ErrorKind>) {
+    let (seen, kinds) = mpsc::channel(64);
     let go = std::sync::Arc::new(Notify::new());
     let wait = std::sync::Arc::clone(&go);
     let backend = Backend::new(move |mut socket| {
@@ -31,7 +27,7 @@ async fn idle() -> (
             wait.notified().await;
             let mut all = Vec::new();
             if let Err(error) = socket.read_to_end(&mut all).await {
-                seen.send(error.kind()).ok();
+                seen.try_send(error.kind()).ok();
             }
         }
     })
@@ -68,13 +64,14 @@ async fn a_reset_is_seen_when_the_credit_is_used_up() {
 async fn a_reset_is_seen_behind_a_half_close() {
     let mut world = World::new();
     let router = world.router("r").await;
-    let (seen, mut ended) = mpsc::unbounded_channel();
+    let (seen, mut ended) = mpsc::channel(64);
     let backend = Backend::new(move |mut socket| {
         let seen = seen.clone();
         async move {
             socket.write_all(b"x").await.unwrap();
             let mut all = Vec::new();
-            seen.send(socket.read_to_end(&mut all).await.is_ok()).ok();
+            seen.try_send(socket.read_to_end(&mut all).await.is_ok())
+                .ok();
             // Silent, and never done.
             std::future::pending::<()>().await;
         }

@@ -9,7 +9,7 @@ use keel_certs::{LiveIdentity, Subject};
 use keel_fabric::FlowEnd;
 use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, OpenError, Target};
 use keel_fabric::flow::FlowLimits;
-use keel_fabric::limits::{LinkLimits, ProviderLimits};
+use keel_fabric::limits::{LinkLimits, ProviderLimits, RouterLimits};
 use keel_fabric::link::{Links, RouterPeer};
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::provider::{Provider, ProviderConfig, Publication, PublishOutcome, PublishedAt};
@@ -38,6 +38,7 @@ pub(crate) struct World {
     pub(crate) metrics: Arc<FabricMetrics>,
     pub(crate) limits: FlowLimits,
     pub(crate) provider_limits: ProviderLimits,
+    pub(crate) router_limits: RouterLimits,
     doomed: Option<(tokio::runtime::Runtime, SocketAddr)>,
     /// Links outlive the flows over them, as in a process.
     kept: std::sync::Mutex<Vec<Links>>,
@@ -59,6 +60,7 @@ pub(crate) struct RunningProvider {
     pub(crate) publications: watch::Sender<Arc<Vec<Publication>>>,
     pub(crate) stop: CancellationToken,
     pub(crate) routers: watch::Sender<Arc<Vec<RouterPeer>>>,
+    pub(crate) done: watch::Receiver<bool>,
 }
 
 impl World {
@@ -70,6 +72,7 @@ impl World {
             metrics: Arc::default(),
             limits: FlowLimits::default(),
             provider_limits: ProviderLimits::default(),
+            router_limits: RouterLimits::default(),
             doomed: None,
             kept: std::sync::Mutex::default(),
         }
@@ -131,7 +134,7 @@ impl World {
             listen,
             node: node.parse().unwrap(),
             quic_dir: self.dir.path().join(node),
-            limits: Default::default(),
+            limits: self.router_limits.clone(),
             provider: Default::default(),
             flow: self.limits,
         };
@@ -200,13 +203,17 @@ impl World {
         let (keep, routers) = watch::channel(Arc::new(peers));
         let stop = CancellationToken::new();
         let token = stop.clone();
-        self.tasks
-            .spawn(async move { provider.serve(list, routers, token).await });
+        let (ended, done) = watch::channel(false);
+        self.tasks.spawn(async move {
+            provider.serve(list, routers, token).await;
+            ended.send_replace(true);
+        });
         RunningProvider {
             state,
             publications,
             stop,
             routers: keep,
+            done,
         }
     }
 

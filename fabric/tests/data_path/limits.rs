@@ -1,0 +1,245 @@
+//! Limits hit exactly their metric, and legs are believed only as far as they are proven.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use keel_fabric::EndReason;
+use keel_fabric::consumer::OpenError;
+use keel_fabric::metrics::LimitLabels;
+use keel_fabric::quic::{Connection, ReadError, RecvStream, SendStream};
+use keel_fabric::wire::{
+    CloseCode, Decoder, FlowId, Frame, Generation, GoneCode, Open, Protocol, RefuseCode, ResetCode,
+    Resume, Role, Secret, VERSION,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+
+use crate::admission::connect;
+use crate::backend::{Backend, Deaf};
+use crate::publications::Puppet;
+use crate::world::{World, end, publication, soon};
+
+/// Every limit of the data path that counts.
+const NAMES: [&str; 8] = [
+    "streams",
+    "opens",
+    "connections_per_identity",
+    "header_time",
+    "buffers",
+    "flood",
+    "connections",
+    "publications",
+];
+
+fn hits(world: &World) -> Vec<(&'static str, u64)> {
+    NAMES
+        .into_iter()
+        .map(|name| {
+            let labels = LimitLabels { name };
+            (name, world.metrics.limit_hit.get_or_create(&labels).get())
+        })
+        .filter(|(_, count)| *count > 0)
+        .collect()
+}
+
+/// A stream that says nothing yet.
+async fn silent(connection: &Connection) -> (SendStream, RecvStream) {
+    let (mut send, recv) = connection.open_bi().await.unwrap();
+    // Half a header, so that the router sees the stream.
+    send.write_all(&[1]).await.unwrap();
+    (send, recv)
+}
+
+async fn cut(recv: &mut RecvStream) -> ResetCode {
+    match soon(recv.read_chunk(100)).await {
+        Err(ReadError::Reset(code)) => ResetCode::from_wire(code),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn streams_beyond_the_limit_are_cut() {
+    let mut world = World::new();
+    world.router_limits.streams = 1;
+    let router = world.router("r").await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = silent(&connection).await;
+    let _first = silent(&connection).await;
+    let (_send, mut second) = silent(&connection).await;
+    assert_eq!(cut(&mut second).await, ResetCode::Limit);
+    assert_eq!(hits(&world), [("streams", 1)]);
+}
+
+#[tokio::test]
+async fn opens_beyond_the_rate_are_cut() {
+    let mut world = World::new();
+    world.router_limits.opens_burst = 1;
+    world.router_limits.opens_per_second = 0;
+    let router = world.router("r").await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = silent(&connection).await;
+    let _first = silent(&connection).await;
+    let (_send, mut second) = silent(&connection).await;
+    assert_eq!(cut(&mut second).await, ResetCode::Limit);
+    assert_eq!(hits(&world), [("opens", 1)]);
+}
+
+#[tokio::test]
+async fn connections_of_an_identity_beyond_the_limit_are_closed() {
+    let mut world = World::new();
+    world.router_limits.connections_per_identity = 1;
+    let mut router = world.router("r").await;
+    let live = world.fabric.pod("a", "default", "c");
+    let _first = connect(&router, &live).await;
+    router.shows(|view| view.totals.clients == 1).await;
+    let second = connect(&router, &live).await;
+    let lost = soon(second.closed()).await;
+    let expected = format!("code {}", CloseCode::Limit.to_wire());
+    assert!(lost.to_string().contains(&expected), "{lost}");
+    assert_eq!(hits(&world), [("connections_per_identity", 1)]);
+}
+
+#[tokio::test]
+async fn a_header_that_does_not_come_costs_its_stream() {
+    let mut world = World::new();
+    world.router_limits.header_time = Duration::from_millis(50);
+    let router = world.router("r").await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = silent(&connection).await;
+    let (_send, mut recv) = silent(&connection).await;
+    assert_eq!(cut(&mut recv).await, ResetCode::HeaderTimeout);
+    assert_eq!(hits(&world), [("header_time", 1)]);
+}
+
+#[tokio::test]
+async fn a_consumer_opens_nothing_while_the_memory_is_used_up() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let (_client, mut flow) = consumer.flow().await;
+    world.metrics.flow_buffered.set(256 << 20);
+    let error = soon(flow.open(&consumer.links, &target)).await.unwrap_err();
+    assert!(error.to_string().contains("of this process"), "{error}");
+    assert_eq!(hits(&world), [("buffers", 1)]);
+    world.metrics.flow_buffered.set(0);
+    soon(flow.open(&consumer.links, &target)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_redial_survives_whoever_waits_for_it() {
+    let mut world = World::new();
+    let mut router = world.router("r").await;
+    let deaf = Deaf::new().await;
+    let (_provider, target) = world.echo(&router, deaf.addr).await;
+    let consumer = world.consumer();
+    let (mut client, mut flow) = consumer.flow().await;
+    client.write_all(b"a").await.unwrap();
+    let away = async {
+        router.shows(|view| view.totals.connections == 1).await;
+        router.stopped().await;
+        // By then the leg is being dialled.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    tokio::select! {
+        opened = flow.open(&consumer.links, &target) => panic!("{opened:?}"),
+        () = away => {}
+    }
+    let _again = world.router_at("r", router.addr.into());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { Ok::<_, OpenError>(flow.carry().await) });
+    let listener = deaf.hear();
+    let (mut served, _) = soon(listener.accept()).await.unwrap();
+    assert_eq!(soon(served.read_u8()).await.unwrap(), b'a');
+    served.write_all(b"b").await.unwrap();
+    assert_eq!(soon(client.read_u8()).await.unwrap(), b'b');
+    drop((client, served));
+    assert_eq!(end(&mut tasks).await.unwrap().reason, EndReason::Done);
+}
+
+/// The answer to a header.
+async fn answer(connection: &Connection, header: Frame) -> (Frame, (SendStream, RecvStream)) {
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let mut out = BytesMut::new();
+    header.encode(&mut out);
+    send.write_chunk(out.freeze()).await.unwrap();
+    let mut decoder = Decoder::new();
+    loop {
+        if let Some(frame) = decoder.next().unwrap() {
+            return (frame, (send, recv));
+        }
+        decoder.push(soon(recv.read_chunk(1000)).await.unwrap().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_provider_takes_only_what_is_for_it_and_from_whom_it_is() {
+    let mut world = World::new();
+    let puppet = Puppet::new(&world);
+    let backend = Backend::echo().await;
+    let live = world.fabric.pod("b", "default", "p");
+    let list = vec![publication("echo.default", 80, backend.addr)];
+    let links = world.links(&live);
+    let _provider = world.provider_over(links, &live, vec![puppet.peer()], list);
+    let (connection, _control, _answers) = puppet.accept().await;
+    let open = Open {
+        version: VERSION,
+        flow: FlowId::random(),
+        generation: Generation::FIRST,
+        secret: Secret::random(),
+        service: "echo.default".parse().unwrap(),
+        port: 80,
+        protocol: Protocol::Tcp,
+        provider: live.identity().subject,
+        limit: 1000,
+        max_datagram: 0,
+        hops: 1,
+        flags: 0,
+        from: Some("/node/a".parse().unwrap()),
+        rest: Bytes::new(),
+    };
+    let refusal = async |open: Open| match answer(&connection, Frame::Open(Box::new(open))).await {
+        (Frame::Refuse { code, .. }, _) => code,
+        (other, _) => panic!("{other:?}"),
+    };
+    let nobody = Open {
+        from: None,
+        ..open.clone()
+    };
+    assert_eq!(refusal(nobody).await, RefuseCode::Forbidden);
+    let other = Open {
+        provider: "/node/c".parse().unwrap(),
+        ..open.clone()
+    };
+    assert_eq!(refusal(other).await, RefuseCode::NoProvider);
+
+    let (accepted, _leg) = answer(&connection, Frame::Open(Box::new(open.clone()))).await;
+    assert!(matches!(accepted, Frame::Accept { .. }), "{accepted:?}");
+    // Everything is right but the identity: the flow is somebody else's.
+    let generation = Generation(2);
+    let resume = |from: &str| {
+        Frame::Resume(Box::new(Resume {
+            version: VERSION,
+            flow: open.flow,
+            generation,
+            service: open.service.clone(),
+            port: 80,
+            provider: open.provider.clone(),
+            recv: 0,
+            limit: 1000,
+            proof: open.secret.prove(open.flow, generation, Role::Initiator),
+            from: Some(from.parse().unwrap()),
+            rest: Bytes::new(),
+        }))
+    };
+    let (frame, _) = answer(&connection, resume("/node/z")).await;
+    assert_eq!(
+        frame,
+        Frame::Gone {
+            code: GoneCode::Unknown
+        }
+    );
+    let (frame, _) = answer(&connection, resume("/node/a")).await;
+    assert!(matches!(frame, Frame::Resumed { .. }), "{frame:?}");
+}
