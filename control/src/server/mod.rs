@@ -26,6 +26,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use keel_certs::{Identity, NodeName};
+use prometheus_client::metrics::gauge::Gauge;
 use tracing::{debug, error, info};
 
 use crate::api::{GROUP, PLURAL, Reason, Status};
@@ -73,12 +74,22 @@ impl fmt::Debug for Api {
 impl Api {
     /// An API over the store; `enroll` answers what is below `/v1/`.
     pub fn new(config: ApiConfig, store: Store, enroll: Arc<dyn Handler>) -> Self {
+        Self::counted(config, store, enroll, Gauge::default())
+    }
+
+    /// As [`Api::new`]; `watches` tells how many watches are open.
+    pub fn counted(
+        config: ApiConfig,
+        store: Store,
+        enroll: Arc<dyn Handler>,
+        watches: Gauge,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 config,
                 store,
                 enroll,
-                watches: Arc::default(),
+                watches: Arc::new(Watches::counted(watches)),
             }),
         }
     }

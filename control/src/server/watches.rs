@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use keel_certs::Identity;
+use prometheus_client::metrics::gauge::Gauge;
 
 use super::{RESOURCE, store_status};
 use crate::api::{Revision, Status};
@@ -16,12 +17,21 @@ pub(super) const MAX_WATCHES: usize = 200;
 #[derive(Debug, Default)]
 pub(super) struct Watches {
     open: Mutex<HashMap<Identity, usize>>,
+    count: Gauge,
     /// The last state that a watch began with, for as long as one still sends it. The lock is held while it is read, so that
     /// watchers who come back together read it once.
     last: tokio::sync::Mutex<(Revision, Weak<Vec<Object>>)>,
 }
 
 impl Watches {
+    /// No watches yet; `count` tells how many there are.
+    pub(super) fn counted(count: Gauge) -> Self {
+        Self {
+            count,
+            ..Self::default()
+        }
+    }
+
     /// Counts one more watch of `identity` for as long as the guard lives.
     ///
     /// # Errors
@@ -35,6 +45,7 @@ impl Watches {
             )));
         }
         *count += 1;
+        self.count.inc();
         Ok(Admitted {
             watches: self.clone(),
             identity: identity.clone(),
@@ -71,6 +82,7 @@ pub(super) struct Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
+        self.watches.count.dec();
         let mut open = self
             .watches
             .open
@@ -82,5 +94,24 @@ impl Drop for Admitted {
                 open.remove(&self.identity);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gauge_goes_with_the_guards_and_a_refusal_leaves_it() {
+        let gauge = Gauge::default();
+        let watches = Arc::new(Watches::counted(gauge.clone()));
+        let identity: Identity = "spiffe://t/node/a".parse().unwrap();
+        let admitted: Vec<_> = (0..MAX_WATCHES)
+            .map(|_| watches.admit(&identity).unwrap())
+            .collect();
+        assert!(watches.admit(&identity).is_err());
+        assert_eq!(gauge.get(), i64::try_from(MAX_WATCHES).unwrap());
+        drop(admitted);
+        assert_eq!(gauge.get(), 0);
     }
 }

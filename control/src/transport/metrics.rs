@@ -23,10 +23,11 @@ struct TransportLabel {
 pub struct TransportMetrics {
     connections: Family<TransportLabel, Gauge>,
     limits: Family<LimitLabel, Counter>,
+    watches: Gauge,
 }
 
 impl TransportMetrics {
-    /// Registers the metrics `keel_api_connections{transport}` and `keel_api_limit_hit_total{name}`.
+    /// Registers the metrics `keel_api_connections{transport}`, `keel_api_limit_hit_total{name}` and `keel_api_watches`.
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Self::default();
         registry.register(
@@ -39,7 +40,18 @@ impl TransportMetrics {
             "How often a limit of the API's transports was hit",
             metrics.limits.clone(),
         );
+        registry.register(
+            "keel_api_watches",
+            "Open watches of the API",
+            metrics.watches.clone(),
+        );
         Arc::new(metrics)
+    }
+
+    /// The gauge of open watches, for the API to keep.
+    #[must_use]
+    pub fn watches(&self) -> Gauge {
+        self.watches.clone()
     }
 
     pub(super) fn limit_hit(&self, name: &'static str) {

@@ -123,10 +123,11 @@ impl ControlPlane {
             },
         };
         let enrolment = Enrolment::new(config, authority.clone(), root, store.clone());
-        let api = Api::new(
+        let api = Api::counted(
             ApiConfig { node: node.clone() },
             store.clone(),
             Arc::new(enrolment.clone()),
+            metrics.watches(),
         );
         let keys = QuicKeys::load_or_create(&data.quic())
             .context("cannot have the APIServer's QUIC keys")?;
