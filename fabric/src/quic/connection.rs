@@ -212,12 +212,6 @@ impl Connection {
         self.inner.rtt()
     }
 
-    /// A number that no other living connection of the process has.
-    #[must_use]
-    pub fn stable_id(&self) -> usize {
-        self.inner.stable_id()
-    }
-
     /// Opens a bidirectional stream; waits while the peer allows no more. Cancel safe.
     ///
     /// # Errors

@@ -135,12 +135,6 @@ impl SendStream {
             }
         }
     }
-
-    /// Sets how urgent the stream is among those of its connection; 0 at first, higher goes first.
-    pub fn set_priority(&self, priority: i32) {
-        // An error only says that the stream has ended.
-        let _ = self.inner.set_priority(priority);
-    }
 }
 
 impl Drop for SendStream {

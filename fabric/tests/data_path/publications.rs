@@ -55,14 +55,16 @@ impl Puppet {
 
     /// The next connection and its control stream.
     pub(crate) async fn accept(&self) -> (Connection, SendStream, RecvStream) {
-        let connection = soon(self.endpoint.accept())
-            .await
-            .unwrap()
-            .handshake()
-            .await
-            .unwrap();
-        let (send, recv) = soon(connection.accept_bi()).await.unwrap();
-        (connection, send, recv)
+        loop {
+            let incoming = soon(self.endpoint.accept()).await.unwrap();
+            // On a busy machine the peer races two attempts and gives one of them up.
+            let Ok(connection) = incoming.handshake().await else {
+                continue;
+            };
+            if let Ok((send, recv)) = soon(connection.accept_bi()).await {
+                return (connection, send, recv);
+            }
+        }
     }
 }
 
