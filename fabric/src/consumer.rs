@@ -301,11 +301,11 @@ impl ConsumerFlow {
             };
             pump.abort(code);
             if let Some(socket) = pump.take_tcp() {
-                socket.reset();
+                drop(socket);
             }
         }
         if let Some(socket) = self.tcp.take() {
-            socket.reset();
+            drop(socket);
         }
         self.tell(reason)
     }

@@ -60,7 +60,6 @@ async fn race(mut addrs: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
             Some(done) = running.next() => match done {
                 Ok(socket) => {
                     tcp::prepare(&socket)?;
-                    SockRef::from(&socket).set_linger(None)?;
                     return Ok(socket);
                 }
                 Err(error) => last = error,

@@ -358,13 +358,14 @@ impl Pump {
     /// Lets the application see how the flow ended.
     fn settle(&mut self) {
         match self.flow.state() {
-            State::Aborted(_) => {
+            // Dropped, the socket is reset.
+            State::Aborted(_) => self.tcp = None,
+            // Everything was delivered both ways and both ends were passed on.
+            State::Done if !self.write_open => {
                 if let Some(socket) = self.tcp.take() {
-                    socket.reset();
+                    socket.close();
                 }
             }
-            // Everything was delivered both ways and both ends were passed on.
-            State::Done if !self.write_open => self.tcp = None,
             _ => {}
         }
     }
@@ -405,9 +406,6 @@ impl Drop for Pump {
     fn drop(&mut self) {
         if !self.over {
             self.abort(AbortCode::Shutdown);
-        }
-        if let Some(socket) = self.tcp.take() {
-            socket.reset();
         }
     }
 }

@@ -70,10 +70,12 @@ impl Socket {
         Poll::Ready(())
     }
 
-    /// Closes with RST: the peer sees a reset and never an end of file.
-    pub(crate) fn reset(self) {
+    /// Closes after a flow that delivered everything: what the kernel still holds goes out, then the end.
+    ///
+    /// A socket that is dropped in any other way is reset, see [`prepare`].
+    pub(crate) fn close(self) {
         // Fails only on a socket that is dead already.
-        let _ = SockRef::from(&*self.stream).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(&*self.stream).set_linger(None);
     }
 }
 
@@ -84,13 +86,15 @@ pub(super) enum Read {
     End,
 }
 
-/// Sets what every proxied socket needs: no delay, keep-alive 30/10/3, urgent data in line.
+/// Sets what every proxied socket needs: no delay, keep-alive 30/10/3, urgent data in line, and a reset when it is closed
+/// without more: a killed process leaves the closing to the kernel, and a cut stream must never look like a finished one.
 ///
 /// # Errors
 /// Those of the system; the socket is then already dead.
 pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     let socket = SockRef::from(tcp);
+    socket.set_linger(Some(Duration::ZERO))?;
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(30))
         .with_interval(Duration::from_secs(10))
