@@ -12,6 +12,7 @@ mod metrics;
 mod tcp;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unread;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -21,6 +21,7 @@ use tracing::debug;
 
 use super::adapter::MAX_FIELD_SECTION;
 use super::body::{Ending, Timed};
+use super::unread::lend;
 use super::{Common, Limits, expiry};
 use crate::http::{Body, Caller, Remote};
 
@@ -61,18 +62,17 @@ pub(super) async fn serve(
     let caller = Caller { identity, remote };
     let ending = stop.child_token();
     let service = service_fn(|request: http::Request<Incoming>| {
-        let request = request.map(|body| {
-            Body::new(Timed::new(
-                body.map_err(Into::into).boxed_unsync(),
-                limits.body,
-            ))
-        });
+        let (head, body) = request.into_parts();
+        let body = Timed::new(body.map_err(Into::into).boxed_unsync(), limits.body);
+        let (body, rest) = lend(Body::new(body));
+        let request = http::Request::from_parts(head, Body::new(body));
         let answer = handler.handle(request, caller.clone());
         let (ending, alt_svc) = (ending.clone(), alt_svc.clone());
         async move {
             let mut answer = answer
                 .await
                 .map(|body| Body::new(Ending::new(body, ending)));
+            rest.drain().await;
             answer
                 .headers_mut()
                 .entry(http::header::ALT_SVC)

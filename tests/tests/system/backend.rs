@@ -140,3 +140,40 @@ fn services_come_and_go_without_a_restart() -> anyhow::Result<()> {
             .is_ok_and(|seen| seen.bytes == b"x")
     })
 }
+
+#[test]
+fn a_pod_publishes_for_its_own_namespace_only() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let mut lab = Lab::new()?;
+    let host = lab.host("a")?.resolves_by(Some(DNS))?;
+    let node = Node::public(&host, "a")?;
+    let _backend = Backend::on(&host, 3001, Manner::Echo)?;
+    let published = "alien.stage:3002=127.0.0.1:3001,mine:3001=127.0.0.1:3001";
+    let mut provider = Sidecar::beside(&node, "provider", &["--published-services", published])?;
+    let consumer = Sidecar::beside(
+        &node,
+        "consumer",
+        &["--mapped-services", "mine,alien.stage:3002"],
+    )?;
+    let ask = Exchange {
+        send: b"x",
+        finish: true,
+        bound: TIMEOUT + LATE,
+    };
+    assert_eq!(
+        ask.run(&host, consumer.listens("mine", 3001)?)?.bytes,
+        b"x",
+        "the good one is not stopped by the other"
+    );
+    provider.process.says("alien.stage", SOON)?;
+    let server = (consumer.resolves("alien.stage")?, 3002).into();
+    let seen = ask.run(&host, server)?;
+    assert_eq!(
+        (seen.end, seen.bytes.len()),
+        (End::Reset, 0),
+        "refused where it was published, so nobody provides it"
+    );
+    Ok(())
+}

@@ -7,12 +7,12 @@ use keel_tests::process::Program;
 use keel_tests::site::{COMMAND, Node};
 use keel_tests::wait::{self, SOON};
 
-/// How many QUIC connections the APIServer has.
-fn quic(node: &Node) -> anyhow::Result<u64> {
+/// How many watches the APIServer serves.
+fn watches(node: &Node) -> anyhow::Result<u64> {
     let metrics = node.metrics("/metrics")?;
     let line = metrics
         .lines()
-        .find_map(|line| line.strip_prefix("keel_api_connections{transport=\"quic\"} "));
+        .find_map(|line| line.strip_prefix("keel_api_watches "));
     Ok(line.unwrap_or_default().parse()?)
 }
 
@@ -33,13 +33,13 @@ fn libcurl_lists_watches_and_cancels() -> anyhow::Result<()> {
         .arg(url)
         .args([&admin.cert, &admin.key])
         .on(&host);
-    let before = quic(&node)?;
+    let before = watches(&node)?;
     let said = client.ok(COMMAND * 2)?;
     assert_eq!(
         said.split_whitespace().collect::<Vec<_>>(),
         ["listed", "created", "watched", "cancelled", "refused"]
     );
-    wait::until("no connection of it is left in the server", SOON, || {
-        quic(&node).is_ok_and(|after| after <= before)
+    wait::until("no watch of it is left in the server", SOON, || {
+        watches(&node).is_ok_and(|after| after <= before)
     })
 }

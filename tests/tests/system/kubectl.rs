@@ -172,6 +172,8 @@ fn watches_what_the_router_writes(kubectl: &Kubectl, node: &Node) -> anyhow::Res
         Some(0),
         "the spec of a Router that runs"
     );
+    let again = kubectl.apply(spec, &[])?;
+    assert!(again.stdout().contains("unchanged"), "{again:?}");
     watch.says("cache", SOON)?;
     wait::until("the status survives the write of the spec", SOON, || {
         kubectl

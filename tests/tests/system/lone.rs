@@ -1,5 +1,7 @@
 //! One node by itself: killed while it is written to, stopped, and looked at.
 
+use std::time::Duration;
+
 use keel_tests::credentials::Credentials;
 use keel_tests::lab::Lab;
 use keel_tests::need::{Need, find, lacking};
@@ -127,21 +129,41 @@ fn parts_run_alone_and_stop_cleanly() -> anyhow::Result<()> {
             .args(flags);
         part.on(&host).start()
     };
-    let mut apiserver = start(
-        "keel-apiserver",
-        &["--node-name", "a", "--apiserver-listen", "0.0.0.0:7443"],
-    )?;
-    apiserver.says("APIServer listens", SOON)?;
     let advertise = format!("{}:7000", host.address);
-    let mut router = start("keel-router", &["--advertise", &advertise])?;
-    router.says("router listens", SOON)?;
+    let apiserver = || {
+        start(
+            "keel-apiserver",
+            &["--node-name", "a", "--apiserver-listen", "0.0.0.0:7443"],
+        )
+    };
+    // In the wrong order: each waits for what it needs.
     let mut syncer = start("keel-syncer", &[])?;
+    let mut router = start("keel-router", &["--advertise", &advertise])?;
+    wait::pause(Duration::from_secs(2));
+    anyhow::ensure!(
+        router.is_running() && syncer.is_running(),
+        "they wait: {}{}",
+        router.log(),
+        syncer.log()
+    );
+    let mut first = apiserver()?;
+    first.says("ready", SOON)?;
+    router.says("router listens", SOON)?;
     let routers = node.keel(&["get", "routers", "-o", "json"])?;
-    wait::until("the router reports to the APIServer", SOON, || {
+    let reported = || {
         routers
             .ok(COMMAND)
             .is_ok_and(|json| json.contains(&advertise))
-    })?;
+    };
+    wait::until("the router reports to the APIServer", SOON, reported)?;
+
+    // Another APIServer under running parts, with the Router deleted meanwhile: the router reports again.
+    first.kill()?;
+    let mut second = apiserver()?;
+    second.says("ready", SOON)?;
+    node.keel(&["delete", "router", "a"])?.ok(COMMAND)?;
+    wait::until("the router reports to the next APIServer", SOON, reported)?;
+    let mut apiserver = second;
     for part in [&mut syncer, &mut router, &mut apiserver] {
         part.stop(SOON)?;
     }

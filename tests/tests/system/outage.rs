@@ -1,6 +1,6 @@
 //! The network goes away, addresses change, processes die: the application sees a pause.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use anyhow::Context;
 use keel_tests::backends::{Backend, Manner, pattern};
 use keel_tests::client::Exchange;
 use keel_tests::credentials::search;
-use keel_tests::lab::{Host, NatKind};
+use keel_tests::lab::{Host, Lab, NatKind};
 use keel_tests::need::{Need, lacking};
-use keel_tests::site::Town;
+use keel_tests::site::{COMMAND, DNS, Node, Sidecar, Town};
 use keel_tests::wait::{self, SOON};
+use nix::sys::signal::Signal;
 
 /// An outage that fits well into the window in which a flow can resume (60 s).
 const OUTAGE: Duration = Duration::from_secs(15);
@@ -139,5 +140,80 @@ fn a_sidecar_restarts_without_the_apiserver() -> anyhow::Result<()> {
         b"anybody?",
         "and the service is reached without the control plane"
     );
-    town.apps().unblock()
+    assert!(
+        !town
+            .consumer
+            .process
+            .log()
+            .contains("following the APIServer"),
+        "there is none"
+    );
+    town.apps().unblock()?;
+    // It goes on by itself when the APIServer is there again.
+    town.consumer.process.says("following the APIServer", SOON)
+}
+
+/// A live connection, with one answered byte on it, to which nothing happens until something is killed.
+fn idle_connection(host: &Host, server: SocketAddr) -> anyhow::Result<TcpStream> {
+    let mut stream = host.run(|| TcpStream::connect(server))??;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"x")?;
+    stream.read_exact(&mut [0])?;
+    Ok(stream)
+}
+
+/// The connection must end in a reset: an end of file would pass for the server's own.
+fn is_reset(mut stream: TcpStream) -> anyhow::Result<()> {
+    match stream.read(&mut [0; 16]) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+        other => anyhow::bail!("{other:?} instead of a reset"),
+    }
+}
+
+#[test]
+fn what_is_killed_resets_its_connections() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let mut lab = Lab::new()?;
+    let host = lab.host("a")?.resolves_by(Some(DNS))?;
+    let mut node = Node::public(&host, "a")?;
+    let _echo = Backend::on(&host, 2003, Manner::Echo)?;
+    let spec = r#"{"apiVersion": "edge.example.com/v1", "kind": "Router", "metadata": {"name": "a"}, "spec": {"advertisedServices":
+        [{"name": "dialled", "port": 2005, "target": "127.0.0.1:2003"}]}}"#;
+    node.keel(&["apply", "-f", "-"])?.input(spec).ok(COMMAND)?;
+    let mut provider = Sidecar::beside(
+        &node,
+        "provider",
+        &["--published-services", "echo=127.0.0.1:2003"],
+    )?;
+    let mut consumer = Sidecar::beside(&node, "consumer", &["--mapped-services", "echo,dialled"])?;
+
+    let server = consumer.listens("echo", 2003)?;
+    let stream = idle_connection(&host, server)?;
+    consumer.process.kill()?;
+    is_reset(stream).context("the consumer's sidecar was killed")?;
+    consumer.again()?;
+
+    let server = consumer.listens("echo", 2003)?;
+    let stream = idle_connection(&host, server)?;
+    provider.process.kill()?;
+    is_reset_within(stream, Duration::from_secs(75))
+        .context("the provider's sidecar was killed, and is gone")?;
+
+    let server = consumer.listens("dialled", 2005)?;
+    let stream = idle_connection(&host, server)?;
+    // Twice: the first asks it to stop, the second ends it at once.
+    node.process.signal(Signal::SIGTERM)?;
+    node.process.says("stopping", SOON)?;
+    node.process.signal(Signal::SIGTERM)?;
+    let ended = node.process.end(SOON)?;
+    assert_eq!(ended.code(), Some(130), "a second signal ends it at once");
+    is_reset_within(stream, Duration::from_secs(75))
+        .context("the router that dialled the backend was ended")
+}
+
+fn is_reset_within(stream: TcpStream, bound: Duration) -> anyhow::Result<()> {
+    stream.set_read_timeout(Some(bound))?;
+    is_reset(stream)
 }

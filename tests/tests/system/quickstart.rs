@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use keel_tests::lab::Lab;
 use keel_tests::need::{Need, lacking};
 use keel_tests::process::{Program, bin_dir};
+use nix::sys::signal::Signal;
 
 /// Under 10 s is the promise for a release build on an idle machine; other tests run beside this one.
 const PROOF: Duration = Duration::from_secs(40);
@@ -58,4 +59,26 @@ fn once_as_an_ordinary_user_without_a_network() -> anyhow::Result<()> {
         .args(["quickstart", "--once"])
         .env("HOME", home.path());
     proves_itself(&quickstart.unprivileged().on(&lab.host("alone")?))
+}
+
+#[test]
+fn twice_on_one_directory_and_interrupted() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let quickstart = Program::ours("keel")?
+        .args(["quickstart", "--once", "--data-dir"])
+        .arg(folder.path().join("kept"));
+    proves_itself(&quickstart)?;
+    proves_itself(&quickstart)?;
+    let mut interrupted = Program::ours("keel")?
+        .args(["quickstart", "--once"])
+        .start()?;
+    interrupted.says("edge-a is up", PROOF)?;
+    interrupted.signal(Signal::SIGINT)?;
+    let ended = interrupted.end(PROOF)?;
+    assert!(
+        !ended.success(),
+        "what was not proved is no success: {}",
+        interrupted.log()
+    );
+    Ok(())
 }

@@ -205,3 +205,37 @@ async fn those_without_a_certificate_have_few_places_and_take_none_of_the_others
     .await;
     served.stop().await;
 }
+
+/// The answer comes whole although nobody reads what is sent, time after time: this was lost four times of five.
+#[tokio::test]
+async fn an_early_answer_arrives_over_http2() {
+    let (fabric, live) = fabric();
+    let served = Served::start(&live, TestHandler::new(), Limits::default());
+    let me = fabric.node("b");
+    let expect = NodeName::new("a").unwrap();
+    for length in [0, 100, 8 << 20] {
+        for _ in 0..5 {
+            let io = connect(&served, me.client_config(&[b"h2"], &expect))
+                .await
+                .unwrap();
+            let (mut send, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+                    .await
+                    .unwrap();
+            let mut tasks = JoinSet::new();
+            tasks.spawn(async { drop(connection.await) });
+            let refused = http::Request::put("https://keel/who")
+                .body(Full::new(Bytes::from(vec![42; length])))
+                .unwrap();
+            let answer = soon(send.send_request(refused)).await.unwrap();
+            assert!(
+                !soon(answer.into_body().collect())
+                    .await
+                    .unwrap()
+                    .to_bytes()
+                    .is_empty()
+            );
+        }
+    }
+    served.stop().await;
+}
