@@ -353,6 +353,23 @@ impl Process {
         ended.with_context(|| self.log())
     }
 
+    /// Sends `signal` again and again until the program has ended, as an impatient person would.
+    ///
+    /// # Errors
+    /// If it is still there after `bound`.
+    pub fn end_by(&mut self, signal: Signal, bound: Duration) -> anyhow::Result<ExitStatus> {
+        let what = format!("{} ends by {signal}", self.name);
+        let ended = wait::until_some(&what, bound, || {
+            self.signal(signal).map_err(|error| error.to_string())?;
+            match self.child.try_wait() {
+                Ok(Some(status)) => Ok(status),
+                Ok(None) => Err("still running".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        ended.with_context(|| self.log())
+    }
+
     /// Sends a signal.
     ///
     /// # Errors
