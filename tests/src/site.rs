@@ -102,7 +102,8 @@ impl Node {
     }
 
     fn ready(&mut self) -> anyhow::Result<()> {
-        self.process.says("ready", wait::SOON)
+        // Not just "ready": an address may be "already in use".
+        self.process.says("ready node=", wait::SOON)
     }
 
     /// The data directory.

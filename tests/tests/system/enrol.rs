@@ -173,7 +173,7 @@ fn neither_socket_nor_token() -> anyhow::Result<()> {
 
     // The node comes later, on that directory: the sidecar goes on by itself.
     let mut late = Node::command(&host, "late", data.path(), &[])?.start()?;
-    late.says("ready", SOON)?;
+    late.says("ready node=", SOON)?;
     wait::until("it gets ready", SOON, || {
         probe("/readyz").is_ok_and(|code| code == "200")
     })?;

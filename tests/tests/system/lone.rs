@@ -138,7 +138,10 @@ fn parts_run_alone_and_stop_cleanly() -> anyhow::Result<()> {
     };
     // In the wrong order: each waits for what it needs.
     let mut syncer = start("keel-syncer", &[])?;
-    let mut router = start("keel-router", &["--advertise", &advertise])?;
+    let mut router = start(
+        "keel-router",
+        &["--advertise", &advertise, "--status-interval", "2s"],
+    )?;
     wait::pause(Duration::from_secs(2));
     anyhow::ensure!(
         router.is_running() && syncer.is_running(),
@@ -147,7 +150,7 @@ fn parts_run_alone_and_stop_cleanly() -> anyhow::Result<()> {
         syncer.log()
     );
     let mut first = apiserver()?;
-    first.says("ready", SOON)?;
+    first.says("ready node=a", SOON)?;
     router.says("router listens", SOON)?;
     let routers = node.keel(&["get", "routers", "-o", "json"])?;
     let reported = || {
@@ -157,17 +160,16 @@ fn parts_run_alone_and_stop_cleanly() -> anyhow::Result<()> {
     };
     wait::until("the router reports to the APIServer", SOON, reported)?;
 
-    // Another APIServer under running parts: it has what the first one was told, and the parts stay.
+    // Another APIServer under running parts, with the Router deleted meanwhile: the router reports again.
     first.kill()?;
     let mut second = apiserver()?;
-    second.says("ready", SOON)?;
-    wait::until("the next APIServer has the report", SOON, reported)?;
-    anyhow::ensure!(
-        router.is_running() && syncer.is_running(),
-        "they stay: {}{}",
-        router.log(),
-        syncer.log()
-    );
+    second.says("ready node=a", SOON)?;
+    let at = routers.ok(COMMAND)?;
+    wait::until("the router reports to the next APIServer", SOON, || {
+        routers.ok(COMMAND).is_ok_and(|now| now != at)
+    })?;
+    node.keel(&["delete", "router", "a"])?.ok(COMMAND)?;
+    wait::until("the router makes its Router again", SOON, reported)?;
     let mut apiserver = second;
     for part in [&mut syncer, &mut router, &mut apiserver] {
         part.stop(SOON)?;

@@ -17,6 +17,9 @@ use nix::sys::signal::Signal;
 /// An outage that fits well into the window in which a flow can resume (60 s).
 const OUTAGE: Duration = Duration::from_secs(15);
 
+/// How long a flow waits for the other end to come back: then it ends in a reset.
+const WINDOW: Duration = Duration::from_secs(60);
+
 /// Talks to an echo, block by block, while `fault` happens in the middle of the conversation.
 fn talk_through(
     host: &Host,
@@ -153,13 +156,50 @@ fn a_sidecar_restarts_without_the_apiserver() -> anyhow::Result<()> {
     town.consumer.process.says("following the APIServer", SOON)
 }
 
-/// A live connection, with one answered byte on it, to which nothing happens until something is killed.
-fn idle_connection(host: &Host, server: SocketAddr) -> anyhow::Result<TcpStream> {
-    let mut stream = host.run(|| TcpStream::connect(server))??;
-    stream.set_read_timeout(Some(SOON))?;
-    stream.write_all(b"x")?;
-    stream.read_exact(&mut [0])?;
-    Ok(stream)
+/// A node, an echo that a sidecar publishes and one that the node's router dials, and the sidecar that maps both.
+struct Small {
+    consumer: Sidecar,
+    provider: Sidecar,
+    node: Node,
+    _echo: Backend,
+    host: Host,
+    _lab: Lab,
+}
+
+impl Small {
+    fn new() -> anyhow::Result<Self> {
+        let mut lab = Lab::new()?;
+        let host = lab.host("a")?.resolves_by(Some(DNS))?;
+        let node = Node::public(&host, "a")?;
+        let echo = Backend::on(&host, 2003, Manner::Echo)?;
+        let spec = r#"{"apiVersion": "edge.example.com/v1", "kind": "Router", "metadata": {"name": "a"}, "spec":
+            {"advertisedServices": [{"name": "dialled", "port": 2005, "target": "127.0.0.1:2003"}]}}"#;
+        node.keel(&["apply", "-f", "-"])?.input(spec).ok(COMMAND)?;
+        let provider = Sidecar::beside(
+            &node,
+            "provider",
+            &["--published-services", "echo=127.0.0.1:2003"],
+        )?;
+        let consumer = Sidecar::beside(&node, "consumer", &["--mapped-services", "echo,dialled"])?;
+        Ok(Self {
+            consumer,
+            provider,
+            node,
+            _echo: echo,
+            host,
+            _lab: lab,
+        })
+    }
+
+    /// A live connection to a service, with one answered byte on it, to which nothing happens until something is killed.
+    fn idle_connection(&self, name: &str, port: u16) -> anyhow::Result<TcpStream> {
+        let server = self.consumer.listens(name, port)?;
+        let mut stream = self.host.run(|| TcpStream::connect(server))??;
+        stream.set_read_timeout(Some(WINDOW + SOON))?;
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])?;
+        Ok(stream)
+    }
 }
 
 /// The connection must end in a reset: an end of file would pass for the server's own.
@@ -171,48 +211,32 @@ fn is_reset(mut stream: TcpStream) -> anyhow::Result<()> {
 }
 
 #[test]
-fn what_is_killed_resets_its_connections() -> anyhow::Result<()> {
+fn a_killed_sidecar_resets_its_connections() -> anyhow::Result<()> {
     if lacking(&[Need::Root, Need::Dig]) {
         return Ok(());
     }
-    let mut lab = Lab::new()?;
-    let host = lab.host("a")?.resolves_by(Some(DNS))?;
-    let mut node = Node::public(&host, "a")?;
-    let _echo = Backend::on(&host, 2003, Manner::Echo)?;
-    let spec = r#"{"apiVersion": "edge.example.com/v1", "kind": "Router", "metadata": {"name": "a"}, "spec": {"advertisedServices":
-        [{"name": "dialled", "port": 2005, "target": "127.0.0.1:2003"}]}}"#;
-    node.keel(&["apply", "-f", "-"])?.input(spec).ok(COMMAND)?;
-    let mut provider = Sidecar::beside(
-        &node,
-        "provider",
-        &["--published-services", "echo=127.0.0.1:2003"],
-    )?;
-    let mut consumer = Sidecar::beside(&node, "consumer", &["--mapped-services", "echo,dialled"])?;
-
-    let server = consumer.listens("echo", 2003)?;
-    let stream = idle_connection(&host, server)?;
-    consumer.process.kill()?;
+    let mut small = Small::new()?;
+    let stream = small.idle_connection("echo", 2003)?;
+    small.consumer.process.kill()?;
     is_reset(stream).context("the consumer's sidecar was killed")?;
-    consumer.again()?;
+    small.consumer.again()?;
 
-    let server = consumer.listens("echo", 2003)?;
-    let stream = idle_connection(&host, server)?;
-    provider.process.kill()?;
-    is_reset_within(stream, Duration::from_secs(75))
-        .context("the provider's sidecar was killed, and is gone")?;
-
-    let server = consumer.listens("dialled", 2005)?;
-    let stream = idle_connection(&host, server)?;
-    // A client that does not say goodbye holds up the stop that the first signal asks for; a later one ends it at once.
-    consumer.process.signal(Signal::SIGSTOP)?;
-    let ended = node.process.end_by(Signal::SIGTERM, SOON)?;
-    consumer.process.signal(Signal::SIGCONT)?;
-    assert_eq!(ended.code(), Some(130), "a second signal ends it at once");
-    is_reset_within(stream, Duration::from_secs(75))
-        .context("the router that dialled the backend was ended")
+    let stream = small.idle_connection("echo", 2003)?;
+    small.provider.process.kill()?;
+    is_reset(stream).context("the provider's sidecar was killed and stays away")
 }
 
-fn is_reset_within(stream: TcpStream, bound: Duration) -> anyhow::Result<()> {
-    stream.set_read_timeout(Some(bound))?;
-    is_reset(stream)
+#[test]
+fn an_ended_router_resets_what_ends_in_it() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let mut small = Small::new()?;
+    let stream = small.idle_connection("dialled", 2005)?;
+    // A client that does not say goodbye holds up the stop that the first signal asks for; a later one ends it at once.
+    small.consumer.process.signal(Signal::SIGSTOP)?;
+    let ended = small.node.process.end_by(Signal::SIGTERM, SOON)?;
+    small.consumer.process.signal(Signal::SIGCONT)?;
+    assert_eq!(ended.code(), Some(130), "a second signal ends it at once");
+    is_reset(stream).context("the router that dialled the backend was ended and stays away")
 }
