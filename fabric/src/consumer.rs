@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::end::{EndReason, FlowEnd, Told, tell};
 use crate::flow::{Flow, FlowLimits, FlowStats, State};
 use crate::leg::Leg;
+use crate::legs::Ways;
 use crate::link::{LinkError, Links, RouterPeer};
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 use crate::pump::tcp::{self, Socket};
@@ -36,6 +37,8 @@ pub struct ConsumerConfig {
     pub limits: FlowLimits,
     /// Where flows are counted.
     pub metrics: Arc<FabricMetrics>,
+    /// The routers over which a flow may go on, besides the one that it was opened at.
+    pub ways: Arc<dyn Ways>,
 }
 
 /// Where to open a flow.

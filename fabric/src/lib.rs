@@ -16,6 +16,7 @@ pub mod consumer;
 mod end;
 pub mod flow;
 mod leg;
+pub mod legs;
 pub mod limits;
 pub mod link;
 mod meter;

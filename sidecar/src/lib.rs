@@ -32,6 +32,7 @@ pub mod state;
 mod survey;
 mod table;
 pub mod vip;
+mod ways;
 
 pub use config::SidecarConfig;
 pub use error::{RunError, StartError};

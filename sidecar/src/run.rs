@@ -38,6 +38,7 @@ use crate::start;
 use crate::state::{self, StateDir};
 use crate::table::table;
 use crate::vip::VipTable;
+use crate::ways::DirectoryWays;
 
 /// How long routers may take to hear that we go.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -157,6 +158,7 @@ impl Sidecar {
             consumer: ConsumerConfig {
                 limits: FlowLimits::default(),
                 metrics: fabric.clone(),
+                ways: Arc::new(DirectoryWays(directory.subscribe())),
             },
             connect_timeout: config.connect_timeout,
             metrics: metrics.clone(),

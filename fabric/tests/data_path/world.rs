@@ -37,6 +37,8 @@ pub(crate) struct World {
     tasks: JoinSet<()>,
     pub(crate) metrics: Arc<FabricMetrics>,
     pub(crate) limits: FlowLimits,
+    /// Where consumers may go on besides the router that they open a flow at.
+    pub(crate) ways: Vec<RouterPeer>,
     pub(crate) provider_limits: ProviderLimits,
     pub(crate) router_limits: RouterLimits,
     doomed: Option<(tokio::runtime::Runtime, SocketAddr)>,
@@ -71,6 +73,7 @@ impl World {
             tasks: JoinSet::new(),
             metrics: Arc::default(),
             limits: FlowLimits::default(),
+            ways: Vec::new(),
             provider_limits: ProviderLimits::default(),
             router_limits: RouterLimits::default(),
             doomed: None,
@@ -243,6 +246,7 @@ impl World {
         let config = ConsumerConfig {
             limits: self.limits,
             metrics: Arc::clone(&self.metrics),
+            ways: Arc::new(self.ways.clone()),
         };
         Consumer {
             links: self.links(live),
