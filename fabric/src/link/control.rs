@@ -9,6 +9,7 @@ use keel_certs::ServiceId;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::drain::Drain;
 use crate::quic::{Connection, RecvStream, SendStream};
 use crate::wire::{CloseCode, Message, MessageDecoder, Protocol, RefuseCode, VERSION};
 
@@ -64,11 +65,12 @@ impl Control {
         send: SendStream,
         recv: RecvStream,
         answer_time: Duration,
+        drain: Drain,
     ) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
         let mut task = JoinSet::new();
         task.spawn(async move {
-            if let Ended::ByRouter(why) = serve(send, recv, queue).await {
+            if let Ended::ByRouter(why) = serve(send, recv, queue, drain).await {
                 connection.close(CloseCode::Protocol.to_wire(), why.as_bytes());
             }
         });
@@ -143,6 +145,7 @@ async fn serve(
     mut send: SendStream,
     mut recv: RecvStream,
     mut queue: mpsc::Receiver<Request>,
+    drain: Drain,
 ) -> Ended {
     let cut = || Ended::ByRouter("the control stream has ended".to_owned());
     let mut out = BytesMut::new();
@@ -153,6 +156,7 @@ async fn serve(
     }
     .encode(&mut out);
     let mut decoder = MessageDecoder::new();
+    let mut answers = drain.answers();
     let mut waiting: HashMap<u64, oneshot::Sender<Outcome>> = HashMap::new();
     loop {
         if !out.is_empty() && send.write_chunk(out.split().freeze()).await.is_err() {
@@ -166,6 +170,7 @@ async fn serve(
                 // Those whose asker gave up would stay for ever if the router never answers.
                 waiting.retain(|_, answer| !answer.is_closed());
             }
+            answer = answers.next() => answer.encode(&mut out),
             chunk = recv.read_chunk(CHUNK) => {
                 let Ok(Some(chunk)) = chunk else { return cut() };
                 decoder.push(chunk);
@@ -177,8 +182,7 @@ async fn serve(
                                 let _ = answer.send(outcome);
                             }
                         }
-                        // What it says next is the end of the connection; the flows resume when the router is back.
-                        Ok(Some(Message::Drain)) => tracing::info!("the router stops"),
+                        Ok(Some(Message::Drain)) => drain.begin(),
                         Ok(Some(Message::Hello { version, software })) => {
                             tracing::debug!(version, software, "router says hello");
                         }

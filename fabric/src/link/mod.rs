@@ -2,6 +2,7 @@
 
 mod control;
 mod dial;
+mod drain;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,6 +18,8 @@ use crate::quic::{Connection, Endpoint, HostPort, Lost, RecvStream, SendStream};
 pub(crate) use control::Control;
 pub use control::PublishError;
 pub use dial::LinkError;
+use drain::Drain;
+pub(crate) use drain::Rider;
 
 /// The application protocol of connections to routers.
 pub const ALPN: &[u8] = b"keel/1";
@@ -129,6 +132,20 @@ impl Links {
             .map(|link| link.connection().rtt())
     }
 
+    /// Whether the connection to the router of `node` lives and the router has said that it stops.
+    #[must_use]
+    pub fn draining(&self, node: &NodeName) -> bool {
+        let Some(slot) = self.lock_slots().get(node).cloned() else {
+            return false;
+        };
+        let Ok(state) = slot.state.try_lock() else {
+            // It is being dialled: what was there before is of no interest.
+            return false;
+        };
+        let link = state.link.as_ref();
+        link.is_some_and(|link| link.is_alive() && link.is_draining())
+    }
+
     /// Closes every connection, telling the peers; waits until they have been told.
     pub async fn close(&self, reason: &str) {
         self.inner
@@ -169,11 +186,19 @@ impl Links {
         };
         inner.metrics.links_connected.inc();
         tracing::debug!(router = %router.node, remote = %connection.remote_address(), "linked to router");
-        let control = Control::start(connection.clone(), send, recv, inner.limits.answer_time);
+        let drain = Drain::default();
+        let control = Control::start(
+            connection.clone(),
+            send,
+            recv,
+            inner.limits.answer_time,
+            drain.clone(),
+        );
         Ok(Link {
             inner: Arc::new(LinkInner {
                 connection,
                 control,
+                drain,
                 node: router.node.clone(),
             }),
         })
@@ -190,6 +215,7 @@ pub struct Link {
 struct LinkInner {
     connection: Connection,
     control: Control,
+    drain: Drain,
     node: NodeName,
 }
 
@@ -204,6 +230,22 @@ impl Link {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.inner.connection.close_reason().is_none()
+    }
+
+    /// Whether the router has said that it stops. It takes no flows any more; those that it carries should move.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.inner.drain.has_begun()
+    }
+
+    /// Waits until the router says that it stops; for ever if it never does, also if the connection is lost. Cancel safe.
+    pub fn drained(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
+        self.inner.drain.begun()
+    }
+
+    /// Counts a flow whose newest leg goes over this link: a router that stops waits for it.
+    pub(crate) fn rider(&self) -> Rider {
+        self.inner.drain.rider()
     }
 
     pub(crate) fn connection(&self) -> &Connection {

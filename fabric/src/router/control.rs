@@ -103,7 +103,7 @@ impl Published<'_> {
                 tracing::debug!(identity = %self.client.identity, version, software, "hello");
             }
             // A peer that stops withdraws what it publishes; answers are for dialling sides.
-            Message::Answer { .. } | Message::Drain => {}
+            Message::Answer { .. } | Message::Drain | Message::Moved | Message::Nowhere => {}
         }
     }
 

@@ -9,6 +9,8 @@
 //! | 34 | WITHDRAW | v id |
 //! | 35 | ANSWER | v id, v outcome (0 ok, 1 refused), v code, t text |
 //! | 36 | DRAIN | |
+//! | 37 | MOVED | |
+//! | 38 | NOWHERE | |
 
 use bytes::{Bytes, BytesMut};
 use keel_certs::ServiceId;
@@ -54,6 +56,10 @@ pub enum Message {
     },
     /// The sender stops soon: open nothing new here, move what can move.
     Drain,
+    /// Answer to DRAIN: no flow of the sender is left here.
+    Moved,
+    /// Answer to DRAIN: the flows of the sender that are left have no other way; they wait until the peer is back.
+    Nowhere,
 }
 
 mod kind {
@@ -62,6 +68,8 @@ mod kind {
     pub(super) const WITHDRAW: u64 = 34;
     pub(super) const ANSWER: u64 = 35;
     pub(super) const DRAIN: u64 = 36;
+    pub(super) const MOVED: u64 = 37;
+    pub(super) const NOWHERE: u64 = 38;
 }
 
 impl Message {
@@ -96,6 +104,8 @@ impl Message {
                 }
             }),
             Self::Drain => numbers(kind::DRAIN, &[], out),
+            Self::Moved => numbers(kind::MOVED, &[], out),
+            Self::Nowhere => numbers(kind::NOWHERE, &[], out),
         }
     }
 }
@@ -143,7 +153,7 @@ impl MessageDecoder {
                     max: MAX_HEADER as u64,
                 });
             }
-            if !(kind::HELLO..=kind::DRAIN).contains(&header.kind) {
+            if !(kind::HELLO..=kind::NOWHERE).contains(&header.kind) {
                 self.skip = header.len;
                 continue;
             }
@@ -206,6 +216,8 @@ fn parse(kind: u64, body: &[u8]) -> Result<Message, WireError> {
             };
             Ok(Message::Answer { id, outcome })
         }
+        kind::MOVED => Ok(Message::Moved),
+        kind::NOWHERE => Ok(Message::Nowhere),
         // next() lets only the known types through.
         _ => Ok(Message::Drain),
     }

@@ -131,6 +131,8 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
             }),
         ),
         ("DRAIN", M(Message::Drain)),
+        ("MOVED", M(Message::Moved)),
+        ("NOWHERE", M(Message::Nowhere)),
         (
             "OPEN of a later version",
             F(Frame::Open(Box::new(Open {
