@@ -69,6 +69,13 @@ pub struct RefuseLabels {
     pub code: &'static str,
 }
 
+/// Why a packet was dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DropLabels {
+    /// `too_large`, `queue`, `no_leg`, `unknown_flow`, `socket` or `malformed`.
+    pub reason: &'static str,
+}
+
 /// Metrics of routers and flow ends of one process.
 #[derive(Debug, Default)]
 pub struct FabricMetrics {
@@ -92,6 +99,8 @@ pub struct FabricMetrics {
     pub router_bytes: Family<DirectionLabels, Counter>,
     /// Legs that the router did not forward.
     pub router_refusals: Family<RefuseLabels, Counter>,
+    /// Packets of UDP flows that were dropped.
+    pub packets_dropped: Family<DropLabels, Counter>,
     /// Links to routers that were established.
     pub links_connected: Counter,
 }
@@ -152,11 +161,22 @@ impl FabricMetrics {
             metrics.router_refusals.clone(),
         );
         r.register(
+            "packets_dropped",
+            "Packets of UDP flows dropped, by reason",
+            metrics.packets_dropped.clone(),
+        );
+        r.register(
             "links_connected",
             "Connections made to routers",
             metrics.links_connected.clone(),
         );
         Arc::new(metrics)
+    }
+
+    pub(crate) fn dropped(&self, reason: &'static str) {
+        self.packets_dropped
+            .get_or_create(&DropLabels { reason })
+            .inc();
     }
 
     pub(crate) fn hit(&self, name: &'static str) {

@@ -11,6 +11,7 @@ use quinn::crypto::rustls::HandshakeData;
 use rustls_pki_types::CertificateDer;
 use tokio::task::JoinSet;
 
+use super::datagrams::Datagrams;
 use super::error::{ConnectError, Lost};
 use super::stream::Half;
 use super::{Profile, RecvStream, SendStream};
@@ -109,6 +110,7 @@ pub struct Connection {
 struct Shared {
     peer: Option<Result<PeerIdentity, IdentityError>>,
     streams: Arc<Streams>,
+    datagrams: Arc<Datagrams>,
     /// Ends the connection at the peer's not-after; aborted when the last clone is dropped.
     expiry: Mutex<JoinSet<()>>,
 }
@@ -157,11 +159,13 @@ impl Connection {
             allowed: AtomicU32::new(allowed),
             max,
         });
+        let datagrams = Datagrams::new(inner.clone());
         Self {
             inner,
             shared: Arc::new(Shared {
                 peer,
                 streams,
+                datagrams,
                 expiry: Mutex::new(expiry),
             }),
         }
@@ -212,6 +216,10 @@ impl Connection {
         self.inner.rtt()
     }
 
+    fn sending(&self, send: quinn::SendStream, half: Half) -> SendStream {
+        SendStream::new(send, Arc::clone(&self.shared.datagrams), half)
+    }
+
     /// Opens a bidirectional stream; waits while the peer allows no more. Cancel safe.
     ///
     /// # Errors
@@ -219,7 +227,7 @@ impl Connection {
     pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), Lost> {
         let (send, recv) = self.inner.open_bi().await?;
         Ok((
-            SendStream::new(send, Half::own()),
+            self.sending(send, Half::own()),
             RecvStream::new(recv, Half::own()),
         ))
     }
@@ -236,7 +244,7 @@ impl Connection {
                 .set_max_concurrent_bi_streams(VarInt::from_u32(allowed));
         }
         let half = || Half::of_peer(Arc::clone(streams));
-        Ok((SendStream::new(send, half()), RecvStream::new(recv, half())))
+        Ok((self.sending(send, half()), RecvStream::new(recv, half())))
     }
 
     /// Opens a unidirectional stream. Cancel safe.
@@ -244,7 +252,7 @@ impl Connection {
     /// # Errors
     /// [`Lost`] if the connection has ended.
     pub async fn open_uni(&self) -> Result<SendStream, Lost> {
-        Ok(SendStream::new(self.inner.open_uni().await?, Half::own()))
+        Ok(self.sending(self.inner.open_uni().await?, Half::own()))
     }
 
     /// Takes the next unidirectional stream of the peer. Cancel safe.

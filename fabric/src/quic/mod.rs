@@ -10,6 +10,7 @@
 mod addr;
 mod cid;
 mod connection;
+mod datagrams;
 mod endpoint;
 mod error;
 mod keys;
@@ -19,6 +20,7 @@ mod transport;
 
 pub use addr::{AddrError, HostPort, ListenAddr};
 pub use connection::{Connection, Incoming};
+pub(crate) use datagrams::{Datagrams, NotSent, Route, SAFE_DATAGRAM, Sender, Sink};
 pub use endpoint::Endpoint;
 pub use error::{BindError, ConnectError, Lost, ReadError, WriteError};
 pub use keys::{KeysError, QuicKeys};

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use quinn::VarInt;
 
 use super::connection::Streams;
+use super::datagrams::Datagrams;
 use super::error::{ReadError, WriteError};
 
 /// Code of streams that were dropped before they were finished.
@@ -45,14 +46,20 @@ impl Drop for Half {
 #[derive(Debug)]
 pub struct SendStream {
     inner: quinn::SendStream,
+    datagrams: Arc<Datagrams>,
     ended: bool,
     _half: Half,
 }
 
 impl SendStream {
-    pub(super) const fn new(inner: quinn::SendStream, half: Half) -> Self {
+    pub(super) const fn new(
+        inner: quinn::SendStream,
+        datagrams: Arc<Datagrams>,
+        half: Half,
+    ) -> Self {
         Self {
             inner,
+            datagrams,
             ended: false,
             _half: half,
         }
@@ -62,6 +69,11 @@ impl SendStream {
     #[must_use]
     pub fn id(&self) -> u64 {
         VarInt::from(self.inner.id()).into_inner()
+    }
+
+    /// The datagrams of the stream's connection.
+    pub(crate) const fn datagrams(&self) -> &Arc<Datagrams> {
+        &self.datagrams
     }
 
     /// Writes all of `bytes`, copying them. Not cancel safe: a prefix may have gone out.

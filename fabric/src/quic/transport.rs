@@ -1,6 +1,6 @@
 //! Transport parameters by role.
 //!
-//! Memory of one connection is at most `receive_window + send_window + 2 x datagram_buffer`: received bytes that nobody
+//! Memory of one connection is at most `receive_window + send_window + both datagram buffers`: received bytes that nobody
 //! has read, sent bytes that nobody has acknowledged, and datagrams both ways. Everything else per connection is a few
 //! kilobytes plus about 100 bytes for each stream that the peer may open.
 
@@ -19,6 +19,9 @@ const MTU_NETWORK: u16 = 1472;
 /// Largest UDP payload that is looked for on loopback.
 const MTU_LOOPBACK: u16 = 6500;
 const _: () = assert!(MTU_LOOPBACK <= UDP_MAX / SEGMENTS);
+
+/// Bytes of datagrams that wait for the congestion window, all flows in one line; so this is kept short.
+const DATAGRAMS_OUT: usize = 64 << 10;
 
 /// Streams that a peer may hold open on one connection at most.
 pub(super) const MAX_BIDI: u32 = 65_535;
@@ -41,7 +44,8 @@ struct Numbers {
     stream_window: u32,
     receive_window: u32,
     send_window: u64,
-    datagrams: usize,
+    /// Bytes of datagrams that wait for our reader; those that leave wait in a queue of our own, fairly.
+    datagrams_in: usize,
     bidi_at_start: u32,
     bidi_max: u32,
     uni: u32,
@@ -58,7 +62,7 @@ impl Profile {
                 stream_window: 4 * MIB + 64 * KIB,
                 receive_window: 16 * MIB,
                 send_window: 8 << 20,
-                datagrams: 1 << 20,
+                datagrams_in: 1 << 20,
                 bidi_at_start: 1024,
                 bidi_max: MAX_BIDI,
                 uni: 16,
@@ -67,7 +71,7 @@ impl Profile {
                 stream_window: MIB + 64 * KIB,
                 receive_window: 4 * MIB,
                 send_window: 2 << 20,
-                datagrams: 64 << 10,
+                datagrams_in: 256 << 10,
                 bidi_at_start: 512,
                 bidi_max: MAX_BIDI,
                 uni: 16,
@@ -76,7 +80,7 @@ impl Profile {
                 stream_window: MIB,
                 receive_window: 4 * MIB,
                 send_window: 2 << 20,
-                datagrams: 64 << 10,
+                datagrams_in: 64 << 10,
                 bidi_at_start: 256,
                 bidi_max: 1024,
                 uni: 16,
@@ -108,8 +112,8 @@ impl Profile {
             .stream_receive_window(VarInt::from_u32(numbers.stream_window))
             .receive_window(VarInt::from_u32(numbers.receive_window))
             .send_window(numbers.send_window)
-            .datagram_receive_buffer_size(Some(numbers.datagrams))
-            .datagram_send_buffer_size(numbers.datagrams)
+            .datagram_receive_buffer_size(Some(numbers.datagrams_in))
+            .datagram_send_buffer_size(DATAGRAMS_OUT)
             // Short enough to outlive the idle time of home NATs and to bring a client's new address to the server.
             .keep_alive_interval(Some(Duration::from_secs(if loopback { 5 } else { 2 })))
             .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))

@@ -1,0 +1,314 @@
+//! Datagrams of one connection: who takes those that arrive, and a fair queue for those that leave.
+//!
+//! A datagram starts with the id of the QUIC stream of its leg (varint), its packet follows. Nothing here waits for a
+//! flow: what arrives is handed on or dropped at once, and what leaves waits in a bounded queue per flow, from which the
+//! flows are served in turn. The tasks of a connection start with its first flow of datagrams.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use quinn::SendDatagramError;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::metrics::FabricMetrics;
+use crate::wire::varint;
+
+/// Most bytes of a stream id.
+const HEADER: usize = 8;
+/// Largest packet in any datagram: what a QUIC packet of 1,200 bytes leaves, for every connection takes those.
+pub(crate) const SAFE_DATAGRAM: u64 = 1152;
+/// Packets of one flow that wait.
+const FLOW_PACKETS: usize = 128;
+/// Bytes of all flows of a connection that wait.
+const QUEUE_BYTES: usize = 2 << 20;
+
+/// Takes the packets that arrive for one stream. Must not wait.
+pub(crate) trait Sink: Send + Sync + fmt::Debug {
+    /// One packet, without its header.
+    fn take(&self, packet: Bytes);
+}
+
+/// Why a packet did not leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotSent {
+    /// It is larger than what the connection takes now.
+    TooLarge,
+    /// The queue of its flow or connection is full.
+    Full,
+    /// The connection has ended, or the peer takes no datagrams.
+    Lost,
+}
+
+/// The datagrams of one connection; its tasks end with this.
+pub(crate) struct Datagrams {
+    shared: Arc<Shared>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+struct Shared {
+    connection: quinn::Connection,
+    routes: Mutex<HashMap<u64, Arc<dyn Sink>>>,
+    queue: Mutex<Queue>,
+    queued: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half changed here, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Datagrams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datagrams").finish_non_exhaustive()
+    }
+}
+
+impl Datagrams {
+    pub(super) fn new(connection: quinn::Connection) -> Arc<Self> {
+        Arc::new(Self {
+            shared: Arc::new(Shared {
+                connection,
+                routes: Mutex::default(),
+                queue: Mutex::default(),
+                queued: Notify::new(),
+            }),
+            tasks: Mutex::default(),
+        })
+    }
+
+    /// Hands the packets of `stream` to `sink` for as long as the route lives.
+    pub(crate) fn route(
+        self: &Arc<Self>,
+        stream: u64,
+        sink: Arc<dyn Sink>,
+        metrics: &Arc<FabricMetrics>,
+    ) -> Route {
+        let mut tasks = lock(&self.tasks);
+        if tasks.is_empty() {
+            tasks.spawn(receive(Arc::clone(&self.shared), Arc::clone(metrics)));
+            tasks.spawn(send(Arc::clone(&self.shared), Arc::clone(metrics)));
+        }
+        lock(&self.shared.routes).insert(stream, sink);
+        Route {
+            to: self.sender(stream),
+        }
+    }
+
+    /// Sends packets of `stream`; whoever has its route lets them out.
+    pub(crate) fn sender(self: &Arc<Self>, stream: u64) -> Sender {
+        Sender {
+            datagrams: Arc::clone(self),
+            stream,
+        }
+    }
+
+    /// Largest packet that fits into a datagram now; 0 for none. Changes with the path.
+    pub(crate) fn max_packet(&self) -> u64 {
+        let max = self.shared.connection.max_datagram_size().unwrap_or(0);
+        max.saturating_sub(HEADER) as u64
+    }
+}
+
+/// Where the packets of a stream go. Dropped, they are nobody's, and those that wait to leave are dropped too.
+#[derive(Debug)]
+pub(crate) struct Route {
+    to: Sender,
+}
+
+impl Route {
+    /// The way out.
+    pub(crate) const fn sender(&self) -> &Sender {
+        &self.to
+    }
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        let shared = &self.to.datagrams.shared;
+        lock(&shared.routes).remove(&self.to.stream);
+        lock(&shared.queue).forget(self.to.stream);
+    }
+}
+
+/// The way out for the packets of one stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Sender {
+    datagrams: Arc<Datagrams>,
+    stream: u64,
+}
+
+impl Sender {
+    /// Largest packet that fits now; 0 for none.
+    pub(crate) fn max_packet(&self) -> u64 {
+        self.datagrams.max_packet()
+    }
+
+    /// Sends one packet, or queues it.
+    ///
+    /// # Errors
+    /// [`NotSent`]; the packet is lost.
+    pub(crate) fn send(&self, packet: &[u8]) -> Result<(), NotSent> {
+        let shared = &self.datagrams.shared;
+        let mut datagram = BytesMut::with_capacity(varint::size(self.stream) + packet.len());
+        varint::write(self.stream, &mut datagram);
+        datagram.extend_from_slice(packet);
+        let datagram = datagram.freeze();
+        let max = shared.connection.max_datagram_size().ok_or(NotSent::Lost)?;
+        if datagram.len() > max {
+            return Err(NotSent::TooLarge);
+        }
+        let mut queue = lock(&shared.queue);
+        if queue.is_idle() && shared.connection.datagram_send_buffer_space() >= datagram.len() {
+            return shared
+                .connection
+                .send_datagram(datagram)
+                .map_err(|error| match error {
+                    SendDatagramError::TooLarge => NotSent::TooLarge,
+                    _ => NotSent::Lost,
+                });
+        }
+        if !queue.push(self.stream, datagram) {
+            return Err(NotSent::Full);
+        }
+        drop(queue);
+        shared.queued.notify_one();
+        Ok(())
+    }
+}
+
+/// Hands on what arrives until the connection ends.
+async fn receive(shared: Arc<Shared>, metrics: Arc<FabricMetrics>) {
+    while let Ok(datagram) = shared.connection.read_datagram().await {
+        let sink = varint::read(&datagram).and_then(|(stream, header)| {
+            let sink = lock(&shared.routes).get(&stream).cloned()?;
+            Some((sink, header))
+        });
+        match sink {
+            Some((sink, header)) => sink.take(datagram.slice(header..)),
+            None => metrics.dropped("unknown_flow"),
+        }
+    }
+}
+
+/// Lets out what is queued until the connection ends.
+async fn send(shared: Arc<Shared>, metrics: Arc<FabricMetrics>) {
+    loop {
+        let next = lock(&shared.queue).pop();
+        let Some(datagram) = next else {
+            shared.queued.notified().await;
+            continue;
+        };
+        match shared.connection.send_datagram_wait(datagram).await {
+            Ok(()) => {}
+            Err(SendDatagramError::TooLarge) => metrics.dropped("too_large"),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Datagrams that wait, by stream; the streams take turns.
+#[derive(Debug, Default)]
+struct Queue {
+    flows: HashMap<u64, VecDeque<Bytes>>,
+    /// The streams that have something, in the order of their turns.
+    turns: VecDeque<u64>,
+    bytes: usize,
+    /// One was taken out and may still wait for the connection: none may overtake it.
+    sending: bool,
+}
+
+impl Queue {
+    fn is_idle(&self) -> bool {
+        self.turns.is_empty() && !self.sending
+    }
+
+    /// Queues a datagram; `false` if there is no room.
+    fn push(&mut self, stream: u64, datagram: Bytes) -> bool {
+        if self.bytes + datagram.len() > QUEUE_BYTES {
+            return false;
+        }
+        let flow = self.flows.entry(stream).or_default();
+        if flow.len() >= FLOW_PACKETS {
+            return false;
+        }
+        if flow.is_empty() {
+            self.turns.push_back(stream);
+        }
+        self.bytes += datagram.len();
+        flow.push_back(datagram);
+        true
+    }
+
+    /// The datagram whose turn it is.
+    fn pop(&mut self) -> Option<Bytes> {
+        let next = self.turns.pop_front().and_then(|stream| {
+            let flow = self.flows.get_mut(&stream)?;
+            let datagram = flow.pop_front()?;
+            if flow.is_empty() {
+                self.flows.remove(&stream);
+            } else {
+                self.turns.push_back(stream);
+            }
+            self.bytes -= datagram.len();
+            Some(datagram)
+        });
+        self.sending = next.is_some();
+        next
+    }
+
+    fn forget(&mut self, stream: u64) {
+        if let Some(flow) = self.flows.remove(&stream) {
+            self.bytes -= flow.iter().map(Bytes::len).sum::<usize>();
+            self.turns.retain(|other| *other != stream);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    #[test]
+    fn flows_take_turns_and_a_flood_waits_behind_itself() {
+        let mut queue = Queue::default();
+        let mut taken = 0;
+        while queue.push(1, packet("flood")) {
+            taken += 1;
+        }
+        assert_eq!(taken, FLOW_PACKETS);
+        assert!(queue.push(2, packet("a")) && queue.push(2, packet("b")));
+        let first: Vec<Bytes> = (0..4).filter_map(|_| queue.pop()).collect();
+        assert_eq!(first, ["flood", "a", "flood", "b"]);
+        assert!(!queue.is_idle());
+    }
+
+    #[test]
+    fn what_was_taken_out_is_not_overtaken_and_what_is_forgotten_is_gone() {
+        let mut queue = Queue::default();
+        assert!(queue.is_idle() && queue.push(1, packet("a")) && queue.push(2, packet("b")));
+        queue.forget(1);
+        assert_eq!(queue.pop(), Some(packet("b")));
+        assert!(!queue.is_idle(), "it may still wait for the connection");
+        assert_eq!(queue.pop(), None);
+        assert!(queue.is_idle());
+        assert_eq!(queue.bytes, 0);
+    }
+
+    #[test]
+    fn a_connection_holds_no_more_than_its_bound() {
+        let mut queue = Queue::default();
+        let big = Bytes::from(vec![0; 64 << 10]);
+        let mut stream = 0;
+        while queue.push(stream, big.clone()) {
+            stream += 1;
+        }
+        assert_eq!(stream, (QUEUE_BYTES / big.len()) as u64);
+    }
+}
