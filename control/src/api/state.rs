@@ -111,9 +111,15 @@ pub struct ProviderStatus {
     /// Path of the provider's identity: `/node/edge-b/ns/default/pod/db-0`.
     #[serde(deserialize_with = "lenient")]
     pub identity: String,
-    /// `healthy` or `unhealthy`; absent means healthy.
+    /// `healthy`, `unhealthy`, or `unknown` where nothing checks it; absent means unknown.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
+    /// Its share of the connections among equals; absent means 1.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// Lower ones are used first; absent means 0.
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u16>,
     /// Since when the provider is there.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
@@ -135,7 +141,7 @@ impl ProviderStatus {
     pub fn is_healthy(&self) -> bool {
         self.health
             .as_deref()
-            .is_none_or(|health| health == "healthy")
+            .is_none_or(|health| matches!(health, "healthy" | "unknown" | ""))
     }
 }
 

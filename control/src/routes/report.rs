@@ -128,7 +128,9 @@ fn active(service: &ServiceView, cluster: &ClusterName, room: &mut usize) -> Act
             .iter()
             .map(|provider| ProviderStatus {
                 identity: provider.identity.to_string(),
-                health: Some("healthy".to_owned()),
+                health: Some(provider.offer.health.name().to_owned()),
+                weight: Some(provider.offer.weight).filter(|weight| *weight != 1),
+                priority: Some(provider.offer.priority).filter(|priority| *priority != 0),
                 since: since(provider.since),
                 ..ProviderStatus::default()
             })

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::drain::Drain;
 use crate::quic::{Connection, RecvStream, SendStream};
-use crate::wire::{CloseCode, Message, MessageDecoder, Protocol, RefuseCode, VERSION};
+use crate::wire::{CloseCode, Message, MessageDecoder, Offer, Protocol, RefuseCode, VERSION};
 
 /// Requests that wait for the stream.
 const QUEUE: usize = 64;
@@ -95,6 +95,7 @@ impl Control {
         service: ServiceId,
         port: u16,
         protocol: Protocol,
+        offer: Offer,
     ) -> Result<(), PublishError> {
         self.ask(
             id,
@@ -103,6 +104,7 @@ impl Control {
                 service,
                 port,
                 protocol,
+                offer,
             },
         )
         .await

@@ -16,7 +16,7 @@ use super::{Inner, Publication, PublishOutcome};
 use crate::leg::{Header, IncomingLeg};
 use crate::link::{Link, PublishError, RouterPeer};
 use crate::quic::{HostPort, Lost, RecvStream, SendStream};
-use crate::wire::{Protocol, RefuseCode, ResetCode};
+use crate::wire::{Offer, Protocol, RefuseCode, ResetCode};
 
 /// First pause before a router is dialled again; doubles up to [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -241,7 +241,7 @@ async fn publish(link: &Link, key: &Key, standing: &mut Standing) -> Result<(), 
     let id = link.control().next_id();
     let asked = link
         .control()
-        .publish(id, service.clone(), *port, *protocol)
+        .publish(id, service.clone(), *port, *protocol, Offer::default())
         .await;
     standing.refused.remove(key);
     match &asked {

@@ -170,9 +170,10 @@ impl Clients {
                     protocol: key.protocol,
                     providers: providers
                         .into_iter()
-                        .map(|(identity, since)| ProviderView {
+                        .map(|(identity, since, offer)| ProviderView {
                             identity: identity.clone(),
                             since,
+                            offer,
                         })
                         .collect(),
                     clients,

@@ -10,7 +10,7 @@ use super::Shared;
 use super::clients::Client;
 use super::route::{Provider, ServiceKey, may_publish};
 use crate::quic::{RecvStream, SendStream};
-use crate::wire::{CloseCode, Message, MessageDecoder, RefuseCode, VERSION};
+use crate::wire::{CloseCode, Message, MessageDecoder, Offer, RefuseCode, VERSION};
 
 /// Bytes read at once.
 const CHUNK: usize = 16 << 10;
@@ -75,15 +75,14 @@ impl Published<'_> {
                 service,
                 port,
                 protocol,
+                offer,
             } => {
-                let outcome = self.publish(
-                    id,
-                    ServiceKey {
-                        service,
-                        port,
-                        protocol,
-                    },
-                );
+                let key = ServiceKey {
+                    service,
+                    port,
+                    protocol,
+                };
+                let outcome = self.publish(id, key, offer);
                 Message::Answer { id, outcome }.encode(out);
             }
             Message::Withdraw { id } => {
@@ -107,11 +106,18 @@ impl Published<'_> {
         }
     }
 
-    fn publish(&mut self, id: u64, key: ServiceKey) -> Result<(), (RefuseCode, String)> {
+    fn publish(
+        &mut self,
+        id: u64,
+        key: ServiceKey,
+        offer: Offer,
+    ) -> Result<(), (RefuseCode, String)> {
         let identity = &self.client.identity;
         may_publish(identity, &key.service)
             .inspect_err(|(_, text)| tracing::warn!(%identity, text, "publication refused"))?;
-        if self.ids.len() >= self.shared.limits.publications {
+        let before = self.ids.iter().find(|(_, other)| **other == key);
+        let before = before.map(|(id, _)| *id);
+        if before.is_none() && self.ids.len() >= self.shared.limits.publications {
             self.shared.metrics.hit("publications");
             return Err((
                 RefuseCode::Limit,
@@ -124,29 +130,35 @@ impl Published<'_> {
                 format!("{id} is in use on this connection"),
             ));
         }
-        tracing::info!(%identity, service = %key.service, port = key.port, protocol = %key.protocol, "published here");
+        if before.is_none() {
+            tracing::info!(%identity, service = %key.service, port = key.port, protocol = %key.protocol, "published here");
+        } else {
+            tracing::debug!(%identity, service = %key.service, port = key.port, ?offer, "published anew");
+        }
         let provider = Provider {
             connection: Arc::clone(self.client),
             connection_id: self.client.id,
             since: SystemTime::now(),
+            offer,
         };
         let mut table = self.shared.table();
-        if let Some(other) = table.on_another_node(&key, identity) {
+        if before.is_none()
+            && let Some(other) = table.on_another_node(&key, identity)
+        {
             tracing::warn!(service = %key.service, port = key.port, new = %identity, %other, "providers on several nodes");
         }
         table.publish(key.clone(), identity.clone(), provider);
         drop(table);
         self.client.provides(&key);
+        if let Some(before) = before {
+            self.ids.remove(&before);
+        }
         self.ids.insert(id, key);
         self.shared.changed.notify_one();
         Ok(())
     }
 
     fn withdraw(&self, key: &ServiceKey) {
-        if self.ids.values().any(|other| other == key) {
-            // Published a second time on this connection; that one stands.
-            return;
-        }
         let identity = &self.client.identity;
         self.client.provides_no_more(key);
         if self.shared.table().withdraw(key, identity, self.client.id) {

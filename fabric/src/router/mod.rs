@@ -29,7 +29,7 @@ pub use crate::metrics::FabricMetrics as RouterMetrics;
 use crate::provider::Publication;
 use crate::provider::terminator::Terminator;
 use crate::quic::{BindError, Endpoint, ListenAddr, Profile, QuicKeys};
-use crate::wire::CloseCode;
+use crate::wire::{CloseCode, Offer};
 use clients::{Client, Clients};
 use identities::Identities;
 use route::{ServiceKey, Table};
@@ -208,7 +208,7 @@ fn set_own(shared: &Shared, backends: &[Publication]) {
             port: publication.port,
             protocol: publication.protocol,
         };
-        (key, publication.backend.clone())
+        (key, publication.backend.clone(), Offer::default())
     });
     shared.table().set_own(own, SystemTime::now());
     shared.changed.notify_one();

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use keel_certs::{ServiceId, Subject};
 
 use crate::quic::HostPort;
-use crate::wire::{Protocol, RefuseCode};
+use crate::wire::{Offer, Protocol, RefuseCode};
 
 /// What a publication is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +25,16 @@ pub(super) struct Provider<C> {
     pub(super) connection_id: u64,
     /// Since when it is published without a break.
     pub(super) since: SystemTime,
+    /// How it wants to be chosen.
+    pub(super) offer: Offer,
+}
+
+/// A backend that the router dials itself.
+#[derive(Debug, Clone)]
+struct Own {
+    backend: HostPort,
+    since: SystemTime,
+    offer: Offer,
 }
 
 /// All publications at this router, and the backends that it dials itself.
@@ -32,7 +42,7 @@ pub(super) struct Provider<C> {
 pub(super) struct Table<C> {
     node: Subject,
     published: BTreeMap<ServiceKey, BTreeMap<Subject, Provider<C>>>,
-    own: BTreeMap<ServiceKey, (HostPort, SystemTime)>,
+    own: BTreeMap<ServiceKey, Own>,
 }
 
 /// Where a request goes.
@@ -114,30 +124,35 @@ impl<C: Clone> Table<C> {
     /// Replaces the backends that this router dials itself.
     pub(super) fn set_own(
         &mut self,
-        backends: impl Iterator<Item = (ServiceKey, HostPort)>,
+        backends: impl Iterator<Item = (ServiceKey, HostPort, Offer)>,
         now: SystemTime,
     ) {
         let mut old = std::mem::take(&mut self.own);
         self.own = backends
-            .map(|(key, backend)| {
-                let since = old.remove(&key).map_or(now, |(_, since)| since);
-                (key, (backend, since))
+            .map(|(key, backend, offer)| {
+                let own = Own {
+                    backend,
+                    since: old.remove(&key).map_or(now, |own| own.since),
+                    offer,
+                };
+                (key, own)
             })
             .collect();
     }
 
     /// Every provider of every service, own backends as provided by the node.
-    pub(super) fn providers(&self) -> BTreeMap<&ServiceKey, Vec<(&Subject, SystemTime)>> {
-        let mut all: BTreeMap<&ServiceKey, Vec<(&Subject, SystemTime)>> = BTreeMap::new();
-        for (key, (_, since)) in &self.own {
-            all.entry(key).or_default().push((&self.node, *since));
+    pub(super) fn providers(&self) -> BTreeMap<&ServiceKey, Vec<(&Subject, SystemTime, Offer)>> {
+        let mut all: BTreeMap<&ServiceKey, Vec<(&Subject, SystemTime, Offer)>> = BTreeMap::new();
+        for (key, own) in &self.own {
+            let list = all.entry(key).or_default();
+            list.push((&self.node, own.since, own.offer));
         }
         for (key, providers) in &self.published {
             let list = all.entry(key).or_default();
             list.extend(
                 providers
                     .iter()
-                    .map(|(identity, provider)| (identity, provider.since)),
+                    .map(|(identity, provider)| (identity, provider.since, provider.offer)),
             );
         }
         all
@@ -159,10 +174,10 @@ impl<C: Clone> Table<C> {
                 port: request.port,
                 protocol,
             };
-            if let Some((backend, _)) = self.own.get(&key) {
+            if let Some(own) = self.own.get(&key) {
                 known = true;
                 if *request.provider == self.node {
-                    return Ok(Next::Own(backend.clone()));
+                    return Ok(Next::Own(own.backend.clone()));
                 }
             }
             if let Some(providers) = self.published.get(&key) {
@@ -231,6 +246,7 @@ mod tests {
             connection: connection_id,
             connection_id,
             since: SystemTime::UNIX_EPOCH,
+            offer: Offer::default(),
         }
     }
 
@@ -282,7 +298,7 @@ mod tests {
         let mut table = Table::<u64>::new(subject("/node/a"));
         let backend: HostPort = "10.0.0.5:3306".parse().unwrap();
         table.set_own(
-            [(key("db.default"), backend.clone())].into_iter(),
+            [(key("db.default"), backend.clone(), Offer::default())].into_iter(),
             SystemTime::UNIX_EPOCH,
         );
         assert_eq!(ask(&table, "db.default", "/node/a"), Ok(Next::Own(backend)));

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use keel_certs::{ServiceId, Subject};
 
-use crate::wire::Protocol;
+use crate::wire::{Offer, Protocol};
 
 /// What can be reached at a router now, and who uses it.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +63,8 @@ pub struct ProviderView {
     pub identity: Subject,
     /// Published since.
     pub since: SystemTime,
+    /// How it wants to be chosen.
+    pub offer: Offer,
 }
 
 /// What a client is to a service.

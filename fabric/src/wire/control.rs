@@ -5,7 +5,7 @@
 //! | type | message | body |
 //! |---|---|---|
 //! | 32 | HELLO | v version, t software |
-//! | 33 | PUBLISH | v id, t service, v port, v protocol |
+//! | 33 | PUBLISH | v id, t service, v port, v protocol; if not the default of 1, 0, 0: v weight, v priority, v health (0 unknown, 1 healthy, 2 unhealthy) |
 //! | 34 | WITHDRAW | v id |
 //! | 35 | ANSWER | v id, v outcome (0 ok, 1 refused), v code, t text |
 //! | 36 | DRAIN | |
@@ -19,6 +19,7 @@ use super::code::RefuseCode;
 use super::decode::{Body, MAX_HEADER, WireError};
 use super::frame::{MAX_TEXT, Protocol, numbers, put};
 use super::input::{Header, Input};
+use super::offer::Offer;
 use super::varint::{self, Fields, write_text};
 
 /// One message of the control stream.
@@ -31,7 +32,8 @@ pub enum Message {
         /// Name and version of the program, for logs.
         software: String,
     },
-    /// The peer serves `service` on `port`; answered by ANSWER with the same id.
+    /// The peer serves `service` on `port`; answered by ANSWER with the same id. Replaces what the same connection
+    /// published of the same service, port and protocol before, which is how a change of `offer` is said.
     Publish {
         /// Chosen by the publisher, unique on this connection.
         id: u64,
@@ -41,6 +43,8 @@ pub enum Message {
         port: u16,
         /// TCP or UDP.
         protocol: Protocol,
+        /// How it wants to be chosen.
+        offer: Offer,
     },
     /// Ends the publication of that id; answered by ANSWER.
     Withdraw {
@@ -85,11 +89,13 @@ impl Message {
                 service,
                 port,
                 protocol,
+                offer,
             } => put(kind::PUBLISH, out, |body| {
                 varint::write(*id, body);
                 write_text(&service.to_string(), body);
                 varint::write(u64::from(*port), body);
                 varint::write(protocol.to_wire(), body);
+                offer.encode(body);
             }),
             Self::Withdraw { id } => numbers(kind::WITHDRAW, &[*id], out),
             Self::Answer { id, outcome } => put(kind::ANSWER, out, |body| {
@@ -190,6 +196,7 @@ fn parse(kind: u64, body: &[u8]) -> Result<Message, WireError> {
                 port: body.port()?,
                 protocol: Protocol::from_wire(body.number("protocol")?)
                     .ok_or(body.malformed("protocol"))?,
+                offer: Offer::decode(&mut body.fields).map_err(|field| body.malformed(field))?,
             })
         }
         kind::WITHDRAW => {

@@ -9,6 +9,7 @@ pub mod control;
 mod decode;
 pub mod frame;
 mod input;
+mod offer;
 mod proof;
 pub mod varint;
 
@@ -19,6 +20,7 @@ pub use code::{AbortCode, CloseCode, GoneCode, RefuseCode, ResetCode};
 pub use control::{Message, MessageDecoder};
 pub use decode::{Decoder, MAX_BODY, MAX_HEADER, WireError};
 pub use frame::{Frame, MAX_PAYLOAD, MAX_TEXT, Open, Protocol, Resume, data_header};
+pub use offer::{Health, Offer};
 pub use proof::{FlowId, Generation, Proof, Role, Secret};
 
 /// The version of the flow protocol that this code speaks.

@@ -65,6 +65,11 @@ impl<'a> Fields<'a> {
         Some(*head)
     }
 
+    /// Whether every byte was read.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What no field was read from.
     pub(crate) fn rest(&mut self) -> Bytes {
         Bytes::copy_from_slice(std::mem::take(&mut self.0))

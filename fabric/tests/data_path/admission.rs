@@ -7,8 +7,8 @@ use keel_fabric::link::ALPN;
 use keel_fabric::provider::PublishOutcome;
 use keel_fabric::quic::{Connection, Endpoint, Profile, ReadError};
 use keel_fabric::wire::{
-    Decoder, FlowId, Frame, Generation, Message, Open, Protocol, RefuseCode, ResetCode, Secret,
-    VERSION,
+    Decoder, FlowId, Frame, Generation, Message, Offer, Open, Protocol, RefuseCode, ResetCode,
+    Secret, VERSION,
 };
 
 use crate::backend::Backend;
@@ -223,6 +223,7 @@ async fn unknown_frames_are_skipped_and_what_the_consumer_says_of_itself_is_over
         service: service.clone(),
         port: 80,
         protocol: Protocol::Tcp,
+        offer: Offer::default(),
     }
     .encode(&mut out);
     control.write_chunk(out.split().freeze()).await.unwrap();

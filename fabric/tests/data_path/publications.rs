@@ -13,8 +13,8 @@ use keel_fabric::quic::{
     Connection, Endpoint, Lost, Profile, QuicKeys, ReadError, RecvStream, SendStream,
 };
 use keel_fabric::wire::{
-    CloseCode, FlowId, Frame, Generation, Message, MessageDecoder, Open, Protocol, ResetCode,
-    Secret, VERSION,
+    CloseCode, FlowId, Frame, Generation, Message, MessageDecoder, Offer, Open, Protocol,
+    ResetCode, Secret, VERSION,
 };
 
 use crate::admission::connect;
@@ -246,6 +246,7 @@ async fn a_blocked_splice_sees_that_its_near_side_is_gone() {
         service: service.clone(),
         port: 80,
         protocol: Protocol::Tcp,
+        offer: Offer::default(),
     }
     .encode(&mut out);
     control.write_chunk(out.split().freeze()).await.unwrap();

@@ -1,4 +1,5 @@
 use keel_fabric::router::{ProviderView, Totals};
+use keel_fabric::wire::{Health, Offer};
 
 use super::super::compile::{RouterFlags, compile};
 use super::*;
@@ -18,6 +19,7 @@ fn view() -> RouterView {
             providers: vec![ProviderView {
                 identity: "/node/b/ns/default/pod/db-0".parse().unwrap(),
                 since: at(1),
+                offer: Offer::default(),
             }],
             clients: vec![ClientView {
                 identity: "/node/a/ns/default/pod/app".parse().unwrap(),
@@ -72,6 +74,26 @@ fn a_status_says_what_consumers_need() {
     assert_eq!(text["conditions"][0]["type"], "Ready");
     assert_eq!(text["conditions"][0]["status"], "True");
     assert_eq!(text["serviceStatus"]["uptime"], "12s");
+}
+
+#[test]
+fn a_status_says_how_a_provider_wants_to_be_chosen() {
+    let mut view = view();
+    let provider = |view: &RouterView| {
+        let status = status(view, &context(serde_json::json!({})), None, at(12));
+        status.active_services[0].providers[0].clone()
+    };
+    let plain = serde_json::to_value(provider(&view)).unwrap();
+    assert_eq!(plain["health"], "unknown");
+    assert!(plain.get("weight").is_none() && plain.get("priority").is_none());
+    view.services[0].providers[0].offer = Offer {
+        weight: 10,
+        priority: 2,
+        health: Health::Unhealthy,
+    };
+    let shown = provider(&view);
+    assert_eq!((shown.weight, shown.priority), (Some(10), Some(2)));
+    assert!(!shown.is_healthy());
 }
 
 #[test]

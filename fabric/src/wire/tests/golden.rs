@@ -113,6 +113,21 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
                 service: "ntp.default".parse().unwrap(),
                 port: 123,
                 protocol: Protocol::Udp,
+                offer: Offer::default(),
+            }),
+        ),
+        (
+            "PUBLISH with an offer",
+            M(Message::Publish {
+                id: 9,
+                service: "ntp.default".parse().unwrap(),
+                port: 123,
+                protocol: Protocol::Udp,
+                offer: Offer {
+                    weight: 300,
+                    priority: 1,
+                    health: Health::Unhealthy,
+                },
             }),
         ),
         ("WITHDRAW", M(Message::Withdraw { id: 7 })),
