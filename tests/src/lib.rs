@@ -8,6 +8,7 @@ pub mod backends;
 pub mod client;
 pub mod credentials;
 pub mod lab;
+pub mod load;
 pub mod need;
 pub mod nodes;
 pub mod process;

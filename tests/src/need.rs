@@ -120,6 +120,13 @@ pub fn lacking(needs: &[Need]) -> bool {
     true
 }
 
+/// Whether the long form of the tests runs (`KEEL_LONG=1`, `tests/run --long`): the spans, rounds and numbers that are
+/// promised, instead of shorter ones that find the same faults with less certainty in the time of a CI run.
+#[must_use]
+pub fn long() -> bool {
+    std::env::var_os("KEEL_LONG").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
 fn note(list: &Path, line: &str) {
     let written = OpenOptions::new()
         .create(true)

@@ -1,0 +1,130 @@
+//! The server of a load: judges what it reads and answers in kind.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::stream::{End, Judge, Manner};
+use crate::lab::Host;
+
+/// Longer than any test: the client's side is the one with a bound.
+const FOREVER: Duration = Duration::from_secs(3600);
+
+/// A server for [`super::Load`]. Dropping it ends its thread and resets its connections.
+#[derive(Debug)]
+pub struct Server {
+    state: Arc<State>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    accepted: AtomicUsize,
+    ends: Mutex<Vec<End>>,
+    bytes: AtomicU64,
+}
+
+impl Server {
+    /// Serves on loopback of `host`.
+    ///
+    /// # Errors
+    /// If the port is taken.
+    pub fn on(host: &Host, port: u16) -> anyhow::Result<Self> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let listener = host.run(|| std::net::TcpListener::bind(address))??;
+        listener.set_nonblocking(true)?;
+        let (state, stop) = (Arc::<State>::default(), CancellationToken::new());
+        let runtime = super::runtime()?;
+        let thread = std::thread::Builder::new()
+            .name("load server".to_owned())
+            .spawn({
+                let (state, stop) = (Arc::clone(&state), stop.clone());
+                move || {
+                    let serve = serve(listener, &state);
+                    runtime.block_on(stop.run_until_cancelled(serve));
+                }
+            })?;
+        Ok(Self {
+            state,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Connections that are open now. Those that sent nothing (a probe of the port) are none.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.state.accepted.load(Ordering::Acquire) - self.ends().len()
+    }
+
+    /// How each connection ended that is over.
+    #[must_use]
+    pub fn ends(&self) -> Vec<End> {
+        let ends = self.state.ends.lock();
+        ends.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+async fn serve(listener: std::net::TcpListener, state: &Arc<State>) {
+    let Ok(listener) = TcpListener::from_std(listener) else {
+        return;
+    };
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(talk(stream, Arc::clone(state)));
+                }
+                // Too many files: those that are open end some time.
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn talk(mut stream: TcpStream, state: Arc<State>) {
+    let _unset = stream.set_nodelay(true);
+    let Ok(manner) = Manner::read(&mut stream).await else {
+        return;
+    };
+    state.accepted.fetch_add(1, Ordering::AcqRel);
+    let (from, to) = stream.into_split();
+    let (enough, sent) = (CancellationToken::new(), AtomicU64::new(0));
+    let read = async {
+        let mut judge = Judge::new(manner, Instant::now() + FOREVER, &state.bytes);
+        let end = judge.read(from).await;
+        // With a length of its own the answer goes on; else the client's end is ours.
+        if manner.length == 0 || end != End::Exact {
+            enough.cancel();
+        }
+        end
+    };
+    let (end, answered) = tokio::join!(read, manner.answer().send(to, &enough, &sent));
+    let end = match (end, answered) {
+        (End::Exact, Err(_)) => End::Reset,
+        (end, _) => end,
+    };
+    state
+        .ends
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(end);
+}

@@ -1,0 +1,5 @@
+//! Faults on purpose, with many connections under way: what the applications at both ends see is judged byte by byte.
+//!
+//! The short form runs in CI; `KEEL_LONG=1` (`tests/run --long`) runs the spans and numbers that are promised.
+
+mod plain;
