@@ -197,16 +197,15 @@ async fn flow(
         loop {
             tokio::select! {
                 end = &mut reading => break end,
-                done = &mut writing, if written.is_none() => written = Some(done.is_ok()),
+                done = &mut writing, if written.is_none() => written = Some(done),
             }
         }
     };
-    let end = match (end, written) {
-        // The far end cannot have read what has not been sent: its end came too early, or ours was refused.
-        (End::Exact, None) => End::CleanCut,
-        (End::Exact, Some(false)) => End::Reset,
-        (end, _) => end,
-    };
+    // The far end cannot have read what has not been sent: its end came too early.
+    let end = written.map_or_else(
+        || if end == End::Exact { End::CleanCut } else { end },
+        |written| end.with(&written),
+    );
     (end, judge.pauses)
 }
 

@@ -118,10 +118,7 @@ async fn talk(mut stream: TcpStream, state: Arc<State>) {
         end
     };
     let (end, answered) = tokio::join!(read, manner.answer().send(to, &enough, &sent));
-    let end = match (end, answered) {
-        (End::Exact, Err(_)) => End::Reset,
-        (end, _) => end,
-    };
+    let end = end.with(&answered);
     state
         .ends
         .lock()

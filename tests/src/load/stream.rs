@@ -28,6 +28,21 @@ pub enum End {
     Hung,
 }
 
+impl End {
+    /// The end of the connection, by what became of the other direction.
+    pub(super) fn with(self, written: &io::Result<()>) -> Self {
+        match (self, written) {
+            // The kernel tells of an RST once. A write that was told leaves an end of file to the reader; after a FIN it
+            // would have been told `EPIPE`.
+            (Self::CleanCut, Err(error)) if error.kind() == ErrorKind::ConnectionReset => {
+                Self::Reset
+            }
+            (Self::Exact, Err(_)) => Self::Reset,
+            (end, _) => end,
+        }
+    }
+}
+
 /// How both sides of a connection send.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Manner {
