@@ -12,15 +12,17 @@ use keel_certs::{ServiceId, Subject};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::end::{EndReason, FlowEnd, Told, tell};
+use crate::end::{EndReason, FlowEnd, Route, Told, tell};
 use crate::flow::{Flow, FlowLimits, FlowStats, State};
 use crate::leg::Leg;
 use crate::legs::Ways;
 use crate::link::{LinkError, Links, RouterPeer};
+use crate::meter::FlowMeter;
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 use crate::pump::tcp::{self, Socket};
 use crate::pump::{Buffers, Event, Pump};
 use crate::quic::{RecvStream, SendStream};
+use crate::series::At;
 use crate::wire::{
     AbortCode, Decoder, FlowId, Generation, Open, Protocol, RefuseCode, Secret, VERSION,
 };
@@ -94,11 +96,14 @@ impl OpenError {
 pub struct ConsumerFlow {
     tcp: Option<Socket>,
     client: Option<SocketAddr>,
+    /// What the application connected to.
+    service: (ServiceId, u16),
     config: ConsumerConfig,
     started: Instant,
     pump: Option<Pump>,
     links: Option<Links>,
     target: Option<Target>,
+    routers: Route,
     failed: Option<EndReason>,
     /// A leg that is being dialled; whoever waits for events may stop and come back.
     redial: Option<Redial>,
@@ -119,9 +124,10 @@ impl fmt::Debug for ConsumerFlow {
 type Redial = Pin<Box<dyn Future<Output = (SendStream, RecvStream)> + Send>>;
 
 impl ConsumerFlow {
-    /// Takes a socket over. Nothing is read from it before a flow is opened.
+    /// Takes over a socket that an application opened towards `service` and port. Nothing is read from it before a flow
+    /// is opened.
     #[must_use]
-    pub fn new(tcp: TcpStream, config: ConsumerConfig) -> Self {
+    pub fn new(tcp: TcpStream, service: (ServiceId, u16), config: ConsumerConfig) -> Self {
         config
             .metrics
             .flows_started
@@ -137,11 +143,13 @@ impl ConsumerFlow {
         Self {
             tcp: Some(Socket::new(tcp)),
             client,
+            service,
             config,
             started: Instant::now(),
             pump: None,
             links: None,
             target: None,
+            routers: Route::default(),
             failed: None,
             redial: None,
             pause: (BACKOFF, 0),
@@ -187,20 +195,33 @@ impl ConsumerFlow {
             lost,
         })?;
         let open = open_of(target);
+        self.routers.note(&target.router.node);
+        let meter = FlowMeter::new(
+            &self.config.metrics,
+            Side::consumer,
+            At(&target.service, target.port, Protocol::Tcp),
+            &target.provider,
+            None,
+        );
         let pump = match &mut self.pump {
             Some(pump) => {
                 if !pump.flow_mut().restart(open) {
                     return Err(OpenError::Lost);
                 }
-                pump.restarted();
+                pump.restarted(meter);
                 self.redial = None;
                 pump
             }
             None => {
                 let flow = Flow::initiate(open, self.config.limits);
                 let buffers = Buffers::new(Arc::clone(&self.config.metrics), self.config.limits);
-                self.pump
-                    .insert(Pump::new(flow, self.tcp.take(), AbortCode::Reset, buffers))
+                self.pump.insert(Pump::new(
+                    flow,
+                    self.tcp.take(),
+                    AbortCode::Reset,
+                    buffers,
+                    meter,
+                ))
             }
         };
         pump.attach(Leg::new(Generation::FIRST, send, recv, Decoder::new()));
@@ -291,6 +312,12 @@ impl ConsumerFlow {
         self.cut()
     }
 
+    /// Gives the application an RST because nobody could be asked, and says why.
+    pub fn unserved(mut self, why: EndReason) -> FlowEnd {
+        self.failed.get_or_insert(why);
+        self.cut()
+    }
+
     fn cut(&mut self) -> FlowEnd {
         let reason = self.failed.unwrap_or_else(|| match &self.pump {
             Some(pump) => EndReason::of(pump.flow().state()),
@@ -319,23 +346,23 @@ impl ConsumerFlow {
             .pump
             .as_ref()
             .map_or(FlowStats::default(), |pump| pump.flow().stats());
-        let end = FlowEnd::new(Side::consumer, reason, stats, self.started.elapsed());
+        let stalls = self
+            .pump
+            .as_mut()
+            .map_or((0, Duration::ZERO), |pump| pump.meter().stalls());
+        let lasted = self.started.elapsed();
+        let end = FlowEnd::new(Side::consumer, reason, stats, stalls, lasted);
         let none: &(dyn fmt::Display + Sync) = &"";
         let told = Told {
             flow: self.pump.as_ref().map(|pump| pump.flow().id()),
             side: Side::consumer,
             peer: self.client.as_ref().map_or(none, |client| client),
-            service: self
-                .target
-                .as_ref()
-                .map(|target| (&target.service, target.port)),
+            service: At(&self.service.0, self.service.1, Protocol::Tcp),
             provider: self.target.as_ref().map_or(none, |target| &target.provider),
-            router: self
-                .target
-                .as_ref()
-                .map_or(none, |target| &target.router.node),
+            routers: &self.routers,
         };
-        tell(told, &end, &self.config.metrics);
+        let meter = self.pump.as_mut().map(Pump::meter);
+        tell(&told, &end, &self.config.metrics, meter);
         end
     }
 }

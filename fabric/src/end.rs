@@ -3,10 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use keel_certs::ServiceId;
+use keel_certs::NodeName;
 
 use crate::flow::{FlowStats, State};
-use crate::metrics::{DirectionLabels, EndLabels, FabricMetrics, RoleLabels, Side};
+use crate::meter::FlowMeter;
+use crate::metrics::{EndLabels, FabricMetrics, Side};
+use crate::series::{At, NOBODY};
 use crate::wire::{AbortCode, FlowId, RefuseCode};
 
 /// Why a flow is over.
@@ -22,6 +24,10 @@ pub enum EndReason {
     NoRouter,
     /// Nobody answered while the application waited.
     NoAnswer,
+    /// Nobody provides the service.
+    NoProvider,
+    /// This process has no identity yet.
+    NoIdentity,
 }
 
 impl EndReason {
@@ -34,6 +40,18 @@ impl EndReason {
             Self::Aborted(code) => code.name(),
             Self::NoRouter => "NO_ROUTER",
             Self::NoAnswer => "NO_ANSWER",
+            Self::NoProvider => "NO_PROVIDER",
+            Self::NoIdentity => "NO_IDENTITY",
+        }
+    }
+
+    /// The kind of end, for metrics.
+    const fn how(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused(_) => "refused",
+            Self::Aborted(_) => "reset",
+            Self::NoRouter | Self::NoAnswer | Self::NoProvider | Self::NoIdentity => "unserved",
         }
     }
 
@@ -65,8 +83,12 @@ pub struct FlowEnd {
     pub bytes_down: u64,
     /// From the accept of the socket, or of the flow, to the end.
     pub duration: Duration,
-    /// Legs that were lost and replaced.
+    /// Legs after the first that were attached.
     pub resumes: u32,
+    /// Times that bytes which this end sent made no progress for a second.
+    pub stalls: u32,
+    /// How long they made none, altogether.
+    pub stalled: Duration,
 }
 
 impl FlowEnd {
@@ -74,19 +96,44 @@ impl FlowEnd {
         side: Side,
         reason: EndReason,
         stats: FlowStats,
+        (stalls, stalled): (u32, Duration),
         duration: Duration,
     ) -> Self {
-        let (bytes_up, bytes_down) = match side {
-            Side::consumer => (stats.written, stats.delivered),
-            Side::provider => (stats.delivered, stats.written),
-        };
+        let (bytes_up, bytes_down) = side.up_and_down(&stats);
         Self {
             reason,
             bytes_up,
             bytes_down,
             duration,
             resumes: stats.resumes,
+            stalls,
+            stalled,
         }
+    }
+}
+
+/// The routers that a flow's legs went over, in the order of their first use.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Route(Vec<NodeName>);
+
+/// Routers that a line names; a flow that wanders more leaves the rest out.
+const NAMED: usize = 8;
+
+impl Route {
+    pub(crate) fn note(&mut self, router: &NodeName) {
+        if self.0.len() < NAMED && !self.0.contains(router) {
+            self.0.push(router.clone());
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, router) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{router}")?;
+        }
+        Ok(())
     }
 }
 
@@ -95,50 +142,48 @@ pub(crate) struct Told<'a> {
     pub(crate) flow: Option<FlowId>,
     pub(crate) side: Side,
     pub(crate) peer: &'a (dyn fmt::Display + Sync),
-    pub(crate) service: Option<(&'a ServiceId, u16)>,
+    pub(crate) service: At<'a>,
     pub(crate) provider: &'a (dyn fmt::Display + Sync),
-    pub(crate) router: &'a (dyn fmt::Display + Sync),
+    pub(crate) routers: &'a Route,
 }
 
-/// Writes the line and counts the end.
-pub(crate) fn tell(told: Told<'_>, end: &FlowEnd, metrics: &FabricMetrics) {
-    let close = end.reason.name();
-    metrics
-        .flows_ended
-        .get_or_create(&EndLabels {
-            role: told.side,
-            close,
-        })
-        .inc();
-    metrics
-        .flow_bytes
-        .get_or_create(&DirectionLabels { direction: "up" })
-        .inc_by(end.bytes_up);
-    metrics
-        .flow_bytes
-        .get_or_create(&DirectionLabels { direction: "down" })
-        .inc_by(end.bytes_down);
-    metrics
-        .flow_resumes
-        .get_or_create(&RoleLabels { role: told.side })
-        .inc_by(u64::from(end.resumes));
-    let service = told
-        .service
-        .map(|(service, port)| format!("{service}:{port}"))
-        .unwrap_or_default();
+/// Writes the line and counts the end; `meter` is what the flow was counted with, if somebody was asked for it.
+pub(crate) fn tell(
+    told: &Told<'_>,
+    end: &FlowEnd,
+    metrics: &FabricMetrics,
+    meter: Option<&mut FlowMeter>,
+) {
+    let labels = EndLabels {
+        role: told.side,
+        how: end.reason.how(),
+        code: end.reason.name(),
+    };
+    metrics.flows_ended.get_or_create(&labels).inc();
+    match meter {
+        Some(meter) => meter.end(end),
+        None => {
+            let pairs = &metrics.pairs;
+            let flow = pairs.start(told.side.name(), told.service, &NOBODY);
+            flow.reset(end.reason.name());
+        }
+    }
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     tracing::info!(
         target: "keel::flow",
         flow = told.flow.map(|flow| flow.to_string()).unwrap_or_default(),
         role = told.side.name(),
         peer = %told.peer,
-        service,
+        service = %told.service,
         provider = %told.provider,
-        router = %told.router,
+        router = %told.routers,
         bytes_up = end.bytes_up,
         bytes_down = end.bytes_down,
-        dur_ms = u64::try_from(end.duration.as_millis()).unwrap_or(u64::MAX),
+        dur_ms = millis(end.duration),
         resumes = end.resumes,
-        close,
+        stalls = end.stalls,
+        stalled_ms = millis(end.stalled),
+        close = end.reason.name(),
         "flow end"
     );
 }

@@ -25,6 +25,7 @@ pub mod provider;
 mod pump;
 pub mod quic;
 pub mod router;
+mod series;
 pub mod wire;
 
 pub use end::{EndReason, FlowEnd};

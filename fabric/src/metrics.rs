@@ -1,12 +1,17 @@
 //! Metric families of the fabric.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::flow::FlowStats;
+use crate::series::PairsCollector;
+pub use crate::series::{MAX_PAIRS, OTHER, PairCounts, Pairs};
 
 /// Which limit was hit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -37,6 +42,14 @@ impl Side {
             Self::provider => "provider",
         }
     }
+
+    /// Bytes from consumer to provider, and back.
+    pub(crate) const fn up_and_down(self, stats: &FlowStats) -> (u64, u64) {
+        match self {
+            Self::consumer => (stats.written, stats.delivered),
+            Self::provider => (stats.delivered, stats.written),
+        }
+    }
 }
 
 /// An end of a flow, and how the flow ended.
@@ -44,8 +57,10 @@ impl Side {
 pub struct EndLabels {
     /// Which end this process is.
     pub role: Side,
+    /// `done`, `refused`, `reset`, or `unserved` if nobody answered.
+    pub how: &'static str,
     /// `DONE`, or the code of the refusal or cut.
-    pub close: &'static str,
+    pub code: &'static str,
 }
 
 /// An end of a flow.
@@ -55,6 +70,15 @@ pub struct RoleLabels {
     pub role: Side,
 }
 
+/// Which end moved bytes, and which way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FlowLabels {
+    /// Which end this process is.
+    pub role: Side,
+    /// `up` is from consumer to provider.
+    pub direction: &'static str,
+}
+
 /// A byte count's direction.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DirectionLabels {
@@ -62,9 +86,9 @@ pub struct DirectionLabels {
     pub direction: &'static str,
 }
 
-/// A refusal by a router.
+/// Something that has a code.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RefuseLabels {
+pub struct CodeLabels {
     /// The code's name.
     pub code: &'static str,
 }
@@ -76,103 +100,102 @@ pub struct DropLabels {
     pub reason: &'static str,
 }
 
-/// Metrics of routers and flow ends of one process.
-#[derive(Debug, Default)]
-pub struct FabricMetrics {
+/// A leg that a flow's end lost.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LossLabels {
+    /// Which end this process is.
+    pub role: Side,
+    /// `finished`, `connection`, `protocol`, `suspected`, or the code of the stream's reset.
+    pub cause: &'static str,
+}
+
+/// An answer to a leg that was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GoneLabels {
+    /// Which end this process is: the provider's gives the answer, the consumer's gets it.
+    pub role: Side,
+    /// The code's name.
+    pub code: &'static str,
+}
+
+/// Seconds, with fractions.
+pub type Seconds = Counter<f64, AtomicU64>;
+
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $field:ident: $kind:ty = $name:literal $(in $unit:ident)?, $help:literal;)+) => {
+        /// Metrics of routers and flow ends of one process.
+        #[derive(Debug, Default)]
+        pub struct FabricMetrics {
+            $($(#[$doc])* pub $field: $kind,)+
+            /// Live counters per service and peer.
+            pub pairs: Arc<Pairs>,
+        }
+
+        impl FabricMetrics {
+            /// Registers all families under the prefix `keel_fabric`.
+            pub fn register(registry: &mut Registry) -> Arc<Self> {
+                let metrics = Self::default();
+                let r = registry.sub_registry_with_prefix("keel_fabric");
+                $(metrics!(@register r, metrics.$field, $name, $help $(, $unit)?);)+
+                r.register_collector(Box::new(PairsCollector(Arc::clone(&metrics.pairs))));
+                Arc::new(metrics)
+            }
+        }
+    };
+    (@register $r:ident, $metric:expr, $name:literal, $help:literal) => {
+        $r.register($name, $help, $metric.clone());
+    };
+    (@register $r:ident, $metric:expr, $name:literal, $help:literal, $unit:ident) => {
+        $r.register_with_unit($name, $help, Unit::$unit, $metric.clone());
+    };
+}
+
+metrics! {
     /// Limits hit.
-    pub limit_hit: Family<LimitLabels, Counter>,
+    limit_hit: Family<LimitLabels, Counter> = "limit_hit", "Limits hit, by name";
     /// Flow ends started here. The difference to `flows_ended` is the number open now.
-    pub flows_started: Family<RoleLabels, Counter>,
+    flows_started: Family<RoleLabels, Counter> = "flows_started", "Flow ends started";
     /// Flow ends that are over.
-    pub flows_ended: Family<EndLabels, Counter>,
-    /// Bytes of applications moved by flow ends.
-    pub flow_bytes: Family<DirectionLabels, Counter>,
-    /// Legs that were lost and replaced.
-    pub flow_resumes: Family<RoleLabels, Counter>,
+    flows_ended: Family<EndLabels, Counter> = "flows_ended", "Flow ends that are over, by reason";
+    /// Bytes of applications moved by flow ends so far; of flows that run, too.
+    flow_bytes: Family<FlowLabels, Counter> = "flow" in Bytes, "Application bytes moved by flow ends so far";
+    /// Legs after the first that were attached.
+    flow_resumes: Family<RoleLabels, Counter> = "flow_resumes", "Legs that replaced another one";
+    /// Times that bytes which a flow's end sent made no progress for a second.
+    flow_stalls: Family<RoleLabels, Counter> = "flow_stalls", "Times that sent bytes made no progress for a second";
+    /// How long they made none.
+    flow_stalled: Family<RoleLabels, Seconds> = "flow_stalled" in Seconds, "Time in which sent bytes made no progress";
+    /// Times that a flow's end suspected its leg.
+    flow_suspicions: Family<RoleLabels, Counter> = "flow_suspicions", "Times that a leg was suspected to be lost";
+    /// Resumes and repeated opens that the provider's end did not take.
+    gone: Family<GoneLabels, Counter> = "gone", "Resumes that the provider's end did not take, by code";
+    /// Answers to a resume whose proof was wrong: the leg led to somebody else.
+    forged: Counter = "resumes_forged", "Answers to a resume with a wrong proof";
+    /// Legs that flow ends lost.
+    legs_lost: Family<LossLabels, Counter> = "legs_lost", "Legs lost by flow ends, by cause";
+    /// Attempts of consumers' ends at another leg.
+    legs_dialled: Counter = "legs_dialled", "Attempts at another leg for a flow";
+    /// Those that were begun while the leg before or another attempt still had a chance.
+    legs_raced: Counter = "legs_raced", "Attempts at another leg beside one that may still work";
     /// Bytes that flow ends hold in memory now, both directions.
-    pub flow_buffered: Gauge,
+    flow_buffered: Gauge = "flow_buffered" in Bytes, "Bytes that flow ends hold now";
     /// Connections open at the router.
-    pub router_connections: Gauge,
+    router_connections: Gauge = "router_connections", "Connections open at the router";
     /// Legs that the router forwards now.
-    pub router_legs: Gauge,
+    router_legs: Gauge = "router_legs", "Legs forwarded now";
+    /// Legs that the router cut because it lost their other side.
+    router_legs_cut: Counter = "router_legs_cut", "Legs cut with LEG_LOST because their other side was lost";
     /// Bytes that the router forwarded, headers of the flow protocol included.
-    pub router_bytes: Family<DirectionLabels, Counter>,
+    router_bytes: Family<DirectionLabels, Counter> = "router" in Bytes, "Bytes forwarded by the router";
     /// Legs that the router did not forward.
-    pub router_refusals: Family<RefuseLabels, Counter>,
+    router_refusals: Family<CodeLabels, Counter> = "router_refusals", "Legs that the router did not forward, by code";
     /// Packets of UDP flows that were dropped.
-    pub packets_dropped: Family<DropLabels, Counter>,
+    packets_dropped: Family<DropLabels, Counter> = "packets_dropped", "Packets of UDP flows dropped, by reason";
     /// Links to routers that were established.
-    pub links_connected: Counter,
+    links_connected: Counter = "links_connected", "Connections made to routers";
 }
 
 impl FabricMetrics {
-    /// Registers all families under the prefix `keel_fabric`.
-    pub fn register(registry: &mut Registry) -> Arc<Self> {
-        let metrics = Self::default();
-        let r = registry.sub_registry_with_prefix("keel_fabric");
-        r.register(
-            "limit_hit",
-            "Limits hit, by name",
-            metrics.limit_hit.clone(),
-        );
-        r.register(
-            "flows_started",
-            "Flow ends started",
-            metrics.flows_started.clone(),
-        );
-        r.register(
-            "flows_ended",
-            "Flow ends that are over, by reason",
-            metrics.flows_ended.clone(),
-        );
-        r.register(
-            "flow_bytes",
-            "Application bytes moved by flow ends",
-            metrics.flow_bytes.clone(),
-        );
-        r.register(
-            "flow_resumes",
-            "Legs lost and replaced",
-            metrics.flow_resumes.clone(),
-        );
-        r.register(
-            "flow_buffered_bytes",
-            "Bytes that flow ends hold now",
-            metrics.flow_buffered.clone(),
-        );
-        r.register(
-            "router_connections",
-            "Connections open at the router",
-            metrics.router_connections.clone(),
-        );
-        r.register(
-            "router_legs",
-            "Legs forwarded now",
-            metrics.router_legs.clone(),
-        );
-        r.register(
-            "router_bytes",
-            "Bytes forwarded by the router",
-            metrics.router_bytes.clone(),
-        );
-        r.register(
-            "router_refusals",
-            "Legs that the router did not forward, by code",
-            metrics.router_refusals.clone(),
-        );
-        r.register(
-            "packets_dropped",
-            "Packets of UDP flows dropped, by reason",
-            metrics.packets_dropped.clone(),
-        );
-        r.register(
-            "links_connected",
-            "Connections made to routers",
-            metrics.links_connected.clone(),
-        );
-        Arc::new(metrics)
-    }
-
     pub(crate) fn dropped(&self, reason: &'static str) {
         self.packets_dropped
             .get_or_create(&DropLabels { reason })

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use keel_certs::NodeName;
+use keel_fabric::EndReason;
 use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, OpenError, Target};
 use keel_fabric::link::{LinkError, Links};
 use keel_fabric::wire::{Protocol, RefuseCode};
@@ -93,20 +94,20 @@ pub(crate) async fn serve(
     port: u16,
 ) {
     proxy.metrics.connections_accepted.inc();
-    let mut flow = ConsumerFlow::new(stream, proxy.consumer.clone());
+    let service = (target.service.clone(), port);
+    let mut flow = ConsumerFlow::new(stream, service, proxy.consumer.clone());
     // The end is logged and counted by the flow itself, with bytes, duration and reason.
     let _ = match open(proxy, &mut flow, target, port).await {
         Ok(()) => flow.carry().await,
         Err(Unserved::Open(OpenError::ClientGone)) => flow.reset(),
         Err(why) => {
             proxy.metrics.connections_unserved.inc();
-            if matches!(why, Unserved::NoIdentity | Unserved::NoProvider) {
-                // Nobody was asked, so the flow's own line cannot say what it was about.
-                tracing::info!(target: "keel::flow", service = %target, port, client = %from, "connection reset: {why}");
-            } else {
-                tracing::debug!(service = %target, port, client = %from, "connection reset: {why}");
-            }
-            flow.reset()
+            tracing::debug!(service = %target, port, client = %from, "connection reset: {why}");
+            flow.unserved(match why {
+                Unserved::NoIdentity => EndReason::NoIdentity,
+                Unserved::NoProvider => EndReason::NoProvider,
+                Unserved::Open(_) | Unserved::NoAnswer => EndReason::NoAnswer,
+            })
         }
     };
     proxy.metrics.connections_closed.inc();

@@ -241,6 +241,13 @@ pub struct FlowStats {
     pub buffered: usize,
     /// Legs after the first that were attached.
     pub resumes: u32,
+    /// Whether the provider took the flow.
+    pub accepted: bool,
+    /// Bytes of the application that the other end owns.
+    pub acked: u64,
+    /// Whether bytes are on their way that the other end does not own, or would be if there were a leg. Bytes that only
+    /// wait for credit are not.
+    pub outstanding: bool,
 }
 
 impl Flow {
@@ -353,6 +360,12 @@ impl Flow {
             delivered: self.recv.consumed(),
             buffered: self.send.buffered() + self.recv.buffered(),
             resumes: self.resumes,
+            accepted: self.accepted,
+            acked: self.send.acked(),
+            outstanding: match self.leg {
+                Leg::Up => self.send.sent() > self.send.acked(),
+                _ => self.send.written() > self.send.acked(),
+            },
         }
     }
 

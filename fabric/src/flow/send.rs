@@ -54,6 +54,10 @@ impl SendHalf {
         self.sent
     }
 
+    pub(crate) fn acked(&self) -> u64 {
+        self.acked
+    }
+
     pub(crate) fn buffered(&self) -> usize {
         self.queue.len()
     }

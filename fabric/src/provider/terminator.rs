@@ -11,14 +11,15 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::dial::dial;
-use crate::end::{EndReason, FlowEnd, Told, tell};
+use crate::end::{EndReason, FlowEnd, Route, Told, tell};
 use crate::flow::{Finished, Flow, FlowLimits};
 use crate::leg::{Header, IncomingLeg, Leg};
 use crate::limits::ProviderLimits;
-use crate::meter::Passing;
+use crate::meter::{FlowMeter, Passing};
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 use crate::pump::{Buffers, Event, Pump};
 use crate::quic::HostPort;
+use crate::series::At;
 use crate::wire::{AbortCode, FlowId, Frame, GoneCode, Open, Protocol, RefuseCode, ResetCode};
 
 /// Legs that wait for one flow.
@@ -228,8 +229,11 @@ impl Terminator {
         let started = Instant::now();
         let buffers = Buffers::new(Arc::clone(&self.metrics), self.flow_limits);
         let flow = Flow::terminate(&open, self.flow_limits);
-        let mut pump = Pump::new(flow, None, AbortCode::BackendReset, buffers);
-        pump.count(passing);
+        let service = At(&open.service, open.port, open.protocol);
+        let meter = FlowMeter::new(&self.metrics, Side::provider, service, &from, passing);
+        let mut pump = Pump::new(flow, None, AbortCode::BackendReset, buffers, meter);
+        let mut routers = Route::default();
+        routers.note(&router);
         pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
         {
             // The leg is served meanwhile: the initiator may give up, and its early bytes would else stay in the window
@@ -267,17 +271,18 @@ impl Terminator {
             Side::provider,
             reason,
             pump.flow().stats(),
+            pump.meter().stalls(),
             started.elapsed(),
         );
         let told = Told {
             flow: Some(open.flow),
             side: Side::provider,
             peer: &from,
-            service: Some((&open.service, open.port)),
+            service,
             provider: &provider,
-            router: &router,
+            routers: &routers,
         };
-        tell(told, &end, &self.metrics);
+        tell(&told, &end, &self.metrics, Some(pump.meter()));
         // Legs that came just now are answered as later ones will be.
         legs.close();
         while let Ok(leg) = legs.try_recv() {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::flow::{Flow, State};
 use crate::leg::{Leg, LegEnd};
-use crate::meter::Passing;
+use crate::meter::FlowMeter;
 use crate::wire::{AbortCode, ResetCode};
 use tcp::Socket;
 
@@ -54,9 +54,8 @@ pub(crate) struct Pump {
     /// The application's socket; none before the backend is dialled, and after the end.
     tcp: Option<Socket>,
     leg: Option<Leg>,
-    /// Where a router counts the flow.
-    passing: Option<Passing>,
     buffers: Buffers,
+    meter: FlowMeter,
     /// What a reset of the application is called.
     reset_code: AbortCode,
     read_open: bool,
@@ -74,13 +73,14 @@ impl Pump {
         tcp: Option<Socket>,
         reset_code: AbortCode,
         buffers: Buffers,
+        meter: FlowMeter,
     ) -> Self {
         Self {
             flow,
             tcp,
             leg: None,
-            passing: None,
             buffers,
+            meter,
             reset_code,
             read_open: true,
             write_open: true,
@@ -111,9 +111,9 @@ impl Pump {
         }
     }
 
-    /// Counts the flow in a router's books, as its provider's end.
-    pub(crate) fn count(&mut self, passing: Option<Passing>) {
-        self.passing = passing;
+    /// What the flow is counted with.
+    pub(crate) const fn meter(&mut self) -> &mut FlowMeter {
+        &mut self.meter
     }
 
     /// Takes the socket of a flow that was never accepted.
@@ -121,8 +121,9 @@ impl Pump {
         self.tcp.take()
     }
 
-    /// The flow starts again with another provider.
-    pub(crate) fn restarted(&mut self) {
+    /// The flow starts again with another provider, and is counted as a flow with that one.
+    pub(crate) fn restarted(&mut self, meter: FlowMeter) {
+        self.meter = meter;
         self.leg = None;
         self.undecided = true;
         self.leg_wanted = false;
@@ -152,6 +153,7 @@ impl Pump {
             moved |= self.poll_leg_out(cx, now);
             self.settle();
             self.buffers.follow(&mut self.flow);
+            self.meter.follow(&self.flow.stats(), now);
             if let Some(event) = self.next_event() {
                 return Poll::Ready(event);
             }
@@ -277,12 +279,7 @@ impl Pump {
         }
         match tcp::poll_read(socket.stream(), cx, room) {
             Poll::Pending => return false,
-            Poll::Ready(Ok(tcp::Read::Bytes(bytes))) => {
-                if let Some(passing) = &self.passing {
-                    passing.down.add(bytes.len() as u64);
-                }
-                self.flow.write(bytes);
-            }
+            Poll::Ready(Ok(tcp::Read::Bytes(bytes))) => self.flow.write(bytes),
             Poll::Ready(Ok(tcp::Read::End)) => {
                 self.read_open = false;
                 self.flow.finish();
@@ -318,9 +315,6 @@ impl Pump {
             match tcp::poll_write(socket.stream(), cx, self.flow.readable()) {
                 Poll::Pending => return moved,
                 Poll::Ready(Ok(count)) => {
-                    if let Some(passing) = &self.passing {
-                        passing.up.add(count as u64);
-                    }
                     self.flow.consumed(count);
                 }
                 Poll::Ready(Err(_)) => {
@@ -372,7 +366,8 @@ impl Pump {
 
     /// Whether time moved the flow.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(deadline) = self.flow.next_timeout() else {
+        let both = [self.flow.next_timeout(), self.meter.next_look()];
+        let Some(deadline) = both.into_iter().flatten().min() else {
             return false;
         };
         let timer = self

@@ -12,6 +12,7 @@ use super::view::{ClientView, ProviderView, Role, RouterView, ServiceView, Total
 use crate::meter::{Meter, Passing};
 use crate::metrics::{DirectionLabels, FabricMetrics};
 use crate::quic::Connection;
+use crate::series::At;
 
 /// One connection.
 #[derive(Debug)]
@@ -99,16 +100,32 @@ impl Clients {
         lock(&self.all).len()
     }
 
-    /// Counts a flow from `consumer` to `provider`, or to a backend of the router itself.
+    /// Counts a leg from `consumer` to `provider`, or to a backend of the router itself; `resumed` if it is not its flow's
+    /// first.
     pub(super) fn passing(
         &self,
         key: &ServiceKey,
         consumer: &Client,
         provider: Option<&Client>,
+        resumed: bool,
     ) -> Passing {
+        let service = At(&key.service, key.port, key.protocol);
+        let pair = self
+            .metrics
+            .pairs
+            .start("router", service, &consumer.identity);
+        pair.resumed(u32::from(resumed));
         let near = consumer.used(key, Role::Consumer);
-        let mut up = vec![Arc::clone(&near.bytes_in), Arc::clone(&self.bytes_in)];
-        let mut down = vec![Arc::clone(&near.bytes_out), Arc::clone(&self.bytes_out)];
+        let mut up = vec![
+            Arc::clone(&near.bytes_in),
+            Arc::clone(&self.bytes_in),
+            Arc::clone(&pair.up),
+        ];
+        let mut down = vec![
+            Arc::clone(&near.bytes_out),
+            Arc::clone(&self.bytes_out),
+            Arc::clone(&pair.down),
+        ];
         let mut gauges = vec![Arc::clone(&near.flows), Arc::clone(&self.flows)];
         if let Some(provider) = provider {
             let far = provider.used(key, Role::Provider);
@@ -130,7 +147,7 @@ impl Clients {
             counters: down,
             metric: metric("down"),
         };
-        Passing::new(gauges, up, down)
+        Passing::new(gauges, up, down, pair)
     }
 
     /// The report of now.

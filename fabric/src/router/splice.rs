@@ -24,12 +24,21 @@ pub(super) struct Side<'a> {
     pub(super) stream: Stream,
 }
 
+/// How a splice ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spliced {
+    /// Both directions came to their end.
+    Ended,
+    /// One side was lost, and the other was told.
+    Cut,
+}
+
 /// Copies until both directions have ended.
 ///
 /// A loss of either side cuts the other with `LEG_LOST`; an end of the flow never comes from here. A direction that has
 /// ended is left alone, so that an end's last words get through even if its connection is lost right behind them.
 /// Dropping the future abandons both streams.
-pub(super) async fn splice(near: Side<'_>, far: Side<'_>, up: &Meter, down: &Meter) {
+pub(super) async fn splice(near: Side<'_>, far: Side<'_>, up: &Meter, down: &Meter) -> Spliced {
     let ((near_send, near_recv), (far_send, far_recv)) = (near.stream, far.stream);
     let mut lost = pin!(async {
         tokio::select! {
@@ -59,11 +68,13 @@ pub(super) async fn splice(near: Side<'_>, far: Side<'_>, up: &Meter, down: &Met
         }
         lost.as_mut().poll(cx).map(|()| true)
     });
-    if cut.await {
-        for way in ways {
-            way.cut(ResetCode::LegLost.to_wire());
-        }
+    if !cut.await {
+        return Spliced::Ended;
     }
+    for way in ways {
+        way.cut(ResetCode::LegLost.to_wire());
+    }
+    Spliced::Cut
 }
 
 /// A stream or its connection is gone.

@@ -8,9 +8,9 @@ use keel_certs::Subject;
 use super::Shared;
 use super::clients::Client;
 use super::route::{Next, Request, ServiceKey};
-use super::splice::{Side, Stream, splice};
+use super::splice::{Side, Spliced, Stream, splice};
 use crate::leg::{Header, HeaderError, IncomingLeg};
-use crate::metrics::RefuseLabels;
+use crate::metrics::CodeLabels;
 use crate::provider::terminator::Via;
 use crate::quic::{RecvStream, SendStream};
 use crate::wire::{Frame, Generation, Protocol, RefuseCode, ResetCode};
@@ -59,7 +59,11 @@ pub(super) async fn serve(
     });
     match next {
         Ok(Next::Own(backend)) => {
-            let passing = Some(shared.clients.passing(&key(&leg.header), &client, None));
+            let passing = Some(
+                shared
+                    .clients
+                    .passing(&key(&leg.header), &client, None, false),
+            );
             let via = Via {
                 from,
                 provider: shared.subject.clone(),
@@ -147,7 +151,7 @@ async fn refuse(
     text: String,
 ) {
     tracing::debug!(identity = %client.identity, %code, text, "refused");
-    let labels = RefuseLabels { code: code.name() };
+    let labels = CodeLabels { code: code.name() };
     shared.metrics.router_refusals.get_or_create(&labels).inc();
     match &leg.header {
         Header::Open(open) if open.generation == Generation::FIRST => {
@@ -173,9 +177,10 @@ async fn forward(shared: &Shared, client: &Client, provider: &Client, leg: Incom
             return refuse(shared, client, leg, RefuseCode::Limit, text).await;
         }
     };
+    let resumed = matches!(leg.header, Header::Resume(_));
     let passing = shared
         .clients
-        .passing(&key(&leg.header), client, Some(provider));
+        .passing(&key(&leg.header), client, Some(provider), resumed);
     shared.metrics.router_legs.inc();
     let IncomingLeg {
         header,
@@ -201,6 +206,9 @@ async fn forward(shared: &Shared, client: &Client, provider: &Client, leg: Incom
         connection: &provider.connection,
         stream: (far_send, far_recv),
     };
-    splice(near, far, &passing.up, &passing.down).await;
+    if splice(near, far, &passing.up, &passing.down).await == Spliced::Cut {
+        shared.metrics.router_legs_cut.inc();
+        passing.pair.reset(ResetCode::LegLost.name());
+    }
     shared.metrics.router_legs.dec();
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use keel_fabric::consumer::Target;
-use keel_fabric::metrics::{FabricMetrics, RefuseLabels};
+use keel_fabric::metrics::{CodeLabels, FabricMetrics};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -14,7 +14,7 @@ use crate::world::{World, publication, soon, target};
 
 /// Waits until the router has not known a provider.
 async fn refused(metrics: &FabricMetrics) {
-    let labels = RefuseLabels {
+    let labels = CodeLabels {
         code: "UNKNOWN_SERVICE",
     };
     let counted = async {

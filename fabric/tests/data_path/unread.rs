@@ -178,7 +178,8 @@ async fn a_deaf_backend_holds_up_nobody_and_its_dials_end_with_their_clients() {
     clients.into_iter().for_each(reset);
     let ended = world.metrics.flows_ended.get_or_create_owned(&EndLabels {
         role: Side::provider,
-        close: AbortCode::Reset.name(),
+        how: "reset",
+        code: AbortCode::Reset.name(),
     });
     let all = async {
         while ended.get() < 100 {

@@ -295,7 +295,8 @@ impl Consumer {
         target: &Target,
     ) -> TcpStream {
         let (client, accepted) = socket_pair().await;
-        let mut flow = ConsumerFlow::new(accepted, self.config.clone());
+        let service = (target.service.clone(), target.port);
+        let mut flow = ConsumerFlow::new(accepted, service, self.config.clone());
         let (links, target) = (self.links.clone(), target.clone());
         tasks.spawn(async move {
             match flow.open(&links, &target).await {
@@ -311,7 +312,9 @@ impl Consumer {
 
     pub(crate) async fn flow(&self) -> (TcpStream, ConsumerFlow) {
         let (client, accepted) = socket_pair().await;
-        (client, ConsumerFlow::new(accepted, self.config.clone()))
+        let service = ("mysql.default".parse().unwrap(), 3306);
+        let flow = ConsumerFlow::new(accepted, service, self.config.clone());
+        (client, flow)
     }
 }
 
