@@ -19,6 +19,7 @@ use crate::legs::Ways;
 use crate::link::{LinkError, Links, RouterPeer};
 use crate::meter::FlowMeter;
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
+pub use crate::options::FlowOptions;
 use crate::pump::tcp::{self, Socket};
 use crate::pump::{Buffers, Event, Pump};
 use crate::quic::{RecvStream, SendStream};
@@ -54,6 +55,8 @@ pub struct Target {
     pub provider: Subject,
     /// A router that lists the provider.
     pub router: RouterPeer,
+    /// What the consumer says about the service.
+    pub options: FlowOptions,
 }
 
 /// Why a flow was not opened at a target.

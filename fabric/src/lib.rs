@@ -21,11 +21,13 @@ pub mod limits;
 pub mod link;
 mod meter;
 pub mod metrics;
+pub mod options;
 pub mod provider;
 mod pump;
 pub mod quic;
 pub mod router;
 mod series;
+pub mod units;
 pub mod wire;
 
 pub use end::{EndReason, FlowEnd};

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::directory::Directory;
 use crate::error::RunError;
 use crate::identity::Found;
+use crate::options::AllOptions;
 use crate::publish::{self, Decided};
 use crate::spec::PublishedService;
 use crate::survey::Survey;
@@ -20,6 +21,7 @@ use crate::survey::Survey;
 /// The data side: connections to routers once there is an identity, and the publications.
 pub(crate) struct Carrying {
     pub(crate) published: Vec<PublishedService>,
+    pub(crate) options: Arc<AllOptions>,
     pub(crate) fabric: Arc<FabricMetrics>,
     pub(crate) links: watch::Sender<Option<Links>>,
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
@@ -72,7 +74,7 @@ impl Carrying {
                 serving,
                 publish::say_unreachable(provider.state(), stop.clone()),
                 publish::follow(
-                    self.published,
+                    (self.published, self.options),
                     self.directory,
                     provider.state(),
                     survey,

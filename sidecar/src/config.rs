@@ -8,6 +8,7 @@ use keel_certs::{JoinToken, Namespace, PodName};
 use keel_fabric::quic::HostPort;
 use thiserror::Error;
 
+use crate::options::AllOptions;
 use crate::spec::{MappedService, PublishedService};
 use crate::vip::IpRange;
 
@@ -101,6 +102,8 @@ pub struct SidecarConfig {
     pub mapped: Vec<MappedService>,
     /// Services to offer from here.
     pub published: Vec<PublishedService>,
+    /// What is said about single services, and about all together.
+    pub options: AllOptions,
     /// Where the local addresses come from.
     pub ip_range: IpRange,
     /// Where DNS listens.
@@ -145,6 +148,7 @@ impl SidecarConfig {
         Self {
             mapped: Vec::new(),
             published: Vec::new(),
+            options: AllOptions::default(),
             ip_range: IpRange::default(),
             dns: ListenOn::default_of(DEFAULT_DNS_ADDR),
             dns_upstreams: Upstreams::ResolvConf,

@@ -20,6 +20,7 @@ pub mod identity;
 pub mod listener;
 mod mapper;
 pub mod metrics;
+pub mod options;
 pub mod pick;
 mod proxy;
 mod publish;

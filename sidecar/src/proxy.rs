@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::directory::{Candidate, Directory};
 use crate::metrics::SidecarMetrics;
+use crate::options::AllOptions;
 use crate::pick::{Here, pick};
 use crate::spec::ServiceRef;
 
@@ -36,6 +37,8 @@ pub(crate) struct Proxy {
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
     /// Connections to routers; `None` until there is an identity.
     pub(crate) links: watch::Receiver<Option<Links>>,
+    /// What is said about single services.
+    pub(crate) options: Arc<AllOptions>,
     /// Settings of the consumer's end of flows.
     pub(crate) consumer: ConsumerConfig,
     /// How long a connection waits for a provider.
@@ -182,6 +185,7 @@ async fn open(
             port,
             provider: candidate.provider.clone(),
             router: (*candidate.router).clone(),
+            options: proxy.options.of(&target.service, port).flow(),
         };
         match timeout_at(deadline, flow.open(&links, &one)).await {
             Ok(Ok(())) => return Ok(()),

@@ -11,12 +11,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
+use crate::options::AllOptions;
 use crate::spec::PublishedService;
 use crate::survey::Survey;
 
 /// The publications of `published` on a node of `cluster` (`None`: not known yet), and what is wrong with the others. Pure.
 pub(crate) fn publications(
     published: &[PublishedService],
+    options: &AllOptions,
     cluster: Option<&ClusterName>,
 ) -> (Vec<Publication>, Vec<String>) {
     let mut all = Vec::new();
@@ -40,6 +42,7 @@ pub(crate) fn publications(
                 port: one.port,
                 protocol: one.protocol,
                 backend: one.backend.clone(),
+                options: options.of(&one.target.service, one.port).publication(),
             });
         }
     }
@@ -56,7 +59,7 @@ pub(crate) struct Decided {
 
 /// Follows the directory, and how publishing goes: which publications, at which routers. Ends with `stop`.
 pub(crate) async fn follow(
-    published: Vec<PublishedService>,
+    (published, options): (Vec<PublishedService>, Arc<AllOptions>),
     mut directory: watch::Receiver<Arc<Directory>>,
     mut state: watch::Receiver<Arc<Vec<PublishedAt>>>,
     mut survey: Survey<'_>,
@@ -66,7 +69,7 @@ pub(crate) async fn follow(
     let mut said = Vec::new();
     loop {
         let now = directory.borrow_and_update().clone();
-        let (all, problems) = publications(&published, now.own_cluster());
+        let (all, problems) = publications(&published, &options, now.own_cluster());
         if problems != said {
             for problem in &problems {
                 tracing::warn!("{problem}");
@@ -149,7 +152,7 @@ mod tests {
         let list = "web=127.0.0.1:80,dns/udp=127.0.0.1:53,a.default.east=127.0.0.1:81,b.default.home=127.0.0.1:82";
         let published = parse_published(list, &"default".parse().unwrap()).unwrap();
         let home: ClusterName = "home".parse().unwrap();
-        let (all, problems) = publications(&published, Some(&home));
+        let (all, problems) = publications(&published, &AllOptions::default(), Some(&home));
         let names: Vec<_> = all
             .iter()
             .map(|p| format!("{}:{}", p.service, p.port))
@@ -159,6 +162,11 @@ mod tests {
         assert!(
             problems[0].contains("UDP is not carried yet") && problems[1].contains("cluster home")
         );
-        assert_eq!(publications(&published, None).0.len(), 3);
+        assert_eq!(
+            publications(&published, &AllOptions::default(), None)
+                .0
+                .len(),
+            3
+        );
     }
 }

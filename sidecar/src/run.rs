@@ -30,6 +30,7 @@ use crate::identity::{Found, Lookup};
 use crate::listener::{Listeners, MappingState};
 use crate::mapper::Mapper;
 use crate::metrics::SidecarMetrics;
+use crate::options::AllOptions;
 use crate::proxy::{Away, Proxy};
 use crate::remember::{self, Sources};
 use crate::snapshot::{Snapshot, SnapshotFiles};
@@ -69,6 +70,7 @@ struct Parts {
     names: NameSources,
     lookup: Lookup,
     published: Vec<PublishedService>,
+    options: Arc<AllOptions>,
     files: Option<SnapshotFiles>,
     snapshot: Option<Snapshot>,
     metrics: Arc<SidecarMetrics>,
@@ -152,7 +154,9 @@ impl Sidecar {
             watch::Sender::default(),
             watch::Sender::new(None),
         );
+        let options = Arc::new(config.options.clone());
         let proxy = Proxy {
+            options: Arc::clone(&options),
             directory: directory.subscribe(),
             links: links.subscribe(),
             consumer: ConsumerConfig {
@@ -200,6 +204,7 @@ impl Sidecar {
                 names,
                 lookup,
                 published: config.published,
+                options,
                 files,
                 snapshot,
                 metrics,
@@ -332,6 +337,7 @@ impl Sidecar {
         });
         let carrying = Carrying {
             published: parts.published,
+            options: parts.options,
             fabric: parts.fabric,
             links: parts.links,
             directory,

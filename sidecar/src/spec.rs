@@ -261,7 +261,10 @@ fn published_item(item: &str, namespace: &Namespace) -> Result<PublishedService,
 }
 
 /// `name[.namespace[.cluster]][:port][/protocol]`
-fn service(text: &str, default: &Namespace) -> Result<(ServiceRef, Option<u16>, Protocol), String> {
+pub(crate) fn service(
+    text: &str,
+    default: &Namespace,
+) -> Result<(ServiceRef, Option<u16>, Protocol), String> {
     let (text, protocol) = match text.split_once('/') {
         None => (text, Protocol::Tcp),
         Some((text, "tcp")) => (text, Protocol::Tcp),

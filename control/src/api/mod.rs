@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod decode;
 pub mod meta;
+mod options;
 pub mod router;
 pub mod schema;
 pub mod state;
@@ -13,8 +14,10 @@ mod validate;
 
 pub use answer::{Cause, Reason, Status};
 pub use meta::{ObjectMeta, Revision, Time};
+pub(crate) use options::options;
 pub use router::{
-    AdvertisedService, Frps, PortRange, Router, RouterSpec, Secret, Transport, WebServer,
+    AdvertisedService, Frps, HealthCheck, PortRange, Router, RouterSpec, Secret, Transport,
+    WebServer,
 };
 pub use state::{
     ActiveService, ClientStatus, Condition, ProviderStatus, RouterStatus, ServiceStatus, Source,

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::meta::ObjectMeta;
+use super::options;
 use super::state::RouterStatus;
 use super::validate::FieldError;
 use super::{API_VERSION, KIND};
@@ -73,6 +74,54 @@ pub struct AdvertisedService {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "host-port"))]
     pub target: Option<String>,
+    /// Share of new connections among providers of the same priority; 1 if absent, 0 gets none while others have any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub weight: Option<u16>,
+    /// Providers of a lower number are taken first; 0 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub priority: Option<u16>,
+    /// How the backend's health is found out; without it the backend counts as healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<HealthCheck>,
+    /// Most bytes per second of all flows to the backend together, each direction for itself, e.g. `10MB/s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "rate"))]
+    pub limit: Option<String>,
+    /// How long a connection outlives the loss of its way, `0s` to `600s`; `60s` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "span"))]
+    pub resume_window: Option<String>,
+    /// How long a UDP association without packets is kept, `1s` to `1d`; `60s` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "span"))]
+    pub idle_timeout: Option<String>,
+}
+
+/// An active check of a backend, made by the router that dials it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HealthCheck {
+    /// Path that is asked for by HTTP; 2xx and 3xx are healthy. Without it a TCP connection is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Time between two checks, e.g. `5s`, which is what it is if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "span"))]
+    pub interval: Option<String>,
+    /// Time for one check; `2s` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "span"))]
+    pub timeout: Option<String>,
+    /// Failures in a row that make the backend unhealthy; 3 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub failures: Option<u16>,
+    /// Successes in a row that make it healthy again; 2 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub recoveries: Option<u16>,
 }
 
 /// The transport of a service.
@@ -269,6 +318,10 @@ impl RouterSpec {
                     &value,
                 ));
             }
+            errors.extend(options(service).1.into_iter().map(|fault| {
+                let path = format!("spec.advertisedServices[{index}].{}", fault.key);
+                FieldError::invalid(path, &fault.value, &fault.why)
+            }));
         }
         let ranges = self
             .frps

@@ -210,6 +210,8 @@ fn check_text(text: &str, schema: &Map<String, Value>, path: &str, findings: &mu
             Ok(_) => (true, String::new()),
             Err(error) => (false, format!("must be a DNS label: {error}")),
         },
+        "rate" => of_unit(text.parse::<keel_fabric::units::Rate>()),
+        "span" => of_unit(text.parse::<keel_fabric::units::Span>()),
         _ => return,
     };
     if !holds {
@@ -219,6 +221,14 @@ fn check_text(text: &str, schema: &Map<String, Value>, path: &str, findings: &mu
             &shown,
             &rule,
         ));
+    }
+}
+
+/// Whether a value with a unit could be read, and what to say if not.
+fn of_unit<T>(parsed: Result<T, keel_fabric::units::UnitError>) -> (bool, String) {
+    match parsed {
+        Ok(_) => (true, String::new()),
+        Err(error) => (false, format!("must have a unit: {error}")),
     }
 }
 

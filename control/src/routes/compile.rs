@@ -7,7 +7,7 @@ use keel_fabric::provider::Publication;
 use keel_fabric::quic::{HostPort, ListenAddr};
 use keel_fabric::wire::Protocol;
 
-use crate::api::{AdvertisedService, RouterSpec, Transport};
+use crate::api::{AdvertisedService, RouterSpec, Transport, options};
 
 /// The port that a router listens on when nobody says otherwise.
 pub const DEFAULT_PORT: u16 = 7000;
@@ -159,12 +159,22 @@ fn advertise(plan: &mut Plan, wanted: &AdvertisedService) {
             port,
             protocol,
         }),
-        Some(Ok(backend)) => plan.backends.push(Publication {
-            service,
-            port,
-            protocol,
-            backend,
-        }),
+        Some(Ok(backend)) => {
+            let (options, faults) = options(wanted);
+            plan.faults.extend(faults.into_iter().map(|fault| {
+                format!(
+                    "spec.advertisedServices {service}:{port}: {} {:?}: {}",
+                    fault.key, fault.value, fault.why
+                )
+            }));
+            plan.backends.push(Publication {
+                service,
+                port,
+                protocol,
+                backend,
+                options,
+            });
+        }
         Some(Err(error)) => plan.faults.push(format!(
             "spec.advertisedServices {service}:{port}: target: {error}"
         )),

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{NodeDir, access, answer};
-use crate::settings::Span;
+use crate::settings::{Span, within};
 
 /// Flags of `keel kubeconfig`.
 #[derive(Debug, clap::Args)]
@@ -35,7 +35,7 @@ pub(crate) struct Flags {
 const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30 * 24 * 3600));
 
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
-    let ttl = flags.ttl.within("--ttl", TTL.0, TTL.1)?;
+    let ttl = within(flags.ttl, "--ttl", TTL.0, TTL.1)?;
     let admin = access::Admin::get(&flags.node.path(), flags.user, Some(ttl)).await?;
     let server = flags.server.unwrap_or(admin.server);
     answer(&render(

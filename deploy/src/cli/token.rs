@@ -12,7 +12,7 @@ use keel_fabric::quic::HostPort;
 use super::table::{age, render};
 use super::{NodeDir, access, answer};
 use crate::errors::{Usage, chain};
-use crate::settings::Span;
+use crate::settings::{Span, within};
 
 /// Flags of `keel token`.
 #[derive(Debug, clap::Args)]
@@ -102,7 +102,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
             let endpoint = endpoint.map(|endpoint| endpoint.to_string());
             let request = TokenRequest {
                 scope,
-                ttl_seconds: ttl.within("--ttl", SECOND, MAX_TOKEN_LIFE)?.as_secs(),
+                ttl_seconds: within(ttl, "--ttl", SECOND, MAX_TOKEN_LIFE)?.as_secs(),
                 uses,
                 endpoint,
             };

@@ -27,7 +27,10 @@ pub fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, FileError> 
     parse(&text, path)
 }
 
-fn parse<T: DeserializeOwned + Default>(text: &str, path: &Path) -> Result<T, FileError> {
+pub(super) fn parse<T: DeserializeOwned + Default>(
+    text: &str,
+    path: &Path,
+) -> Result<T, FileError> {
     // An empty file, or one of comments only, is a configuration that says nothing.
     let silent = |line: &str| {
         line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---"

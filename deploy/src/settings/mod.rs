@@ -7,6 +7,7 @@
 pub(crate) mod environment;
 mod file;
 mod node;
+mod options;
 mod sidecar;
 mod values;
 
@@ -14,7 +15,7 @@ pub(crate) use file::describe;
 pub use file::{FileError, read as read_file};
 pub use node::{NodeFlags, NodeSettings, Part, StoreUrl};
 pub use sidecar::{Machine, SidecarFlags, SidecarSettings};
-pub use values::{PeerArg, Span, TokenSource, ValueError};
+pub use values::{PeerArg, Span, TokenSource, ValueError, within};
 
 use std::net::SocketAddr;
 

@@ -6,10 +6,12 @@ use std::str::FromStr;
 
 use keel_certs::{Namespace, PodName};
 use keel_sidecar::config::{ListenOn, SidecarConfig, Upstreams, parse_apiserver};
+use keel_sidecar::options::{LimitArg, ServiceOption};
 use keel_sidecar::spec::{parse_mapped, parse_published};
 use keel_sidecar::vip::IpRange;
 use serde::Deserialize;
 
+use super::options;
 use super::values::{self, Span, TokenSource};
 use super::{FileError, or_list, read_file};
 use crate::errors::{Usage, chain};
@@ -38,6 +40,26 @@ pub struct SidecarFlags {
     )]
     #[serde(deserialize_with = "values::texts")]
     pub published_services: Vec<String>,
+    /// What is said about a service: service=key:value,..., e.g. mysql=limit:10MB/s,resume-window:30s; keys: limit,
+    /// resume-window, weight, priority, sticky, check, check-interval, check-timeout, check-failures, check-recoveries,
+    /// idle-timeout
+    #[arg(
+        long = "service-option",
+        env = "SIDECAR_SERVICE_OPTIONS",
+        value_name = "SERVICE=OPTIONS",
+        value_delimiter = ';'
+    )]
+    #[serde(deserialize_with = "options::options")]
+    pub service_options: Vec<ServiceOption>,
+    /// Most bytes per second, each direction for itself: of a service (mysql=10MB/s), or of all together (10MB/s)
+    #[arg(
+        long,
+        env = "SIDECAR_LIMIT",
+        value_name = "[SERVICE=]RATE",
+        value_delimiter = ','
+    )]
+    #[serde(deserialize_with = "options::limits")]
+    pub limit: Vec<LimitArg>,
     /// Addresses that mapped services get [default: 127.0.66.0/24]
     #[arg(long, env = "SIDECAR_IP_RANGE", value_name = "CIDR")]
     pub ip_range: Option<String>,
@@ -146,6 +168,8 @@ impl SidecarFlags {
         Self {
             mapped_services: or_list(self.mapped_services, under.mapped_services),
             published_services: or_list(self.published_services, under.published_services),
+            service_options: or_list(self.service_options, under.service_options),
+            limit: or_list(self.limit, under.limit),
             ip_range: self.ip_range.or(under.ip_range),
             dns_addr: self.dns_addr.or(under.dns_addr),
             dns_upstream: or_list(self.dns_upstream, under.dns_upstream),
@@ -183,6 +207,18 @@ impl SidecarFlags {
         let published = self.published_services.join(",");
         config.published =
             parse_published(&published, &namespace).map_err(wrong("--published-services"))?;
+        for one in self.service_options {
+            let added = config.options.add(one, &namespace);
+            added.map_err(wrong("--service-option"))?;
+        }
+        for one in self.limit {
+            let added = config.options.add_limit(one, &namespace);
+            added.map_err(wrong("--limit"))?;
+        }
+        let services = config.mapped.iter().map(|one| &one.target.service);
+        let services = services.chain(config.published.iter().map(|one| &one.target.service));
+        let only = config.options.only_about(services);
+        only.map_err(wrong("--service-option"))?;
         if let Some(text) = self.ip_range {
             config.ip_range = parse::<IpRange>("--ip-range", &text)?;
         }

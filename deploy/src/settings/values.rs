@@ -9,84 +9,24 @@ use std::time::Duration;
 use keel_certs::JoinToken;
 use keel_certs::NodeName;
 use keel_fabric::quic::HostPort;
+pub use keel_fabric::units::Span;
 use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Visitor};
 
 use crate::errors::Usage;
 
-/// A length of time written with units: `10s`, `1h30m`, `250ms`, `7d`.
+/// `span`, if it is between `least` and `most`.
 ///
-/// A bare number is refused: nobody should have to guess its unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
-
-impl FromStr for Span {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        let bad = || ValueError::Span(text.to_owned());
-        let mut total = Duration::ZERO;
-        let mut rest = text.trim();
-        if rest.is_empty() {
-            return Err(bad());
-        }
-        while !rest.is_empty() {
-            let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-            let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
-            rest = &rest[digits..];
-            let letters = rest
-                .find(|c: char| c.is_ascii_digit())
-                .unwrap_or(rest.len());
-            let unit = match &rest[..letters] {
-                "ms" => Duration::from_millis(1),
-                "s" => Duration::from_secs(1),
-                "m" => Duration::from_secs(60),
-                "h" => Duration::from_secs(3600),
-                "d" => Duration::from_secs(24 * 3600),
-                _ => return Err(bad()),
-            };
-            rest = &rest[letters..];
-            let number = u32::try_from(number).map_err(|_| bad())?;
-            let part = unit.checked_mul(number).ok_or_else(bad)?;
-            total = total.checked_add(part).ok_or_else(bad)?;
-        }
-        Ok(Self(total))
+/// # Errors
+/// It is not; the error names `flag` and the bounds.
+pub fn within(span: Span, flag: &str, least: Duration, most: Duration) -> Result<Duration, Usage> {
+    if (least..=most).contains(&span.0) {
+        return Ok(span.0);
     }
-}
-
-impl Span {
-    /// The length of time, if it is between `least` and `most`.
-    ///
-    /// # Errors
-    /// It is not; the error names `flag` and the bounds.
-    pub fn within(self, flag: &str, least: Duration, most: Duration) -> Result<Duration, Usage> {
-        if (least..=most).contains(&self.0) {
-            return Ok(self.0);
-        }
-        Err(Usage(format!(
-            "{flag} {self} is out of range: {} to {}",
-            Self(least),
-            Self(most)
-        )))
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_zero() {
-            return f.write_str("0s");
-        }
-        let mut seconds = self.0.as_secs();
-        for (size, unit) in [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")] {
-            if seconds >= size {
-                write!(f, "{}{unit}", seconds / size)?;
-                seconds %= size;
-            }
-        }
-        match self.0.subsec_millis() {
-            0 => Ok(()),
-            millis => write!(f, "{millis}ms"),
-        }
-    }
+    Err(Usage(format!(
+        "{flag} {span} is out of range: {} to {}",
+        Span(least),
+        Span(most)
+    )))
 }
 
 /// Where a join token comes from: the text itself, `@FILE`, or `-` for standard input.
@@ -209,11 +149,6 @@ impl fmt::Display for PeerArg {
 /// Why a value could not be understood.
 #[derive(Debug, thiserror::Error)]
 pub enum ValueError {
-    /// Not a length of time.
-    #[error(
-        "`{0}` is no length of time: write a number with a unit (ms, s, m, h, d), as in `10s` or `1h30m`"
-    )]
-    Span(String),
     /// A peer without `=`.
     #[error("`{0}` is no peer: write NAME=HOST:PORT, as in `edge-a=a.example.net:7443`")]
     Peer(String),
@@ -295,36 +230,6 @@ impl<'de> Visitor<'de> for Texts {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn spans_take_units_and_nothing_else() {
-        let parse = |text: &str| text.parse::<Span>().map(|span| span.0);
-        assert_eq!(parse("10s").unwrap(), Duration::from_secs(10));
-        assert_eq!(parse("1h30m").unwrap(), Duration::from_secs(5400));
-        assert_eq!(parse("250ms").unwrap(), Duration::from_millis(250));
-        assert_eq!(parse("7d").unwrap(), Duration::from_secs(604_800));
-        for bad in [
-            "",
-            "10",
-            "s",
-            "10 s",
-            "-1s",
-            "1.5h",
-            "10x",
-            "99999999999999999999s",
-            "4294967295d4294967295d9s9",
-        ] {
-            let error = parse(bad).unwrap_err().to_string();
-            assert!(error.contains("unit"), "{bad}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_span_prints_what_it_parses() {
-        for text in ["10s", "1h30m", "250ms", "7d", "1d2h3m4s5ms", "0s"] {
-            assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
-        }
-    }
 
     #[test]
     fn a_token_never_shows_in_debug() {

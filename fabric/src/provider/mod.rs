@@ -17,6 +17,7 @@ use crate::flow::FlowLimits;
 use crate::limits::ProviderLimits;
 use crate::link::{Links, PublishError, RouterPeer};
 use crate::metrics::FabricMetrics;
+pub use crate::options::{Check, Probe, PublicationOptions};
 use crate::quic::HostPort;
 use crate::wire::Protocol;
 use publish::At;
@@ -33,6 +34,8 @@ pub struct Publication {
     pub protocol: Protocol,
     /// Where connections go.
     pub backend: HostPort,
+    /// What else is said about it.
+    pub options: PublicationOptions,
 }
 
 /// Limits of a provider.

@@ -7,12 +7,14 @@ use std::time::{Duration, SystemTime};
 use keel_certs::fixture::Fabric;
 use keel_certs::{LiveIdentity, Subject};
 use keel_fabric::FlowEnd;
-use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, OpenError, Target};
+use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, FlowOptions, OpenError, Target};
 use keel_fabric::flow::FlowLimits;
 use keel_fabric::limits::{LinkLimits, ProviderLimits, RouterLimits};
 use keel_fabric::link::{Links, RouterPeer};
 use keel_fabric::metrics::FabricMetrics;
-use keel_fabric::provider::{Provider, ProviderConfig, Publication, PublishOutcome, PublishedAt};
+use keel_fabric::provider::{
+    Provider, ProviderConfig, Publication, PublicationOptions, PublishOutcome, PublishedAt,
+};
 use keel_fabric::quic::{Endpoint, ListenAddr, Profile};
 use keel_fabric::router::{Router, RouterConfig, RouterView};
 use keel_fabric::wire::Protocol;
@@ -333,6 +335,7 @@ pub(crate) fn publication(service: &str, port: u16, backend: SocketAddr) -> Publ
         port,
         protocol: Protocol::Tcp,
         backend: backend.into(),
+        options: PublicationOptions::default(),
     }
 }
 
@@ -347,6 +350,7 @@ pub(crate) fn target(
         port,
         provider,
         router: router.peer.clone(),
+        options: FlowOptions::default(),
     }
 }
 

@@ -134,6 +134,26 @@ async fn wrong_values() {
             "target in body must be host:port",
         ),
         (
+            service(json!({"name": "a", "port": 1, "limit": "10"})),
+            "limit in body must have a unit: `10` is no rate",
+        ),
+        (
+            service(json!({"name": "a", "port": 1, "resumeWindow": "601s"})),
+            "spec.advertisedServices[0].resumeWindow: Invalid value: \"10m1s\": must be 0s to 10m",
+        ),
+        (
+            service(json!({"name": "a", "port": 1, "check": {"interval": "5"}})),
+            "check.interval in body must have a unit",
+        ),
+        (
+            service(json!({"name": "a", "port": 1, "check": {"http": "healthz"}})),
+            "check.http: Invalid value",
+        ),
+        (
+            service(json!({"name": "a", "port": 1, "weight": 1001})),
+            "weight in body should be less than or equal to 1000",
+        ),
+        (
             json!({"advertisedServices": [{"name": "a", "port": 1}, {"name": "a", "namespace": "default", "port": 1}]}),
             "spec.advertisedServices[1]: Duplicate value: \"a.default:1\"",
         ),
