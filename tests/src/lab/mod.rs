@@ -8,6 +8,7 @@
 //!
 //! A lab's namespaces carry its process id and a counter, so labs run beside each other and use the same addresses.
 
+mod link;
 mod nat;
 mod tools;
 
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
 
+pub use link::{Conditions, Direction, Link, Profile, Tally};
 pub use nat::{Nat, NatKind};
 use tools::{ip, nft};
 
@@ -84,18 +86,67 @@ impl Lab {
         Host { netns, address }.resolves_by(None)
     }
 
+    /// A host on the internet behind a link that can be made bad, with a public address.
+    ///
+    /// # Errors
+    /// If the namespace or the link cannot be made.
+    pub fn host_over(
+        &mut self,
+        name: &str,
+        conditions: Conditions,
+        seed: u64,
+    ) -> anyhow::Result<(Host, Link)> {
+        let netns = format!("{}-{name}", self.prefix);
+        self.netns(&netns)?;
+        let (address, link) = self.attach_over(&netns, "eth0", conditions, seed)?;
+        Ok((Host { netns, address }.resolves_by(None)?, link))
+    }
+
     /// A host behind a NAT of its own. Several of them have the same private address.
     ///
     /// # Errors
     /// If a namespace cannot be made.
     pub fn behind_nat(&mut self, name: &str, kind: NatKind) -> anyhow::Result<(Host, Nat)> {
+        let (edge, nat) = self.edge(name)?;
+        let public = self.attach(&nat, "wan")?;
+        Self::inside(edge, nat, public, kind)
+    }
+
+    /// The same with a link between the NAT and the internet that can be made bad.
+    ///
+    /// # Errors
+    /// If a namespace or the link cannot be made.
+    pub fn behind_nat_over(
+        &mut self,
+        name: &str,
+        kind: NatKind,
+        conditions: Conditions,
+        seed: u64,
+    ) -> anyhow::Result<(Host, Nat, Link)> {
+        let (edge, nat) = self.edge(name)?;
+        let (public, link) = self.attach_over(&nat, "wan", conditions, seed)?;
+        let (host, nat) = Self::inside(edge, nat, public, kind)?;
+        Ok((host, nat, link))
+    }
+
+    /// The namespaces of a host and its NAT.
+    fn edge(&mut self, name: &str) -> anyhow::Result<(String, String)> {
         let (edge, nat) = (
             format!("{}-{name}", self.prefix),
             format!("{}-{name}nat", self.prefix),
         );
         self.netns(&edge)?;
         self.netns(&nat)?;
-        let public = self.attach(&nat, "wan")?;
+        Ok((edge, nat))
+    }
+
+    /// Connects a host to its NAT, which is on the internet already.
+    fn inside(
+        edge: String,
+        nat: String,
+        public: Ipv4Addr,
+        kind: NatKind,
+    ) -> anyhow::Result<(Host, Nat)> {
         ip(&[
             "link", "add", "lan", "netns", &nat, "type", "veth", "peer", "name", "eth0", "netns",
             &edge,
@@ -188,15 +239,44 @@ impl Lab {
 
     /// Connects a namespace to the bridge under the next public address.
     fn attach(&mut self, netns: &str, interface: &str) -> anyhow::Result<Ipv4Addr> {
-        self.public += 1;
-        let address = Ipv4Addr::new(198, 51, 100, self.public);
-        let port = format!("port{}", self.public);
+        let port = self.port();
         ip(&[
             "link", "add", &port, "netns", &self.core, "type", "veth", "peer", "name", interface,
             "netns", netns,
         ])?;
+        self.connect(&port, netns, interface)
+    }
+
+    /// The same over a link.
+    fn attach_over(
+        &mut self,
+        netns: &str,
+        interface: &str,
+        conditions: Conditions,
+        seed: u64,
+    ) -> anyhow::Result<(Ipv4Addr, Link)> {
+        let port = self.port();
+        let device = |netns: &str, name: &str| {
+            let host = Host {
+                netns: netns.to_owned(),
+                address: Ipv4Addr::UNSPECIFIED,
+            };
+            host.run(|| Link::device(name))?
+        };
+        let (near, far) = (device(netns, interface)?, device(&self.core, &port)?);
+        let link = Link::start(near, far, conditions, seed)?;
+        Ok((self.connect(&port, netns, interface)?, link))
+    }
+
+    fn port(&mut self) -> String {
+        self.public += 1;
+        format!("port{}", self.public)
+    }
+
+    fn connect(&self, port: &str, netns: &str, interface: &str) -> anyhow::Result<Ipv4Addr> {
+        let address = Ipv4Addr::new(198, 51, 100, self.public);
         ip(&[
-            "-n", &self.core, "link", "set", &port, "master", "inet0", "up",
+            "-n", &self.core, "link", "set", port, "master", "inet0", "up",
         ])?;
         ip(&[
             "-n",

@@ -203,7 +203,13 @@ async fn flow(
     };
     // The far end cannot have read what has not been sent: its end came too early.
     let end = written.map_or_else(
-        || if end == End::Exact { End::CleanCut } else { end },
+        || {
+            if end == End::Exact {
+                End::CleanCut
+            } else {
+                end
+            }
+        },
         |written| end.with(&written),
     );
     (end, judge.pauses)

@@ -1,5 +1,7 @@
 //! The lab itself: a test about NAT proves nothing if the NAT is none.
 
+mod link;
+
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
