@@ -35,13 +35,10 @@ pub(super) fn open(name: &str) -> anyhow::Result<File> {
     Ok(file)
 }
 
-#[allow(
-    unsafe_code,
-    reason = "no safe wrapper knows TUNSETIFF: the file is open for the call, and the request is a live `ifreq` of the \
-              size that the kernel reads and writes"
-)]
+#[allow(unsafe_code, reason = "no safe wrapper knows TUNSETIFF")]
 fn set(file: &File, request: &mut Request) -> Result<(), Errno> {
     const { assert!(size_of::<Request>() == size_of::<libc::ifreq>()) };
+    // SAFETY: the file is open for the whole call, and the request is a live `ifreq` of the size that the kernel uses.
     let done = unsafe {
         libc::ioctl(
             file.as_raw_fd(),
