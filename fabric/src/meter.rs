@@ -120,7 +120,7 @@ impl FlowMeter {
             return;
         }
         let (up, down) = self.side.up_and_down(stats);
-        self.count(up, down, stats.resumes);
+        self.moved(up, down, stats.resumes);
         if let Some((new, time)) = self.stall.follow(stats.outstanding, stats.acked, now) {
             self.pair.stalled(new, time);
             let role = RoleLabels { role: self.side };
@@ -130,7 +130,8 @@ impl FlowMeter {
         }
     }
 
-    fn count(&mut self, up: u64, down: u64, resumes: u32) {
+    /// Counts what is new in these sums.
+    pub(crate) fn moved(&mut self, up: u64, down: u64, resumes: u32) {
         let new = Counted {
             up: up.saturating_sub(self.counted.up),
             down: down.saturating_sub(self.counted.down),
@@ -174,7 +175,7 @@ impl FlowMeter {
 
     /// Counts the rest. The flow is running until this is dropped.
     pub(crate) fn end(&mut self, end: &FlowEnd) {
-        self.count(end.bytes_up, end.bytes_down, end.resumes);
+        self.moved(end.bytes_up, end.bytes_down, end.resumes);
         if end.reason != EndReason::Done {
             self.pair.reset(end.reason.name());
         }

@@ -22,6 +22,8 @@ pub struct Following {
     pub plan: watch::Receiver<Arc<Plan>>,
     /// Routers of other nodes that can be reached from here.
     pub others: watch::Receiver<Arc<Vec<RouterPeer>>>,
+    /// Whether the own Router was there with a status when the resources were last read.
+    pub reported: watch::Receiver<bool>,
     /// Whether the resources were read at least once; until then the plan is made of flags and defaults.
     pub synced: watch::Receiver<bool>,
 }
@@ -37,6 +39,7 @@ pub fn follow(
 ) -> (Following, impl Future<Output = ()> + Send) {
     let (plan_tx, plan) = watch::channel(Arc::new(compile(&RouterSpec::default(), &flags)));
     let (others_tx, others) = watch::channel(Arc::new(Vec::new()));
+    let (reported_tx, reported) = watch::channel(false);
     let (synced_tx, synced) = watch::channel(false);
     let work = async move {
         let mut events = std::pin::pin!(events);
@@ -67,10 +70,10 @@ pub fn follow(
                     continue;
                 }
             }
-            let spec = known
-                .get(node.as_str())
-                .map(|router| router.spec.clone())
-                .unwrap_or_default();
+            let own = known.get(node.as_str());
+            let seen = own.is_some_and(|router| router.status.is_some());
+            reported_tx.send_if_modified(|reported| std::mem::replace(reported, seen) != seen);
+            let spec = own.map(|router| router.spec.clone()).unwrap_or_default();
             let next = compile(&spec, &flags);
             plan_tx.send_if_modified(|plan| {
                 if **plan == next {
@@ -96,6 +99,7 @@ pub fn follow(
         Following {
             plan,
             others,
+            reported,
             synced,
         },
         work,
@@ -193,24 +197,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_deleted_router_means_flags_and_defaults_again() {
+    async fn a_deleted_router_means_flags_and_defaults_again_and_no_report() {
         let own = router(
-            serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7100}}}),
+            serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7100}}, "status": {}}),
         );
-        let events = futures_util::stream::iter([
-            WatchEvent::Snapshot {
-                routers: vec![own],
-                revision: Revision(1),
-            },
-            WatchEvent::Deleted("a".parse().unwrap()),
-        ]);
-        let (following, work) = follow(
-            events,
-            "a".parse().unwrap(),
-            RouterFlags::default(),
-            CancellationToken::new(),
-        );
-        work.await;
-        assert_eq!(following.plan.borrow().listen.port(), 7000);
+        let snapshot = |routers| WatchEvent::Snapshot {
+            routers,
+            revision: Revision(1),
+        };
+        let there = || snapshot(vec![own.clone()]);
+        let deleted = WatchEvent::Deleted("a".parse().unwrap());
+        let cases = [
+            (vec![there()], 7100),
+            (vec![there(), deleted], 7000),
+            // Another store under the same address.
+            (vec![there(), snapshot(Vec::new())], 7000),
+        ];
+        for (events, port) in cases {
+            let (following, work) = follow(
+                futures_util::stream::iter(events),
+                "a".parse().unwrap(),
+                RouterFlags::default(),
+                CancellationToken::new(),
+            );
+            work.await;
+            assert_eq!(following.plan.borrow().listen.port(), port);
+            assert_eq!(*following.reported.borrow(), port == 7100);
+        }
     }
 }

@@ -64,11 +64,13 @@ impl<S: StatusSink> Reporter<S> {
 
     /// Reports until `stop`, then says that the router is gone.
     ///
-    /// A write that fails is tried again with what is true by then.
+    /// A write that fails is tried again with what is true by then, and a status that is no longer there (`reported` turns
+    /// false: somebody deleted the Router, or the store is a new one) is written again at once.
     pub async fn run(
         self,
         mut view: watch::Receiver<Arc<RouterView>>,
         mut context: watch::Receiver<Arc<ReportContext>>,
+        mut reported: watch::Receiver<bool>,
         stop: CancellationToken,
     ) {
         let mut written: Option<RouterStatus> = None;
@@ -81,6 +83,9 @@ impl<S: StatusSink> Reporter<S> {
                 () = sleep_until(due) => {}
                 Ok(()) = view.changed() => {}
                 Ok(()) = context.changed() => {}
+                Ok(()) = reported.changed() => if !*reported.borrow_and_update() {
+                    due = Instant::now();
+                }
             }
             let now = SystemTime::now();
             let next = status(

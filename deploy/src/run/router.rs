@@ -107,7 +107,7 @@ impl RouterPart {
             },
             client,
         );
-        control.spawn(reporter.run(view, context.clone(), stop.clone()));
+        control.spawn(reporter.run(view, context.clone(), following.reported, stop.clone()));
         Ok(Self {
             data_path,
             control,

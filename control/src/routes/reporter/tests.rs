@@ -60,6 +60,7 @@ async fn state_is_written_at_once_and_ticks_once_per_interval() {
         trouble: None,
     };
     let (_context_tx, context) = watch::channel(Arc::new(context));
+    let (reported_tx, reported) = watch::channel(false);
     let (views, view_rx) = watch::channel(view(0, &[]));
     let stop = CancellationToken::new();
     let config = ReporterConfig {
@@ -67,7 +68,12 @@ async fn state_is_written_at_once_and_ticks_once_per_interval() {
         interval: Duration::from_secs(30),
     };
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(Reporter::new(config, written.clone()).run(view_rx, context, stop.clone()));
+    tasks.spawn(Reporter::new(config, written.clone()).run(
+        view_rx,
+        context,
+        reported,
+        stop.clone(),
+    ));
     written.reach(1).await;
 
     let start = Instant::now();
@@ -90,6 +96,21 @@ async fn state_is_written_at_once_and_ticks_once_per_interval() {
     );
     written.reach(3).await;
     assert!(start.elapsed() >= Duration::from_secs(29));
+
+    let start = Instant::now();
+    reported_tx.send_replace(true);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        written.count(),
+        3,
+        "nothing to do about a status that is there"
+    );
+    reported_tx.send_replace(false);
+    written.reach(4).await;
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "a deleted Router is reported again at once"
+    );
 
     let mut long_up = view(100, &["web.default"]);
     Arc::make_mut(&mut long_up).started = SystemTime::now() - Duration::from_secs(90);
