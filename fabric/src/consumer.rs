@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use keel_certs::{ServiceId, Subject};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::end::{EndReason, FlowEnd, Route, Told, tell};
 use crate::flow::{Flow, FlowLimits, FlowStats, State};
 use crate::leg::Leg;
-use crate::legs::{Found, Seek, Sought, Ways};
-use crate::link::{Link, LinkError, Links, Rider, RouterPeer};
+use crate::legs::{Current, Found, Seek, Sought, Ways, sought, stirred};
+use crate::link::{LinkError, Links, RouterPeer};
 use crate::meter::FlowMeter;
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 pub use crate::options::FlowOptions;
+use crate::options::MAX_RESUME_WINDOW;
 use crate::pump::tcp::{self, Socket};
 use crate::pump::{Buffers, Event, Pump};
 use crate::series::At;
@@ -121,47 +121,6 @@ impl fmt::Debug for ConsumerFlow {
     }
 }
 
-/// The link of the newest leg, also after its loss until another one takes its place.
-struct Current {
-    link: Link,
-    router: RouterPeer,
-    suspected: watch::Receiver<bool>,
-    /// Dropped with the leg.
-    rider: Option<Rider>,
-}
-
-impl Current {
-    fn new(link: Link, router: RouterPeer) -> Self {
-        Self {
-            suspected: link.suspected(),
-            rider: Some(link.rider()),
-            link,
-            router,
-        }
-    }
-
-    /// Whether a flow should leave the link although its leg stands.
-    fn is_left(&self) -> bool {
-        self.link.is_draining() || self.link.is_suspected()
-    }
-
-    /// Waits until that may have changed. Cancel safe.
-    async fn stirred(&mut self) {
-        let draining = self.link.is_draining();
-        tokio::select! {
-            changed = self.suspected.changed() => if changed.is_err() {
-                // The connection has ended, and its streams tell.
-                std::future::pending().await
-            },
-            () = self.link.drained(), if !draining => {}
-        }
-    }
-
-    fn crowd(&self) -> usize {
-        self.rider.as_ref().map_or(1, Rider::crowd)
-    }
-}
-
 impl ConsumerFlow {
     /// Takes over a socket that an application opened towards `service` and port. Nothing is read from it before a flow
     /// is opened.
@@ -252,8 +211,9 @@ impl ConsumerFlow {
                 pump
             }
             None => {
-                let flow = Flow::initiate(open, self.config.limits);
-                let buffers = Buffers::new(Arc::clone(&self.config.metrics), self.config.limits);
+                let limits = limits_of(target, self.config.limits);
+                let flow = Flow::initiate(open, limits);
+                let buffers = Buffers::new(Arc::clone(&self.config.metrics), limits);
                 self.pump.insert(Pump::new(
                     flow,
                     self.tcp.take(),
@@ -297,8 +257,8 @@ impl ConsumerFlow {
                 event = pump.event() => if event != Event::Legs { return Some(event) },
                 sought = sought(seek) => match sought {
                     Sought::Found(found) => self.attach(found),
-                    Sought::Stuck(stuck) => if let Some(rider) = current.as_mut().and_then(|current| current.rider.as_mut()) {
-                        rider.set_stuck(stuck);
+                    Sought::Stuck(stuck) => if let Some(current) = current {
+                        current.set_stuck(stuck);
                     },
                 },
                 () = stirred(current) => {}
@@ -320,8 +280,8 @@ impl ConsumerFlow {
             if let Some(seek) = &mut self.seek {
                 seek.stop();
             }
-            if let Some(rider) = self.current.as_mut().and_then(|at| at.rider.as_mut()) {
-                rider.set_stuck(false);
+            if let Some(current) = &mut self.current {
+                current.set_stuck(false);
             }
             if !matches!(flow.state(), State::Detached { .. }) {
                 self.seek = None;
@@ -334,8 +294,8 @@ impl ConsumerFlow {
         let mut lost = false;
         let (last, alive) = match &mut self.current {
             Some(current) => {
-                lost = !flow.has_leg() && current.rider.take().is_some();
-                (&current.router, current.link.is_alive())
+                lost = !flow.has_leg() && current.leg_lost();
+                (current.router(), current.is_alive())
             }
             None => (&target.router, false),
         };
@@ -476,16 +436,10 @@ fn open_of(target: &Target) -> Open {
     }
 }
 
-async fn sought(seek: &mut Option<Box<Seek>>) -> Sought {
-    match seek {
-        Some(seek) => seek.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn stirred(current: &mut Option<Current>) {
-    match current {
-        Some(current) => current.stirred().await,
-        None => std::future::pending().await,
+fn limits_of(target: &Target, limits: FlowLimits) -> FlowLimits {
+    let own = target.options.resume_window;
+    FlowLimits {
+        resume_window: own.map_or(limits.resume_window, |own| own.min(MAX_RESUME_WINDOW)),
+        ..limits
     }
 }

@@ -8,9 +8,10 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use keel_certs::{NodeName, ServiceId, Subject};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::link::{Link, Links, RouterPeer};
+use crate::link::{Link, Links, Rider, RouterPeer};
 use crate::quic::{RecvStream, SendStream};
 
 /// Knows the routers that list a provider, now.
@@ -286,4 +287,82 @@ async fn attempt(links: &Links, router: &RouterPeer) -> Option<Found> {
         send,
         recv,
     })
+}
+
+/// The link of the newest leg, also after its loss until another one takes its place.
+pub(crate) struct Current {
+    link: Link,
+    router: RouterPeer,
+    suspected: watch::Receiver<bool>,
+    /// Dropped with the leg.
+    rider: Option<Rider>,
+}
+
+impl Current {
+    pub(crate) fn new(link: Link, router: RouterPeer) -> Self {
+        Self {
+            suspected: link.suspected(),
+            rider: Some(link.rider()),
+            link,
+            router,
+        }
+    }
+
+    /// Whether a flow should leave the link although its leg stands.
+    pub(crate) fn is_left(&self) -> bool {
+        self.link.is_draining() || self.link.is_suspected()
+    }
+
+    /// Waits until that may have changed. Cancel safe.
+    pub(crate) async fn stirred(&mut self) {
+        let draining = self.link.is_draining();
+        tokio::select! {
+            changed = self.suspected.changed() => if changed.is_err() {
+                // The connection has ended, and its streams tell.
+                std::future::pending().await
+            },
+            () = self.link.drained(), if !draining => {}
+        }
+    }
+
+    pub(crate) const fn router(&self) -> &RouterPeer {
+        &self.router
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.link.is_alive()
+    }
+
+    /// The leg is gone; whether this was not known.
+    pub(crate) fn leg_lost(&mut self) -> bool {
+        self.rider.take().is_some()
+    }
+
+    /// Whether the flow has no other router to go on at.
+    pub(crate) fn set_stuck(&mut self, stuck: bool) {
+        if let Some(rider) = &mut self.rider {
+            rider.set_stuck(stuck);
+        }
+    }
+
+    /// How many flows are on the link.
+    pub(crate) fn crowd(&self) -> usize {
+        self.rider.as_ref().map_or(1, Rider::crowd)
+    }
+}
+
+/// As [`Seek::next`]; for ever without a search.
+pub(crate) async fn sought(seek: &mut Option<Box<Seek>>) -> Sought {
+    match seek {
+        Some(seek) => seek.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// As [`Current::stirred`]; for ever without a leg.
+pub(crate) async fn stirred(current: &mut Option<Current>) {
+    match current {
+        Some(current) => current.stirred().await,
+        None => std::future::pending().await,
+    }
 }
