@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{EndpointConfig, ServerConfig, VarInt};
+use tokio::sync::watch;
 
 use super::connection::{Connection, Incoming, ServerConfigs};
 use super::error::{BindError, ConnectError, Lost};
+use super::network::Following;
 use super::{ListenAddr, Profile, QuicKeys, socket, transport};
 
 /// Handshakes that wait at once; more are ignored.
@@ -31,6 +33,8 @@ struct Inner {
     v6: Option<quinn::Endpoint>,
     profile: Profile,
     server: Option<ServerConfigs>,
+    /// Of an endpoint that only dials: its ports are nobody's business, so it may move to others.
+    following: Option<Following>,
 }
 
 impl Endpoint {
@@ -68,11 +72,15 @@ impl Endpoint {
                 v6,
                 profile,
                 server,
+                following: None,
             }),
         })
     }
 
     /// An endpoint that only dials, on free ports of both families.
+    ///
+    /// It follows the host's network: when addresses, routes or a cable change, it moves to new ports and its connections
+    /// migrate at once.
     ///
     /// # Errors
     /// [`BindError`] if not even an IPv4 socket can be had.
@@ -91,14 +99,22 @@ impl Endpoint {
                 |error| tracing::debug!(%error, "no IPv6 socket: IPv6 peers cannot be reached"),
             )
             .ok();
+        let following = Some(Following::start(&v4, v6.as_ref()));
         Ok(Self {
             inner: Arc::new(Inner {
                 v4: Some(v4),
                 v6,
                 profile,
                 server: None,
+                following,
             }),
         })
+    }
+
+    /// A number that rises when the way to a peer that was dialled has changed; `None` if this endpoint does not follow
+    /// the network.
+    pub(crate) fn network_changes(&self) -> Option<watch::Receiver<u64>> {
+        self.inner.following.as_ref().map(Following::changes)
     }
 
     fn all(&self) -> impl Iterator<Item = &quinn::Endpoint> {
@@ -158,6 +174,9 @@ impl Endpoint {
                 why: "no socket of its family here".into(),
             });
         };
+        if let Some(following) = &self.inner.following {
+            following.watch(addr.ip());
+        }
         let crypto = QuicClientConfig::try_from(tls)
             .map_err(|error| ConnectError::Tls(error.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));

@@ -14,6 +14,7 @@ mod datagrams;
 mod endpoint;
 mod error;
 mod keys;
+mod network;
 mod socket;
 mod stream;
 mod transport;
