@@ -25,6 +25,16 @@ pub(crate) enum Header {
     Resume(Box<Resume>),
 }
 
+impl Header {
+    /// Appends it as the frame that it came in.
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Self::Open(open) => open.encode(out),
+            Self::Resume(resume) => resume.encode(out),
+        }
+    }
+}
+
 /// A leg that somebody opened towards us, with its header read.
 #[derive(Debug)]
 pub(crate) struct IncomingLeg {

@@ -29,6 +29,10 @@ pub struct RouterLimits {
     pub header_time: Duration,
     /// Routers that a flow may pass, this one included (`hops`).
     pub hops: u64,
+    /// Resumed legs that wait at once for their provider to come back (`parked`).
+    pub parked: usize,
+    /// How long they wait.
+    pub park_time: Duration,
 }
 
 impl Default for RouterLimits {
@@ -46,6 +50,9 @@ impl Default for RouterLimits {
             flood_time: Duration::from_secs(10),
             header_time: Duration::from_secs(3),
             hops: 8,
+            parked: 4096,
+            // A provider that was told of the restart is back sooner; the consumer's end tries again anyway.
+            park_time: Duration::from_secs(1),
         }
     }
 }

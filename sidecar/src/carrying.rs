@@ -1,6 +1,7 @@
 //! The data side of a running sidecar: connections to routers once there is an identity, and the publications.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use keel_fabric::limits::LinkLimits;
 use keel_fabric::link::Links;
@@ -22,6 +23,8 @@ use crate::survey::Survey;
 pub(crate) struct Carrying {
     pub(crate) published: Vec<PublishedService>,
     pub(crate) options: Arc<AllOptions>,
+    /// How long flows to published services may go on after the stop.
+    pub(crate) grace: Duration,
     pub(crate) fabric: Arc<FabricMetrics>,
     pub(crate) links: watch::Sender<Option<Links>>,
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
@@ -51,7 +54,10 @@ impl Carrying {
             let provider = Provider::new(
                 links.clone(),
                 found.live,
-                ProviderConfig::default(),
+                ProviderConfig {
+                    grace: self.grace,
+                    ..ProviderConfig::default()
+                },
                 self.fabric,
             );
             let decided = Decided {

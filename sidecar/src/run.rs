@@ -71,6 +71,7 @@ struct Parts {
     lookup: Lookup,
     published: Vec<PublishedService>,
     options: Arc<AllOptions>,
+    grace: Duration,
     files: Option<SnapshotFiles>,
     snapshot: Option<Snapshot>,
     metrics: Arc<SidecarMetrics>,
@@ -205,6 +206,7 @@ impl Sidecar {
                 lookup,
                 published: config.published,
                 options,
+                grace: config.stop_grace,
                 files,
                 snapshot,
                 metrics,
@@ -338,6 +340,7 @@ impl Sidecar {
         let carrying = Carrying {
             published: parts.published,
             options: parts.options,
+            grace: parts.grace,
             fabric: parts.fabric,
             links: parts.links,
             directory,

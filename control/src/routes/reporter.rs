@@ -1,5 +1,6 @@
 //! Writes the status of this node's Router: changes of state at once, what only ticks rarely, because flash wears out.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -62,7 +63,8 @@ impl<S: StatusSink> Reporter<S> {
         Self { config, sink }
     }
 
-    /// Reports until `stop`, then says that the router is gone.
+    /// Reports until `stop`, then says that the router takes no new flows, and once `view` has lost its sender that it is
+    /// gone.
     ///
     /// A write that fails is tried again with what is true by then, and a status that is no longer there (`reported` turns
     /// false: somebody deleted the Router, or the store is a new one) is written again at once.
@@ -146,7 +148,15 @@ impl<S: StatusSink> Reporter<S> {
             started: view.borrow().started,
             ..RouterView::default()
         };
-        self.farewell(&gone, &context, written).await;
+        let mut ended = pin!(async { while view.changed().await.is_ok() {} });
+        // A router without flows is gone at once, and one write is enough.
+        if timeout(GATHER, &mut ended).await.is_err() {
+            let words = ("Draining", "the router stops and takes no new flows");
+            self.farewell(&gone, &context, &written, words).await;
+            ended.await;
+        }
+        let words = ("Stopped", "the router was stopped");
+        self.farewell(&gone, &context, &written, words).await;
     }
 
     /// Tells everybody that nothing can be reached here any more, so that consumers need not find out.
@@ -154,7 +164,8 @@ impl<S: StatusSink> Reporter<S> {
         &self,
         gone: &RouterView,
         context: &ReportContext,
-        written: Option<RouterStatus>,
+        written: &Option<RouterStatus>,
+        (reason, message): (&str, &str),
     ) {
         let now = SystemTime::now();
         let mut last = status(gone, context, written.as_ref(), now);
@@ -165,8 +176,8 @@ impl<S: StatusSink> Reporter<S> {
             Condition {
                 kind: "Ready".to_owned(),
                 status: "False".to_owned(),
-                reason: "Stopped".to_owned(),
-                message: "the router was stopped".to_owned(),
+                reason: reason.to_owned(),
+                message: message.to_owned(),
                 last_transition_time: Some(Time::from(now)),
                 ..Condition::default()
             },

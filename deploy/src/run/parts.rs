@@ -86,6 +86,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
         flags,
         quic_dir: access.data.quic(),
         status_interval: settings.status_interval,
+        drain_timeout: settings.drain_timeout,
     };
     let mut router =
         RouterPart::start(router, access.live.clone(), access.client()?, fabric).await?;

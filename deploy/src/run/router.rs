@@ -36,6 +36,8 @@ pub(super) struct RouterSettings {
     pub(super) flags: RouterFlags,
     pub(super) quic_dir: PathBuf,
     pub(super) status_interval: Duration,
+    /// How long a stop waits at most for flows to go elsewhere.
+    pub(super) drain_timeout: Duration,
 }
 
 /// A running Router.
@@ -80,6 +82,7 @@ impl RouterPart {
             node: settings.node.clone(),
             quic_dir: settings.quic_dir,
             cluster: settings.cluster,
+            drain_timeout: settings.drain_timeout,
             live,
             metrics,
             plan: following.plan,
@@ -165,6 +168,7 @@ struct Serve {
     node: NodeName,
     quic_dir: PathBuf,
     cluster: ClusterName,
+    drain_timeout: Duration,
     live: LiveIdentity,
     metrics: Arc<FabricMetrics>,
     plan: watch::Receiver<Arc<Plan>>,
@@ -178,6 +182,7 @@ struct Serve {
 struct Serving {
     task: JoinSet<()>,
     stop: CancellationToken,
+    hurry: CancellationToken,
     view: watch::Receiver<Arc<RouterView>>,
     addrs: Vec<SocketAddr>,
     listen: ListenAddr,
@@ -190,6 +195,8 @@ impl Serve {
         let (elsewhere_tx, elsewhere_rx) = watch::channel(elsewhere(&plan));
         let mut serving = self.bind(plan.listen, &backends)?;
         let mut trouble = None;
+        // Routers on addresses of before, which drain.
+        let mut retired = JoinSet::new();
         let mut provider = JoinSet::new();
         provider.spawn(self.publish_elsewhere(elsewhere_rx)?);
         loop {
@@ -200,6 +207,7 @@ impl Serve {
                 biased;
                 () = self.stop.cancelled() => break,
                 Some(_) = serving.task.join_next() => return Err(anyhow!("the router on {} ended by itself", serving.listen)),
+                Some(_) = retired.join_next() => {}
                 Some(_) = provider.join_next() => return Err(anyhow!("the router's publications ended by themselves")),
                 Ok(()) = serving.view.changed() => {}
                 Ok(()) = self.plan.changed() => {
@@ -207,12 +215,13 @@ impl Serve {
                     backends_tx.send_if_modified(|old| replace(old, &plan.backends));
                     elsewhere_tx.send_if_modified(|old| replace(old, &elsewhere(&plan)));
                     if plan.listen != serving.listen {
-                        (serving, trouble) = self.rebind(serving, plan.listen, &backends).await?;
+                        (serving, trouble) = self.rebind(serving, plan.listen, &backends, &mut retired).await?;
                     }
                 }
             }
         }
         serving.end().await;
+        while retired.join_next().await.is_some() {}
         while provider.join_next().await.is_some() {}
         Ok(())
     }
@@ -229,10 +238,11 @@ impl Serve {
             limits: RouterLimits::default(),
             provider: ProviderLimits::default(),
             flow: FlowLimits::default(),
+            drain_timeout: self.drain_timeout,
         };
         let router = Router::bind(config, self.live.clone(), self.metrics.clone())
             .with_context(|| format!("the router cannot listen on {listen}"))?;
-        let (view, addrs) = (router.view(), router.local_addrs());
+        let (view, addrs, hurry) = (router.view(), router.local_addrs(), router.hurry());
         let stop = CancellationToken::new();
         let mut task = JoinSet::new();
         task.spawn(router.run(backends.clone(), stop.clone()));
@@ -240,6 +250,7 @@ impl Serve {
         Ok(Serving {
             task,
             stop,
+            hurry,
             view,
             addrs,
             listen,
@@ -252,18 +263,21 @@ impl Serve {
         old: Serving,
         listen: ListenAddr,
         backends: &watch::Receiver<Arc<Vec<Publication>>>,
+        retired: &mut JoinSet<()>,
     ) -> anyhow::Result<(Serving, Option<String>)> {
-        // Another port: take it before giving up the old one. The same port: the old one is in the way.
+        // Another port: take it before giving up the old one. The same port: the old one is in the way, and its flows wait
+        // for the new one.
         if listen.port() == 0 || listen.port() != old.listen.port() {
             return Ok(match self.bind(listen, backends) {
                 Ok(new) => {
-                    old.end().await;
+                    retired.spawn(old.end());
                     (new, None)
                 }
                 Err(error) => self.stay(old, &error),
             });
         }
         let before = old.listen;
+        old.hurry.cancel();
         old.end().await;
         match self.bind(listen, backends) {
             Ok(new) => Ok((new, None)),
@@ -296,7 +310,10 @@ impl Serve {
         let provider = Provider::new(
             links,
             self.live.clone(),
-            ProviderConfig::default(),
+            ProviderConfig {
+                grace: self.drain_timeout,
+                ..ProviderConfig::default()
+            },
             self.metrics.clone(),
         );
         let (others, stop) = (self.others.clone(), self.stop.clone());

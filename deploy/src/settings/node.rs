@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use keel_certs::{ClusterName, Namespace, NodeName, TrustDomain};
 use keel_fabric::quic::{HostPort, ListenAddr};
+use keel_fabric::router::DRAIN_TIMEOUT;
 use serde::Deserialize;
 
 use super::values::{self, PeerArg, Span, TokenSource};
@@ -90,6 +91,10 @@ pub struct NodeFlags {
     #[arg(long, env = "KEEL_STATUS_INTERVAL", value_name = "TIME")]
     #[serde(deserialize_with = "values::text")]
     pub status_interval: Option<Span>,
+    /// How long a Router that stops waits at most for its flows to go elsewhere [default: 30s]
+    #[arg(long, env = "KEEL_DRAIN_TIMEOUT", value_name = "TIME")]
+    #[serde(deserialize_with = "values::text")]
+    pub drain_timeout: Option<Span>,
     /// Life of the leaf certificates issued here, 60s to 7d [default: 24h]
     #[arg(long, env = "KEEL_LEAF_LIFE", value_name = "TIME")]
     #[serde(deserialize_with = "values::text")]
@@ -119,6 +124,7 @@ impl Part {
                 "peer",
                 "dashboard_listen",
                 "status_interval",
+                "drain_timeout",
             ],
             Self::Router => &[
                 "node_name",
@@ -142,6 +148,7 @@ impl Part {
                 "dashboard_listen",
                 "local_namespaces",
                 "status_interval",
+                "drain_timeout",
                 "leaf_life",
             ],
         }
@@ -204,6 +211,8 @@ pub struct NodeSettings {
     pub local_namespaces: Vec<Namespace>,
     /// Longest time between two durable writes of what only ticks.
     pub status_interval: Duration,
+    /// How long a Router that stops waits at most for its flows to go elsewhere.
+    pub drain_timeout: Duration,
     /// Life of leaves issued here.
     pub leaf_life: Duration,
 }
@@ -246,6 +255,7 @@ impl NodeFlags {
             metrics_listen: self.metrics_listen.or(under.metrics_listen),
             local_namespaces: or_list(self.local_namespaces, under.local_namespaces),
             status_interval: self.status_interval.or(under.status_interval),
+            drain_timeout: self.drain_timeout.or(under.drain_timeout),
             leaf_life: self.leaf_life.or(under.leaf_life),
         }
     }
@@ -298,6 +308,7 @@ impl NodeFlags {
             ),
             local_namespaces: self.local_namespaces,
             status_interval,
+            drain_timeout: self.drain_timeout.map_or(DRAIN_TIMEOUT, |span| span.0),
             leaf_life,
         })
     }

@@ -93,11 +93,6 @@ impl Rider {
             false => riders.stuck -= 1,
         });
     }
-
-    /// How many flows ride with this one.
-    pub(crate) fn crowd(&self) -> usize {
-        self.riders.borrow().all
-    }
 }
 
 impl Drop for Rider {

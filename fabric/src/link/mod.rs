@@ -3,15 +3,12 @@
 mod control;
 mod dial;
 mod drain;
-mod health;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use keel_certs::{LiveIdentity, NodeName};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::limits::LinkLimits;
@@ -21,9 +18,7 @@ use crate::quic::{Connection, Endpoint, HostPort, Lost, RecvStream, SendStream};
 pub(crate) use control::Control;
 pub use control::PublishError;
 pub use dial::LinkError;
-use drain::Drain;
-pub(crate) use drain::Rider;
-use health::{Health, Renew};
+pub(crate) use drain::{Drain, Rider};
 
 /// The application protocol of connections to routers.
 pub const ALPN: &[u8] = b"keel/1";
@@ -91,10 +86,7 @@ impl Links {
         }
     }
 
-    /// The connection to `router`; makes it if there is none that lives and answers.
-    ///
-    /// A connection that does not answer any more may take very long to find out that the network is back, so another one
-    /// is tried beside it. If that comes first, it takes the place of the old one, which is closed.
+    /// The connection to `router`; makes it if there is none that lives.
     ///
     /// Callers that come while an attempt runs wait for it and share its outcome. Cancel safe: if the caller that dials
     /// goes away, the next one dials.
@@ -105,8 +97,7 @@ impl Links {
         let asked = Instant::now();
         let slot = self.slot(&router.node);
         let mut state = slot.state.lock().await;
-        let old = state.link.clone().filter(Link::is_alive);
-        if let Some(link) = old.as_ref().filter(|link| !link.is_suspected()) {
+        if let Some(link) = state.link.as_ref().filter(|link| link.is_alive()) {
             return Ok(link.clone());
         }
         if let Some((at, error)) = &state.failed
@@ -114,20 +105,9 @@ impl Links {
         {
             return Err(error.clone());
         }
-        let dialled = match &old {
-            None => self.dial(router).await,
-            Some(old) => tokio::select! {
-                dialled = self.dial(router) => dialled,
-                () = old.answers() => return Ok(old.clone()),
-            },
-        };
-        match dialled {
+        state.link = None;
+        match self.dial(router).await {
             Ok(link) => {
-                if let Some(old) = old {
-                    tracing::info!(router = %router.node, "another connection took the place of one that does not answer");
-                    let code = crate::wire::CloseCode::Replaced.to_wire();
-                    old.connection().close(code, b"it does not answer");
-                }
                 state.failed = None;
                 state.link = Some(link.clone());
                 Ok(link)
@@ -141,7 +121,7 @@ impl Links {
 
     /// The round trip to `router` if a connection to it lives now.
     #[must_use]
-    pub fn rtt(&self, node: &NodeName) -> Option<Duration> {
+    pub fn rtt(&self, node: &NodeName) -> Option<std::time::Duration> {
         let slot = self.lock_slots().get(node).cloned()?;
         let state = slot.state.try_lock().ok()?;
         state
@@ -149,21 +129,6 @@ impl Links {
             .as_ref()
             .filter(|link| link.is_alive())
             .map(|link| link.connection().rtt())
-    }
-
-    /// Suspects every connection until it is heard again: the addresses or the routes of this machine have changed.
-    ///
-    /// Flows look for other legs at once; those that come first win, be it the old ones.
-    pub fn network_changed(&self) {
-        let slots: Vec<_> = self.lock_slots().values().cloned().collect();
-        for slot in slots {
-            // One that is being dialled finds out by itself.
-            if let Ok(state) = slot.state.try_lock()
-                && let Some(link) = &state.link
-            {
-                link.inner.health.doubt();
-            }
-        }
     }
 
     /// Whether the connection to the router of `node` lives and the router has said that it stops.
@@ -228,30 +193,13 @@ impl Links {
             inner.limits.answer_time,
             drain.clone(),
         );
-        let health = Health::start(connection.clone(), renewal(inner, router));
         Ok(Link {
             inner: Arc::new(LinkInner {
                 connection,
                 control,
                 drain,
-                health,
                 node: router.node.clone(),
             }),
-        })
-    }
-}
-
-/// How a link's watch asks for another connection to the same router.
-fn renewal(links: &Arc<Inner>, router: &RouterPeer) -> impl Fn() -> Renew + Send + 'static {
-    let (links, router) = (Arc::downgrade(links), router.clone());
-    move || {
-        let (links, router) = (Weak::upgrade(&links), router.clone());
-        Box::pin(async move {
-            if let Some(inner) = links
-                && let Err(error) = (Links { inner }).link(&router).await
-            {
-                tracing::debug!(router = %router.node, %error, "no other connection yet");
-            }
         })
     }
 }
@@ -267,7 +215,6 @@ struct LinkInner {
     connection: Connection,
     control: Control,
     drain: Drain,
-    health: Health,
     node: NodeName,
 }
 
@@ -295,28 +242,9 @@ impl Link {
         self.inner.drain.begun()
     }
 
-    /// Whether what was sent to the router has had no answer for too long.
-    #[must_use]
-    pub fn is_suspected(&self) -> bool {
-        self.inner.health.is_suspected()
-    }
-
-    /// Tells when [`is_suspected`](Self::is_suspected) changes; ends with the connection.
-    pub(crate) fn suspected(&self) -> watch::Receiver<bool> {
-        self.inner.health.suspected()
-    }
-
-    /// Waits until the router is heard again; for ever if it never is. Cancel safe.
-    async fn answers(&self) {
-        let mut suspected = self.inner.health.suspected();
-        if suspected.wait_for(|suspected| !suspected).await.is_err() {
-            std::future::pending().await
-        }
-    }
-
-    /// How long a round trip may take before silence is suspicious.
-    pub(crate) fn patience(&self) -> Duration {
-        health::patience(self.connection().rtt())
+    /// What is known of the router's stop, to be kept longer than the link.
+    pub(crate) fn drain(&self) -> Drain {
+        self.inner.drain.clone()
     }
 
     /// Counts a flow whose newest leg goes over this link: a router that stops waits for it.

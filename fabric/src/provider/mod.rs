@@ -7,6 +7,7 @@ pub(crate) mod terminator;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use keel_certs::{LiveIdentity, NodeName, ServiceId};
 use tokio::sync::watch;
@@ -45,6 +46,8 @@ pub struct ProviderConfig {
     pub limits: ProviderLimits,
     /// Buffers and resume window of flows.
     pub flow: FlowLimits,
+    /// How long flows may go on after the stop before they are cut.
+    pub grace: Duration,
 }
 
 /// How a publication stands at a router.
@@ -128,8 +131,8 @@ impl Provider {
         self.inner.state.subscribe()
     }
 
-    /// Publishes everything in `publications` at every one of `routers` and serves what comes, until `stop`; then cuts
-    /// the flows. Changes of either list take effect at once; running flows of a withdrawn publication go on.
+    /// Publishes everything in `publications` at every one of `routers` and serves what comes, until `stop`; then withdraws
+    /// it, gives the flows their grace and cuts those that are left. Changes of either list take effect at once; running flows of a withdrawn publication go on.
     pub async fn serve(
         &self,
         publications: watch::Receiver<Arc<Vec<Publication>>>,
@@ -173,7 +176,10 @@ impl Provider {
             }
         }
         while tasks.join_next().await.is_some() {}
-        self.inner.terminator.shutdown().await;
+        let terminator = &self.inner.terminator;
+        // Those that are not done by then are cut now.
+        let _ = tokio::time::timeout(self.inner.config.grace, terminator.idle()).await;
+        terminator.shutdown().await;
     }
 }
 

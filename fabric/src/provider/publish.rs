@@ -291,6 +291,7 @@ async fn take(
                 from,
                 provider,
                 router: link.node().clone(),
+                drain: Some(link.drain()),
                 passing: None,
             };
             inner.terminator.take(leg, via, backend).await;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use keel_certs::{NodeName, Subject};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -15,6 +15,7 @@ use crate::end::{EndReason, FlowEnd, Route, Told, tell};
 use crate::flow::{Finished, Flow, FlowLimits};
 use crate::leg::{Header, IncomingLeg, Leg};
 use crate::limits::ProviderLimits;
+use crate::link::Drain;
 use crate::meter::{FlowMeter, Passing};
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 use crate::pump::{Buffers, Event, Pump};
@@ -40,23 +41,34 @@ pub(crate) struct Terminator {
     metrics: Arc<FabricMetrics>,
     table: Mutex<Table>,
     tasks: Mutex<JoinSet<()>>,
+    /// A flow has ended.
+    ended: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    live: HashMap<Key, mpsc::Sender<IncomingLeg>>,
+    live: HashMap<Key, mpsc::Sender<Arrival>>,
     finished: HashMap<Key, Finished>,
     /// The finished ones in the order in which they ended.
     order: VecDeque<(Instant, Key)>,
 }
 
+/// A leg on its way to its flow.
+#[derive(Debug)]
+struct Arrival {
+    leg: IncomingLeg,
+    /// The router that it came over, and what is known of that router's stop.
+    router: NodeName,
+    drain: Option<Drain>,
+}
+
 /// What the table says of a flow that a leg asks for.
 #[derive(Debug)]
 enum Found {
-    Live(mpsc::Sender<IncomingLeg>),
+    Live(mpsc::Sender<Arrival>),
     Finished(GoneCode),
     /// It was entered just now; legs for it come here.
-    New(HostPort, mpsc::Receiver<IncomingLeg>),
+    New(HostPort, mpsc::Receiver<Arrival>),
     Refused(RefuseCode, String),
     Unknown,
 }
@@ -70,6 +82,8 @@ pub(crate) struct Via {
     pub(crate) provider: Subject,
     /// The router that the leg came over.
     pub(crate) router: NodeName,
+    /// What is known of that router's stop; nothing where the flow ends in the router itself.
+    pub(crate) drain: Option<Drain>,
     /// Where a router counts the flow.
     pub(crate) passing: Option<Passing>,
 }
@@ -91,6 +105,7 @@ impl Terminator {
             metrics,
             table: Mutex::default(),
             tasks: Mutex::default(),
+            ended: Notify::new(),
         })
     }
 
@@ -108,9 +123,14 @@ impl Terminator {
         let key = (via.from.clone(), flow);
         match (self.find(&key, open.as_deref(), backend), open) {
             (Found::Live(live), _) => {
-                if let Err(error) = live.try_send(leg) {
+                let arrival = Arrival {
+                    leg,
+                    router: via.router,
+                    drain: via.drain,
+                };
+                if let Err(error) = live.try_send(arrival) {
                     // The flow is just ending, or its initiator floods it with legs: it may come back.
-                    error.into_inner().cut(ResetCode::LegLost);
+                    error.into_inner().leg.cut(ResetCode::LegLost);
                 }
             }
             (Found::New(backend, queue), Some(open)) => {
@@ -192,7 +212,7 @@ impl Terminator {
         key: Key,
         open: Open,
         leg: IncomingLeg,
-        queue: mpsc::Receiver<IncomingLeg>,
+        queue: mpsc::Receiver<Arrival>,
         via: Via,
         backend: HostPort,
     ) {
@@ -212,7 +232,7 @@ impl Terminator {
         key: Key,
         open: Open,
         leg: IncomingLeg,
-        mut legs: mpsc::Receiver<IncomingLeg>,
+        mut legs: mpsc::Receiver<Arrival>,
         via: Via,
         backend: HostPort,
     ) {
@@ -220,6 +240,7 @@ impl Terminator {
             from,
             provider,
             router,
+            mut drain,
             passing,
         } = via;
         let forget = Forget {
@@ -257,10 +278,18 @@ impl Terminator {
                         }
                     }
                     event = pump.event() => if event == Event::Over { break },
-                    leg = legs.recv(), if more => match leg {
-                        Some(leg) => offer(&mut pump, leg).await,
+                    arrival = legs.recv(), if more => match arrival {
+                        Some(arrival) => if offer(&mut pump, arrival.leg).await {
+                            routers.note(&arrival.router);
+                            drain = arrival.drain;
+                        },
                         None => more = false,
                     },
+                    () = begun(drain.as_ref()) => {
+                        // Only the initiator can open a leg elsewhere, and it may not have heard of this router's stop.
+                        drain = None;
+                        pump.flow_mut().request_move();
+                    }
                 }
             }
         }
@@ -285,9 +314,21 @@ impl Terminator {
         tell(&told, &end, &self.metrics, Some(pump.meter()));
         // Legs that came just now are answered as later ones will be.
         legs.close();
-        while let Ok(leg) = legs.try_recv() {
+        while let Ok(Arrival { leg, .. }) = legs.try_recv() {
             let code = finished.map_or(GoneCode::Unknown, |finished| finished.code);
             leg.answer(&Frame::Gone { code }).await;
+        }
+    }
+
+    /// How many flows end here now.
+    pub(crate) fn live(&self) -> usize {
+        lock(&self.table).live.len()
+    }
+
+    /// Waits until no flow is left. For one waiter; cancel safe.
+    pub(crate) async fn idle(&self) {
+        while self.live() > 0 {
+            self.ended.notified().await;
         }
     }
 
@@ -331,18 +372,33 @@ impl Forget<'_> {
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
         lock(&self.terminator.table).live.remove(self.key);
+        self.terminator.ended.notify_one();
     }
 }
 
-/// Attaches a later leg, or says on it why not.
-async fn offer(pump: &mut Pump, leg: IncomingLeg) {
+/// Waits until the router of the newest leg says that it stops.
+async fn begun(drain: Option<&Drain>) {
+    match drain {
+        Some(drain) => drain.begun().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Attaches a later leg, or says on it why not. Returns whether it is the flow's leg now.
+async fn offer(pump: &mut Pump, leg: IncomingLeg) -> bool {
     let now = Instant::now();
     let (generation, attached) = match &leg.header {
         Header::Open(open) => (open.generation, pump.flow_mut().attach_open(open, now)),
         Header::Resume(resume) => (resume.generation, pump.flow_mut().attach(resume, now)),
     };
     match attached {
-        Ok(()) => pump.attach(Leg::new(generation, leg.send, leg.recv, leg.decoder)),
-        Err(code) => leg.answer(&Frame::Gone { code }).await,
+        Ok(()) => {
+            pump.attach(Leg::new(generation, leg.send, leg.recv, leg.decoder));
+            true
+        }
+        Err(code) => {
+            leg.answer(&Frame::Gone { code }).await;
+            false
+        }
     }
 }

@@ -137,6 +137,7 @@ struct Gone<'a> {
 impl Drop for Gone<'_> {
     fn drop(&mut self) {
         self.shared.clients.remove(self.client);
+        self.shared.drain.forget(self.client.id);
         self.shared.metrics.router_connections.dec();
         self.shared.changed.notify_one();
     }

@@ -36,6 +36,7 @@ pub(super) async fn serve(
     };
     let mut decoder = MessageDecoder::new();
     let mut out = BytesMut::new();
+    let mut told = false;
     let software = concat!("keel-fabric ", env!("CARGO_PKG_VERSION")).to_owned();
     Message::Hello {
         version: VERSION,
@@ -47,7 +48,15 @@ pub(super) async fn serve(
         if !out.is_empty() && send.write_chunk(out.split().freeze()).await.is_err() {
             return;
         }
-        let Ok(Some(chunk)) = recv.read_chunk(CHUNK).await else {
+        let chunk = tokio::select! {
+            chunk = recv.read_chunk(CHUNK) => chunk,
+            () = shared.drain.begun(), if !told => {
+                told = true;
+                Message::Drain.encode(&mut out);
+                continue;
+            }
+        };
+        let Ok(Some(chunk)) = chunk else {
             return;
         };
         decoder.push(chunk);
@@ -102,7 +111,11 @@ impl Published<'_> {
                 tracing::debug!(identity = %self.client.identity, version, software, "hello");
             }
             // A peer that stops withdraws what it publishes; answers are for dialling sides.
-            Message::Answer { .. } | Message::Drain | Message::Moved | Message::Nowhere => {}
+            Message::Answer { .. } | Message::Drain => {}
+            Message::Moved | Message::Nowhere => {
+                tracing::debug!(identity = %self.client.identity, answer = ?message, "answers the drain");
+                self.shared.drain.answered(self.client.id);
+            }
         }
     }
 
@@ -113,6 +126,9 @@ impl Published<'_> {
         offer: Offer,
     ) -> Result<(), (RefuseCode, String)> {
         let identity = &self.client.identity;
+        if self.shared.drain.has_begun() {
+            return Err((RefuseCode::Draining, "this router stops".to_owned()));
+        }
         may_publish(identity, &key.service)
             .inspect_err(|(_, text)| tracing::warn!(%identity, text, "publication refused"))?;
         let before = self.ids.iter().find(|(_, other)| **other == key);
@@ -155,6 +171,7 @@ impl Published<'_> {
         }
         self.ids.insert(id, key);
         self.shared.changed.notify_one();
+        self.shared.parking.arrived();
         Ok(())
     }
 
@@ -173,5 +190,7 @@ impl Drop for Published<'_> {
         for key in std::mem::take(&mut self.ids).into_values() {
             self.withdraw(&key);
         }
+        let (identity, id) = (&self.client.identity, self.client.id);
+        self.shared.table().gone(identity, id);
     }
 }

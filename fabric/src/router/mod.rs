@@ -5,7 +5,9 @@
 mod clients;
 mod conn;
 mod control;
+mod drain;
 mod identities;
+mod park;
 mod route;
 mod splice;
 mod stream;
@@ -14,12 +16,14 @@ mod view;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use keel_certs::{Clients as ClientCerts, LiveIdentity, NodeName, Subject};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::flow::FlowLimits;
@@ -31,7 +35,9 @@ use crate::provider::terminator::Terminator;
 use crate::quic::{BindError, Endpoint, ListenAddr, Profile, QuicKeys};
 use crate::wire::{CloseCode, Offer};
 use clients::{Client, Clients};
+use drain::Drain;
 use identities::Identities;
+use park::Parking;
 use route::{ServiceKey, Table};
 pub use view::{ClientView, ProviderView, Role, RouterView, ServiceView, Totals};
 
@@ -55,11 +61,18 @@ pub struct RouterConfig {
     pub provider: ProviderLimits,
     /// Buffers of flows that end in the router.
     pub flow: FlowLimits,
+    /// How long a router that stops waits at most for flows to leave it; zero cuts them at once.
+    pub drain_timeout: Duration,
 }
+
+/// The default of [`RouterConfig::drain_timeout`].
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A bound router.
 pub struct Router {
     endpoint: Endpoint,
+    drain_timeout: Duration,
+    hurry: CancellationToken,
     shared: Arc<Shared>,
     view: watch::Sender<Arc<RouterView>>,
 }
@@ -74,6 +87,8 @@ struct Shared {
     clients: Clients,
     identities: Identities,
     own: Arc<Terminator>,
+    drain: Drain,
+    parking: Parking,
     /// Providers or clients came or went.
     changed: Notify,
 }
@@ -110,6 +125,7 @@ impl Router {
         let subject = Subject::Node {
             node: config.node.clone(),
         };
+        let parked = config.limits.parked;
         let shared = Arc::new(Shared {
             node: config.node,
             table: Mutex::new(Table::new(subject.clone())),
@@ -119,6 +135,8 @@ impl Router {
             identities: Identities::default(),
             own: Terminator::new(config.provider, config.flow, Arc::clone(&metrics)),
             metrics,
+            drain: Drain::default(),
+            parking: Parking::new(parked),
             changed: Notify::new(),
         });
         let (view, _) = watch::channel(Arc::new(RouterView {
@@ -127,6 +145,8 @@ impl Router {
         }));
         Ok(Self {
             endpoint,
+            drain_timeout: config.drain_timeout,
+            hurry: CancellationToken::new(),
             shared,
             view,
         })
@@ -145,7 +165,15 @@ impl Router {
         self.view.subscribe()
     }
 
-    /// Serves until `stop`; then closes all connections with `RESTART` and cuts the flows that end here.
+    /// Once it is cancelled, a router that stops waits for no flow.
+    #[must_use]
+    pub fn hurry(&self) -> CancellationToken {
+        self.hurry.clone()
+    }
+
+    /// Serves until `stop`; then drains: takes nothing new, asks the ends of all flows to go elsewhere, and waits until no
+    /// flow is left that could, or until [`RouterConfig::drain_timeout`]. At last it closes all connections with `RESTART`
+    /// and cuts the flows that end here; others go on when there is a router again.
     ///
     /// `backends` are dialled by the router itself, under the identity of its node.
     pub async fn run(
@@ -155,9 +183,12 @@ impl Router {
     ) {
         let Self {
             endpoint,
+            drain_timeout,
+            hurry,
             shared,
             view,
         } = self;
+        let mut deadline = pin!(tokio::time::sleep(drain_timeout));
         let mut connections = JoinSet::new();
         let mut handshakes: JoinSet<Option<conn::Admitted>> = JoinSet::new();
         let mut report = tokio::time::interval(REPORT);
@@ -166,10 +197,24 @@ impl Router {
         set_own(&shared, &backends.borrow_and_update());
         loop {
             tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.cancelled(), if !shared.drain.has_begun() => {
+                    tracing::info!(legs = shared.drain.movable(), own = shared.own.live(), "draining");
+                    shared.drain.begin();
+                    deadline.as_mut().reset(Instant::now() + drain_timeout);
+                }
+                () = async { tokio::join!(shared.drain.left(), shared.own.idle()); }, if shared.drain.has_begun() => break,
+                () = hurry.cancelled(), if shared.drain.has_begun() => break,
+                () = &mut deadline, if shared.drain.has_begun() => {
+                    let (legs, own) = (shared.drain.movable(), shared.own.live());
+                    tracing::warn!(legs, own, "not all flows have left in time");
+                    shared.metrics.hit("drain_time");
+                    break;
+                }
                 incoming = endpoint.accept() => {
                     let Some(incoming) = incoming else { break };
-                    if handshakes.len() >= shared.limits.handshakes {
+                    if shared.drain.has_begun() {
+                        incoming.refuse();
+                    } else if handshakes.len() >= shared.limits.handshakes {
                         shared.metrics.hit("handshakes");
                         incoming.retry();
                     } else {

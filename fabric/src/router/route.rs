@@ -42,6 +42,8 @@ struct Own {
 pub(super) struct Table<C> {
     node: Subject,
     published: BTreeMap<ServiceKey, BTreeMap<Subject, Provider<C>>>,
+    /// The newest connection over which each identity has published something, also if it has withdrawn all since.
+    connected: BTreeMap<Subject, (u64, C)>,
     own: BTreeMap<ServiceKey, Own>,
 }
 
@@ -62,6 +64,9 @@ pub(super) struct Request<'a> {
     /// A RESUME does not say; then any protocol of that port is meant.
     pub(super) protocol: Option<Protocol>,
     pub(super) provider: &'a Subject,
+    /// The provider may have the flow already. Then it gets the leg also if it does not publish the service any more:
+    /// what was withdrawn takes no new flows, but those that run go on.
+    pub(super) known: bool,
 }
 
 impl<C: Clone> Table<C> {
@@ -69,6 +74,7 @@ impl<C: Clone> Table<C> {
         Self {
             node,
             published: BTreeMap::new(),
+            connected: BTreeMap::new(),
             own: BTreeMap::new(),
         }
     }
@@ -80,6 +86,10 @@ impl<C: Clone> Table<C> {
         identity: Subject,
         mut provider: Provider<C>,
     ) {
+        self.connected.insert(
+            identity.clone(),
+            (provider.connection_id, provider.connection.clone()),
+        );
         let providers = self.published.entry(key).or_default();
         if let Some(old) = providers.get(&identity) {
             provider.since = old.since;
@@ -119,6 +129,14 @@ impl<C: Clone> Table<C> {
             self.published.remove(key);
         }
         true
+    }
+
+    /// The connection of `identity` has ended, and everything that it published is withdrawn.
+    pub(super) fn gone(&mut self, identity: &Subject, connection_id: u64) {
+        let newest = self.connected.get(identity);
+        if newest.is_some_and(|(id, _)| *id == connection_id) {
+            self.connected.remove(identity);
+        }
     }
 
     /// Replaces the backends that this router dials itself.
@@ -186,6 +204,10 @@ impl<C: Clone> Table<C> {
                     return Ok(Next::Provider(provider.connection.clone()));
                 }
             }
+        }
+        let connected = self.connected.get(request.provider);
+        if let Some((_, connection)) = connected.filter(|_| request.known) {
+            return Ok(Next::Provider(connection.clone()));
         }
         let Request {
             service,
@@ -258,6 +280,7 @@ mod tests {
             port: 80,
             protocol: Some(Protocol::Tcp),
             provider: &provider,
+            known: false,
         };
         table.route(&request).map_err(|(code, _)| code)
     }
@@ -291,6 +314,27 @@ mod tests {
             ask(&table, "db.default", POD),
             Err(RefuseCode::UnknownService)
         );
+    }
+
+    #[test]
+    fn a_flow_that_runs_finds_its_provider_also_after_the_withdrawal() {
+        let mut table = Table::new(subject("/node/a"));
+        table.publish(key("db.default"), subject(POD), provider(1));
+        assert!(table.withdraw(&key("db.default"), &subject(POD), 1));
+        let (service, pod) = ("db.default".parse().unwrap(), subject(POD));
+        let request = |known| Request {
+            service: &service,
+            port: 80,
+            protocol: None,
+            provider: &pod,
+            known,
+        };
+        assert_eq!(table.route(&request(true)), Ok(Next::Provider(1)));
+        assert!(table.route(&request(false)).is_err(), "no new flows");
+        table.gone(&pod, 2);
+        assert!(table.route(&request(true)).is_ok(), "another connection");
+        table.gone(&pod, 1);
+        assert!(table.route(&request(true)).is_err());
     }
 
     #[test]

@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use keel_certs::Subject;
 
 use super::Shared;
 use super::clients::Client;
+use super::park;
 use super::route::{Next, Request, ServiceKey};
 use super::splice::{Side, Spliced, Stream, splice};
 use crate::leg::{Header, HeaderError, IncomingLeg};
 use crate::metrics::CodeLabels;
 use crate::provider::terminator::Via;
 use crate::quic::{RecvStream, SendStream};
-use crate::wire::{Frame, Generation, Protocol, RefuseCode, ResetCode};
+use crate::wire::{
+    Frame, Generation, MAX_HEADER, MAX_HEADER_FRAME, Protocol, RefuseCode, ResetCode,
+};
 
 /// Largest datagram payload that this router forwards: what a 1,200 byte packet leaves, less stream id and header.
 const MAX_DATAGRAM: u64 = 1100;
@@ -30,8 +33,8 @@ pub(super) enum Outcome {
 /// Serves one stream that `client` opened.
 ///
 /// The header is read and stamped, a provider's connection is found, and from then on bytes are copied. A refusal is
-/// answered at once; a RESUME or a repeated OPEN that finds no provider now is cut with `LEG_LOST`, because the provider
-/// may come back.
+/// answered at once; a RESUME or a repeated OPEN that finds no provider now waits a moment for it, and is then cut with
+/// `LEG_LOST`, because the provider may still come back. A router that stops takes neither.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     client: Arc<Client>,
@@ -52,11 +55,12 @@ pub(super) async fn serve(
             };
         }
     };
+    let _passage = shared.drain.leg(client.id);
     let from = stamp(&mut leg.header, &client.identity);
-    let next = admit(&shared, &mut leg.header).and_then(|()| {
-        let request = request(&leg.header);
-        shared.table().route(&request)
-    });
+    let next = match admit(&shared, &mut leg.header) {
+        Ok(()) => find(&shared, &client, &request(&leg.header)).await,
+        Err(refusal) => Err(refusal),
+    };
     match next {
         Ok(Next::Own(backend)) => {
             let passing = Some(
@@ -68,6 +72,7 @@ pub(super) async fn serve(
                 from,
                 provider: shared.subject.clone(),
                 router: shared.node.clone(),
+                drain: None,
                 passing,
             };
             shared.own.take(leg, via, Some(backend)).await;
@@ -93,8 +98,27 @@ fn stamp(header: &mut Header, peer: &Subject) -> Subject {
     }
 }
 
-/// Counts this hop.
+/// Decides where a leg goes; only one of a flow that may be known already waits for that.
+async fn find(
+    shared: &Shared,
+    client: &Client,
+    request: &Request<'_>,
+) -> Result<Next<Arc<Client>>, (RefuseCode, String)> {
+    let route = || shared.table().route(request);
+    match route() {
+        Err(_) if request.known => {
+            let next = park::wait(shared, client, || route().ok()).await;
+            next.map_or_else(route, Ok)
+        }
+        decided => decided,
+    }
+}
+
+/// Counts this hop; a router that stops refuses it.
 fn admit(shared: &Shared, header: &mut Header) -> Result<(), (RefuseCode, String)> {
+    if shared.drain.has_begun() {
+        return Err((RefuseCode::Draining, "this router stops".to_owned()));
+    }
     let Header::Open(open) = header else {
         return Ok(());
     };
@@ -117,12 +141,14 @@ fn request(header: &Header) -> Request<'_> {
             port: open.port,
             protocol: Some(open.protocol),
             provider: &open.provider,
+            known: open.generation > Generation::FIRST,
         },
         Header::Resume(resume) => Request {
             service: &resume.service,
             port: resume.port,
             protocol: None,
             provider: &resume.provider,
+            known: true,
         },
     }
 }
@@ -161,8 +187,26 @@ async fn refuse(
     }
 }
 
+/// The header as it goes on; an error if what this router wrote into it made it too long for whoever reads it next.
+fn head(header: &Header) -> Result<Bytes, (RefuseCode, String)> {
+    let mut head = BytesMut::new();
+    header.encode(&mut head);
+    if head.len() > MAX_HEADER_FRAME {
+        let text = format!("with the name of who opened it the header is over {MAX_HEADER} bytes");
+        return Err((RefuseCode::Limit, text));
+    }
+    Ok(head.freeze())
+}
+
 /// Opens a stream to the provider, sends the header and what came behind it, and copies from then on.
 async fn forward(shared: &Shared, client: &Client, provider: &Client, leg: IncomingLeg) {
+    let head = match head(&leg.header) {
+        Ok(head) => head,
+        Err((code, text)) => {
+            shared.metrics.hit("header_size");
+            return refuse(shared, client, leg, code, text).await;
+        }
+    };
     let opened =
         tokio::time::timeout(shared.limits.header_time, provider.connection.open_bi()).await;
     let (mut far_send, far_recv): Stream = match opened {
@@ -183,18 +227,12 @@ async fn forward(shared: &Shared, client: &Client, provider: &Client, leg: Incom
         .passing(&key(&leg.header), client, Some(provider), resumed);
     shared.metrics.router_legs.inc();
     let IncomingLeg {
-        header,
+        header: _,
         decoder,
         send,
         recv,
     } = leg;
-    let frame = match header {
-        Header::Open(open) => Frame::Open(open),
-        Header::Resume(resume) => Frame::Resume(resume),
-    };
-    let mut head = BytesMut::new();
-    frame.encode(&mut head);
-    let mut chunks = vec![head.freeze()];
+    let mut chunks = vec![head];
     chunks.extend(decoder.into_rest());
     // If the far stream is gone already, the splice finds out and cuts the near one.
     let _ = far_send.write_all_chunks(&mut chunks).await;

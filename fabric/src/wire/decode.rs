@@ -156,6 +156,9 @@ impl Decoder {
 /// Most bytes of a header frame (OPEN, RESUME).
 pub const MAX_HEADER: usize = 4 * 1024;
 
+/// Most bytes of a header frame with its type and its length.
+pub const MAX_HEADER_FRAME: usize = 1 + 2 + MAX_HEADER;
+
 /// Most bytes of any other frame that is not DATA.
 pub const MAX_BODY: usize = 64 * 1024;
 

@@ -222,7 +222,7 @@ impl Frame {
     /// the payload as its own chunk.
     pub fn encode(&self, out: &mut BytesMut) {
         match self {
-            Self::Open(open) => put(kind::OPEN, out, |body| open.body(body)),
+            Self::Open(open) => open.encode(out),
             Self::Accept {
                 limit,
                 max_datagram,
@@ -231,7 +231,7 @@ impl Frame {
                 varint::write(code.to_wire(), body);
                 write_text(varint::clip(text, MAX_TEXT), body);
             }),
-            Self::Resume(resume) => put(kind::RESUME, out, |body| resume.body(body)),
+            Self::Resume(resume) => resume.encode(out),
             Self::Resumed {
                 generation,
                 recv,
@@ -284,6 +284,11 @@ pub fn data_header(offset: u64, len: usize, out: &mut BytesMut) {
 }
 
 impl Open {
+    /// Appends the frame.
+    pub fn encode(&self, out: &mut BytesMut) {
+        put(kind::OPEN, out, |body| self.body(body));
+    }
+
     fn body(&self, out: &mut BytesMut) {
         varint::write(self.version, out);
         out.put_slice(self.flow.as_bytes());
@@ -302,6 +307,11 @@ impl Open {
 }
 
 impl Resume {
+    /// Appends the frame.
+    pub fn encode(&self, out: &mut BytesMut) {
+        put(kind::RESUME, out, |body| self.body(body));
+    }
+
     fn body(&self, out: &mut BytesMut) {
         varint::write(self.version, out);
         out.put_slice(self.flow.as_bytes());

@@ -20,7 +20,9 @@ use crate::publications::Puppet;
 use crate::world::{World, end, publication, soon};
 
 /// Every limit of the data path that counts.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
+    "drain_time",
+    "header_size",
     "streams",
     "opens",
     "connections_per_identity",
@@ -31,7 +33,7 @@ const NAMES: [&str; 8] = [
     "publications",
 ];
 
-fn hits(world: &World) -> Vec<(&'static str, u64)> {
+pub(crate) fn hits(world: &World) -> Vec<(&'static str, u64)> {
     NAMES
         .into_iter()
         .map(|name| {
@@ -43,7 +45,7 @@ fn hits(world: &World) -> Vec<(&'static str, u64)> {
 }
 
 /// A stream that says nothing yet.
-async fn silent(connection: &Connection) -> (SendStream, RecvStream) {
+pub(crate) async fn silent(connection: &Connection) -> (SendStream, RecvStream) {
     let (mut send, recv) = connection.open_bi().await.unwrap();
     // Half a header, so that the router sees the stream.
     send.write_all(&[1]).await.unwrap();
@@ -159,7 +161,10 @@ async fn a_redial_survives_whoever_waits_for_it() {
 }
 
 /// The answer to a header.
-async fn answer(connection: &Connection, header: Frame) -> (Frame, (SendStream, RecvStream)) {
+pub(crate) async fn answer(
+    connection: &Connection,
+    header: Frame,
+) -> (Frame, (SendStream, RecvStream)) {
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     let mut out = BytesMut::new();
     header.encode(&mut out);

@@ -8,6 +8,7 @@
 
 mod admission;
 mod backend;
+mod drain;
 mod flows;
 mod limits;
 mod publications;

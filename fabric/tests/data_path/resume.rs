@@ -145,26 +145,6 @@ async fn a_flow_survives_the_kill_of_its_router() {
 }
 
 #[tokio::test]
-async fn a_flow_that_ends_in_the_router_is_reset_by_its_stop() {
-    let mut world = World::new();
-    let mut router = world.router("r").await;
-    let backend = Backend::echo().await;
-    router
-        .backends
-        .send_replace(vec![publication("echo.default", 80, backend.addr)].into());
-    router.shows(|view| !view.services.is_empty()).await;
-    let target = target("echo.default", 80, "/node/r".parse().unwrap(), &router);
-    let mut tasks = JoinSet::new();
-    let mut client = world.consumer().connect(&mut tasks, &target).await;
-    client.write_all(b"a").await.unwrap();
-    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
-    router.stopped().await;
-    let error = soon(client.read_u8()).await.unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    assert_eq!(end(&mut tasks).await.unwrap().reason.name(), "SHUTDOWN");
-}
-
-#[tokio::test]
 async fn a_client_that_resets_while_its_router_is_away_leaves_nothing_behind() {
     let mut world = World::new();
     world.limits.resume_window = std::time::Duration::from_millis(500);

@@ -16,7 +16,7 @@ use keel_fabric::provider::{
     Provider, ProviderConfig, Publication, PublicationOptions, PublishOutcome, PublishedAt,
 };
 use keel_fabric::quic::{Endpoint, ListenAddr, Profile};
-use keel_fabric::router::{Router, RouterConfig, RouterView};
+use keel_fabric::router::{DRAIN_TIMEOUT, Router, RouterConfig, RouterView};
 use keel_fabric::wire::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -43,6 +43,7 @@ pub(crate) struct World {
     pub(crate) ways: Vec<RouterPeer>,
     pub(crate) provider_limits: ProviderLimits,
     pub(crate) router_limits: RouterLimits,
+    pub(crate) drain_timeout: Duration,
     doomed: Option<(tokio::runtime::Runtime, SocketAddr)>,
     /// Links outlive the flows over them, as in a process.
     kept: std::sync::Mutex<Vec<Links>>,
@@ -56,6 +57,7 @@ pub(crate) struct RunningRouter {
     pub(crate) view: watch::Receiver<Arc<RouterView>>,
     pub(crate) backends: watch::Sender<Arc<Vec<Publication>>>,
     pub(crate) stop: CancellationToken,
+    pub(crate) hurry: CancellationToken,
     done: watch::Receiver<bool>,
 }
 
@@ -78,6 +80,7 @@ impl World {
             ways: Vec::new(),
             provider_limits: ProviderLimits::default(),
             router_limits: RouterLimits::default(),
+            drain_timeout: DRAIN_TIMEOUT,
             doomed: None,
             kept: std::sync::Mutex::default(),
         }
@@ -142,11 +145,12 @@ impl World {
             limits: self.router_limits.clone(),
             provider: Default::default(),
             flow: self.limits,
+            drain_timeout: self.drain_timeout,
         };
         let router =
             Router::bind(config, self.fabric.node(node), Arc::clone(&self.metrics)).unwrap();
         let addr = router.local_addrs()[0];
-        let view = router.view();
+        let (view, hurry) = (router.view(), router.hurry());
         let (backends, own) = watch::channel(Arc::default());
         let (ended, done) = watch::channel(false);
         let peer = RouterPeer {
@@ -162,6 +166,7 @@ impl World {
                 view,
                 backends,
                 stop,
+                hurry,
                 done,
             },
             own,
@@ -201,6 +206,7 @@ impl World {
         let config = ProviderConfig {
             limits: self.provider_limits.clone(),
             flow: self.limits,
+            grace: Duration::ZERO,
         };
         let provider = Provider::new(links, live.clone(), config, Arc::clone(&self.metrics));
         let state = provider.state();

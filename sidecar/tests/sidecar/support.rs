@@ -19,7 +19,7 @@ use keel_fabric::flow::FlowLimits;
 use keel_fabric::limits::{ProviderLimits, RouterLimits};
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::quic::{HostPort, ListenAddr, QuicKeys};
-use keel_fabric::router::{Router, RouterConfig, RouterView};
+use keel_fabric::router::{DRAIN_TIMEOUT, Router, RouterConfig, RouterView};
 use keel_sidecar::config::{ListenOn, Upstreams};
 use keel_sidecar::listener::{MappingState, PortState};
 use keel_sidecar::spec::{parse_mapped, parse_published};
@@ -106,6 +106,7 @@ impl Node {
             limits: RouterLimits::default(),
             provider: ProviderLimits::default(),
             flow: FlowLimits::default(),
+            drain_timeout: DRAIN_TIMEOUT,
         };
         let router =
             Router::bind(config, live.clone(), FabricMetrics::register(&mut registry)).unwrap();

@@ -116,8 +116,14 @@ async fn state_is_written_at_once_and_ticks_once_per_interval() {
     Arc::make_mut(&mut long_up).started = SystemTime::now() - Duration::from_secs(90);
     views.send_replace(long_up);
     stop.cancel();
+    written.reach(4).await;
+    let draining = written.0.lock().unwrap().last().unwrap().clone();
+    assert!(draining.active_services.is_empty());
+    assert_eq!(draining.conditions[0].reason, "Draining");
+    drop(views);
     tasks.join_next().await.unwrap().unwrap();
     let last = written.0.lock().unwrap().last().unwrap().clone();
+    assert_eq!(last.conditions[0].reason, "Stopped");
     assert!(last.active_services.is_empty());
     let uptime = &last.service_status.as_ref().unwrap().uptime;
     assert!(uptime.starts_with("1m"), "{uptime}");

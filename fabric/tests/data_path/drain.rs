@@ -1,0 +1,178 @@
+//! A router that stops: nothing new, and what can go elsewhere goes before it ends.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use keel_fabric::consumer::OpenError;
+use keel_fabric::wire::{
+    FlowId, Frame, Generation, MAX_HEADER_FRAME, Open, Protocol, RefuseCode, Secret, VERSION,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+
+use crate::admission::connect;
+use crate::backend::Backend;
+use crate::limits::{answer, hits, silent};
+use crate::world::{World, end, publication, soon, target};
+
+#[tokio::test]
+async fn a_router_that_stops_takes_nothing_new() {
+    let mut world = World::new();
+    let mut router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, other) = world.echo(&router, backend.addr).await;
+    router
+        .backends
+        .send_replace(vec![publication("own.default", 80, backend.addr)].into());
+    router.shows(|view| view.services.len() == 2).await;
+    // A flow that ends in the router may go on until the deadline, and keeps it here.
+    let own = target("own.default", 80, "/node/r".parse().unwrap(), &router);
+    let consumer = world.consumer();
+    let mut tasks = JoinSet::new();
+    let mut client = consumer.connect(&mut tasks, &own).await;
+    client.write_all(b"a").await.unwrap();
+    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
+    let link = consumer.links.link(&router.peer).await.unwrap();
+    assert!(!link.is_draining());
+
+    router.stop.cancel();
+    soon(link.drained()).await;
+    assert!(consumer.links.draining(&router.peer.node));
+    let mut more = JoinSet::new();
+    let _refused = consumer.connect(&mut more, &other).await;
+    match end(&mut more).await {
+        Err(error @ OpenError::Refused { code, .. }) => {
+            assert_eq!(code, RefuseCode::Draining);
+            assert!(error.elsewhere());
+        }
+        other => panic!("{other:?}"),
+    }
+    // A new connection is refused at once, not left to its timeout.
+    let begun = Instant::now();
+    let stranger = world.consumer();
+    assert!(soon(stranger.links.link(&router.peer)).await.is_err());
+    assert!(begun.elapsed() < Duration::from_secs(3), "{begun:?}");
+
+    client.write_all(b"b").await.unwrap();
+    assert_eq!(soon(client.read_u8()).await.unwrap(), b'b');
+    drop(client);
+    router.stopped().await;
+}
+
+#[tokio::test]
+async fn a_flow_that_ends_in_the_router_is_reset_at_the_deadline() {
+    let mut world = World::new();
+    world.drain_timeout = Duration::from_millis(300);
+    let mut router = world.router("r").await;
+    let backend = Backend::echo().await;
+    router
+        .backends
+        .send_replace(vec![publication("echo.default", 80, backend.addr)].into());
+    router.shows(|view| !view.services.is_empty()).await;
+    let target = target("echo.default", 80, "/node/r".parse().unwrap(), &router);
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    client.write_all(b"a").await.unwrap();
+    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
+    let begun = Instant::now();
+    router.stopped().await;
+    assert!(begun.elapsed() >= world.drain_timeout, "{begun:?}");
+    let error = soon(client.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(end(&mut tasks).await.unwrap().reason.name(), "SHUTDOWN");
+}
+
+#[tokio::test]
+async fn a_router_that_is_hurried_waits_for_nothing() {
+    let mut world = World::new();
+    let mut router = world.router("r").await;
+    let backend = Backend::echo().await;
+    router
+        .backends
+        .send_replace(vec![publication("echo.default", 80, backend.addr)].into());
+    router.shows(|view| !view.services.is_empty()).await;
+    let target = target("echo.default", 80, "/node/r".parse().unwrap(), &router);
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().connect(&mut tasks, &target).await;
+    client.write_all(b"a").await.unwrap();
+    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
+    let begun = Instant::now();
+    router.hurry.cancel();
+    router.stopped().await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{begun:?}");
+}
+
+/// An end that knows DRAIN and nothing of its answers.
+#[tokio::test]
+async fn an_end_that_does_not_answer_is_waited_for_until_the_deadline() {
+    let mut world = World::new();
+    world.drain_timeout = Duration::from_millis(500);
+    let mut router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let live = world.fabric.pod("a", "default", "c");
+    let connection = connect(&router, &live).await;
+    let _control = silent(&connection).await;
+    let (accepted, _leg) = answer(&connection, open(&target, 0)).await;
+    assert!(matches!(accepted, Frame::Accept { .. }), "{accepted:?}");
+    let begun = Instant::now();
+    router.stopped().await;
+    assert!(begun.elapsed() >= world.drain_timeout, "{begun:?}");
+    assert!(hits(&world).contains(&("drain_time", 1)));
+}
+
+#[tokio::test]
+async fn a_header_that_the_router_makes_too_long_is_refused() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let live = world.fabric.pod("a", "default", "c");
+    let connection = connect(&router, &live).await;
+    let _control = silent(&connection).await;
+    let Frame::Open(bare) = open(&target, 0) else {
+        panic!("an open")
+    };
+    let size = |open: &Open| {
+        let mut out = bytes::BytesMut::new();
+        open.encode(&mut out);
+        out.len()
+    };
+    // What the router writes: the identity in the place of an empty text.
+    let stamped = Open {
+        from: Some(live.identity().subject),
+        rest: Bytes::from(vec![0; 100]),
+        ..(*bare).clone()
+    };
+    let most = 100 + MAX_HEADER_FRAME - size(&stamped);
+    let (fits, _leg) = answer(&connection, open(&target, most)).await;
+    assert!(matches!(fits, Frame::Accept { .. }), "{fits:?}");
+    match answer(&connection, open(&target, most + 1)).await.0 {
+        Frame::Refuse { code, text } => {
+            assert_eq!(code, RefuseCode::Limit);
+            assert!(text.contains("4096 bytes"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(hits(&world).contains(&("header_size", 1)));
+}
+
+/// An open of a later version, whose fields that nobody knows have that length.
+fn open(target: &keel_fabric::consumer::Target, rest: usize) -> Frame {
+    Frame::Open(Box::new(Open {
+        version: VERSION,
+        flow: FlowId::random(),
+        generation: Generation::FIRST,
+        secret: Secret::random(),
+        service: target.service.clone(),
+        port: target.port,
+        protocol: Protocol::Tcp,
+        provider: target.provider.clone(),
+        limit: 1000,
+        max_datagram: 0,
+        hops: 0,
+        flags: 0,
+        from: None,
+        rest: Bytes::from(vec![0; rest]),
+    }))
+}
