@@ -3,7 +3,6 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -15,23 +14,18 @@ use tokio::time::Instant;
 use crate::end::{EndReason, FlowEnd, Route, Told, tell};
 use crate::flow::{Flow, FlowLimits, FlowStats, State};
 use crate::leg::Leg;
-use crate::legs::Ways;
+use crate::legs::{Current, Found, Seek, Sought, Ways, sought, stirred};
 use crate::link::{LinkError, Links, RouterPeer};
 use crate::meter::FlowMeter;
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 pub use crate::options::FlowOptions;
+use crate::options::MAX_RESUME_WINDOW;
 use crate::pump::tcp::{self, Socket};
 use crate::pump::{Buffers, Event, Pump};
-use crate::quic::{RecvStream, SendStream};
 use crate::series::At;
 use crate::wire::{
     AbortCode, Decoder, FlowId, Generation, Open, Protocol, RefuseCode, Secret, VERSION,
 };
-
-/// First pause before a lost leg is replaced; doubles up to [`BACKOFF_MAX`].
-const BACKOFF: Duration = Duration::from_millis(50);
-/// Longest pause between two attempts at a new leg.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// What a consumer's end needs besides its socket.
 #[derive(Debug, Clone)]
@@ -76,6 +70,9 @@ pub enum OpenError {
     /// The answer was lost and did not come back within the resume window; the provider may have taken the flow.
     #[error("the answer to the open was lost")]
     Lost,
+    /// The provider's end took the flow and cut it at once.
+    #[error("cut by the other end: {0}")]
+    Cut(AbortCode),
     /// The application has gone.
     #[error("the application closed its connection")]
     ClientGone,
@@ -88,7 +85,7 @@ impl OpenError {
         match self {
             Self::Refused { code, .. } => code.elsewhere(),
             Self::NoRouter(_) => true,
-            Self::Lost | Self::ClientGone => false,
+            Self::Lost | Self::Cut(_) | Self::ClientGone => false,
         }
     }
 }
@@ -108,10 +105,10 @@ pub struct ConsumerFlow {
     target: Option<Target>,
     routers: Route,
     failed: Option<EndReason>,
-    /// A leg that is being dialled; whoever waits for events may stop and come back.
-    redial: Option<Redial>,
-    /// Pause before the next attempt at a leg, and the number of resumes when it was set.
-    pause: (Duration, u32),
+    /// The newest leg's link.
+    current: Option<Current>,
+    /// The search for another leg; whoever waits for events may stop and come back.
+    seek: Option<Box<Seek>>,
     told: bool,
 }
 
@@ -123,8 +120,6 @@ impl fmt::Debug for ConsumerFlow {
             .finish_non_exhaustive()
     }
 }
-
-type Redial = Pin<Box<dyn Future<Output = (SendStream, RecvStream)> + Send>>;
 
 impl ConsumerFlow {
     /// Takes over a socket that an application opened towards `service` and port. Nothing is read from it before a flow
@@ -154,8 +149,8 @@ impl ConsumerFlow {
             target: None,
             routers: Route::default(),
             failed: None,
-            redial: None,
-            pause: (BACKOFF, 0),
+            current: None,
+            seek: None,
             told: false,
         }
     }
@@ -163,7 +158,7 @@ impl ConsumerFlow {
     /// Opens the flow at `target`: sends OPEN with the bytes that are already there and waits for the answer.
     ///
     /// After an error for which [`OpenError::elsewhere`] is true, it may be called again with another target. A leg that
-    /// is lost before the answer is replaced at the same router, and the open repeated under the same id. There is no
+    /// is lost before the answer is replaced, and the open repeated under the same id at the same provider. There is no
     /// deadline here: drop the future and [`reset`](Self::reset) when the application has waited long enough.
     ///
     /// # Errors
@@ -178,6 +173,7 @@ impl ConsumerFlow {
                 OpenError::Refused { code, .. } => EndReason::Refused(*code),
                 OpenError::NoRouter(_) => EndReason::NoRouter,
                 OpenError::Lost => EndReason::Aborted(AbortCode::WindowExpired),
+                OpenError::Cut(code) => EndReason::Aborted(*code),
                 OpenError::ClientGone => EndReason::Aborted(AbortCode::Reset),
             });
         }
@@ -212,12 +208,12 @@ impl ConsumerFlow {
                     return Err(OpenError::Lost);
                 }
                 pump.restarted(meter);
-                self.redial = None;
                 pump
             }
             None => {
-                let flow = Flow::initiate(open, self.config.limits);
-                let buffers = Buffers::new(Arc::clone(&self.config.metrics), self.config.limits);
+                let limits = limits_of(target, self.config.limits);
+                let flow = Flow::initiate(open, limits);
+                let buffers = Buffers::new(Arc::clone(&self.config.metrics), limits);
                 self.pump.insert(Pump::new(
                     flow,
                     self.tcp.take(),
@@ -227,12 +223,12 @@ impl ConsumerFlow {
                 ))
             }
         };
+        pump.flow_mut().set_patience(link.patience());
         pump.attach(Leg::new(Generation::FIRST, send, recv, Decoder::new()));
+        self.seek = None;
+        self.current = Some(Current::new(link, target.router.clone()));
         loop {
-            match self.next_event().await {
-                Some(Event::Over | Event::Decided) | None => {}
-                Some(Event::WantsLeg) => continue,
-            }
+            self.next_event().await;
             let Some(pump) = &self.pump else {
                 return Err(OpenError::Lost);
             };
@@ -243,7 +239,8 @@ impl ConsumerFlow {
                     text: text.clone(),
                 }),
                 State::Aborted(AbortCode::Reset) => Err(OpenError::ClientGone),
-                State::Aborted(_) => Err(OpenError::Lost),
+                State::Aborted(AbortCode::WindowExpired) => Err(OpenError::Lost),
+                State::Aborted(code) => Err(OpenError::Cut(*code)),
                 State::Attached(_) | State::Aborting { .. } | State::Draining | State::Done => {
                     Ok(())
                 }
@@ -251,40 +248,82 @@ impl ConsumerFlow {
         }
     }
 
-    /// The next event of the pump; a leg that it wants is dialled meanwhile. `None`: nothing was opened.
+    /// The next event of the pump; a leg that is wanted is looked for meanwhile. `None`: nothing was opened.
     async fn next_event(&mut self) -> Option<Event> {
-        let (Some(pump), Some(links), Some(target)) = (&mut self.pump, &self.links, &self.target)
-        else {
-            return None;
-        };
         loop {
-            let Some(dialling) = &mut self.redial else {
-                match pump.event().await {
-                    Event::WantsLeg => {
-                        let resumes = pump.flow().stats().resumes;
-                        if self.pause.1 != resumes {
-                            self.pause = (BACKOFF, resumes);
-                        }
-                        self.redial = Some(dial_again(
-                            links.clone(),
-                            target.router.clone(),
-                            self.pause.0,
-                        ));
-                        self.pause.0 = (self.pause.0 * 2).min(BACKOFF_MAX);
-                    }
-                    event => return Some(event),
-                }
-                continue;
-            };
+            self.reconsider();
+            let (pump, seek, current) = (self.pump.as_mut()?, &mut self.seek, &mut self.current);
             tokio::select! {
-                event = pump.event() => return Some(event),
-                (send, recv) = dialling => {
-                    self.redial = None;
-                    if let Some(generation) = pump.flow_mut().resume(Instant::now()) {
-                        pump.attach(Leg::new(generation, send, recv, Decoder::new()));
-                    }
-                }
+                event = pump.event() => if event != Event::Legs { return Some(event) },
+                sought = sought(seek) => match sought {
+                    Sought::Found(found) => self.attach(found),
+                    Sought::Stuck(stuck) => if let Some(current) = current {
+                        current.set_stuck(stuck);
+                    },
+                },
+                () = stirred(current) => {}
             }
+        }
+    }
+
+    /// Begins to look for another leg, or stops: after a loss, and before the old leg is lost if it should be left. The old
+    /// one carries on until another one is really there.
+    fn reconsider(&mut self) {
+        let (Some(pump), Some(links), Some(target)) = (&self.pump, &self.links, &self.target)
+        else {
+            return;
+        };
+        let flow = pump.flow();
+        let left = self.current.as_ref().is_some_and(Current::is_left);
+        let wanted = flow.wants_leg() || (left && flow.has_leg() && flow.may_move());
+        if !wanted {
+            if let Some(seek) = &mut self.seek {
+                seek.stop();
+            }
+            if let Some(current) = &mut self.current {
+                current.set_stuck(false);
+            }
+            if !matches!(flow.state(), State::Detached { .. }) {
+                self.seek = None;
+            }
+            return;
+        }
+        let resumes = flow.stats().resumes;
+        self.seek.take_if(|seek| seek.resumes() != resumes);
+        let crowd = self.current.as_ref().map_or(1, Current::crowd);
+        let mut lost = false;
+        let (last, alive) = match &mut self.current {
+            Some(current) => {
+                lost = !flow.has_leg() && current.leg_lost();
+                (current.router(), current.is_alive())
+            }
+            None => (&target.router, false),
+        };
+        let seek = self.seek.get_or_insert_with(|| {
+            let what = (target.service.clone(), target.port, target.provider.clone());
+            let ways = Arc::clone(&self.config.ways);
+            Box::new(Seek::new(links.clone(), ways, what, last.clone(), resumes))
+        });
+        if !seek.is_active() || lost {
+            // A router that is gone may be back at once. One that is there and does not carry the flow has the last turn.
+            seek.begin(last, alive, crowd);
+        }
+    }
+
+    /// Goes on over a new leg; fences the old one.
+    fn attach(&mut self, found: Found) {
+        let Found {
+            link,
+            router,
+            send,
+            recv,
+        } = found;
+        let Some(pump) = &mut self.pump else { return };
+        if let Some(generation) = pump.flow_mut().resume(Instant::now()) {
+            pump.flow_mut().set_patience(link.patience());
+            pump.attach(Leg::new(generation, send, recv, Decoder::new()));
+            self.routers.note(&router.node);
+            self.current = Some(Current::new(link, router));
         }
     }
 
@@ -301,7 +340,7 @@ impl ConsumerFlow {
         OpenError::ClientGone
     }
 
-    /// Carries the bytes until the flow is over. Legs that are lost are replaced at the same router.
+    /// Carries the bytes until the flow is over. Legs that are lost are replaced, at the same router or at another one.
     pub async fn carry(mut self) -> FlowEnd {
         while !matches!(self.next_event().await, Some(Event::Over) | None) {}
         let reason = self.pump.as_ref().map_or(EndReason::NoAnswer, |pump| {
@@ -397,19 +436,10 @@ fn open_of(target: &Target) -> Open {
     }
 }
 
-/// Tries until there is a stream for a new leg; the flow's window ends it.
-fn dial_again(links: Links, router: RouterPeer, mut pause: Duration) -> Redial {
-    Box::pin(async move {
-        loop {
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-            pause = (pause * 2).min(BACKOFF_MAX);
-            let attempt = async {
-                let link = links.link(&router).await.ok()?;
-                link.open_leg().await.ok()
-            };
-            if let Some(streams) = attempt.await {
-                return streams;
-            }
-        }
-    })
+fn limits_of(target: &Target, limits: FlowLimits) -> FlowLimits {
+    let own = target.options.resume_window;
+    FlowLimits {
+        resume_window: own.map_or(limits.resume_window, |own| own.min(MAX_RESUME_WINDOW)),
+        ..limits
+    }
 }

@@ -1,10 +1,18 @@
 //! Where a flow may have its legs, and how a new one is found.
 
 use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
-use keel_certs::{ServiceId, Subject};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use keel_certs::{NodeName, ServiceId, Subject};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::link::RouterPeer;
+use crate::link::{Link, Links, Rider, RouterPeer};
+use crate::quic::{RecvStream, SendStream};
 
 /// Knows the routers that list a provider, now.
 pub trait Ways: Send + Sync + fmt::Debug {
@@ -17,5 +25,344 @@ pub trait Ways: Send + Sync + fmt::Debug {
 impl Ways for Vec<RouterPeer> {
     fn ways(&self, _: &ServiceId, _: u16, _: &Subject) -> Vec<RouterPeer> {
         self.clone()
+    }
+}
+
+/// Routers that are tried at once.
+const AT_ONCE: usize = 3;
+/// Head start of the first router before the second is tried too.
+const HEAD_START: Duration = Duration::from_millis(250);
+/// Time between further attempts.
+const STEP: Duration = Duration::from_secs(1);
+/// First pause when every router has failed; doubles up to [`STEP`].
+const PAUSE: Duration = Duration::from_millis(50);
+/// The flows of a link that dies come back over this time at most.
+const SPREAD: Duration = Duration::from_millis(500);
+/// Part of [`SPREAD`] for each flow of the link, so that a lonely one need not wait.
+const SPREAD_EACH: Duration = Duration::from_millis(2);
+
+/// A stream for a new leg.
+pub(crate) struct Found {
+    pub(crate) link: Link,
+    pub(crate) router: RouterPeer,
+    pub(crate) send: SendStream,
+    pub(crate) recv: RecvStream,
+}
+
+/// What came of a search.
+pub(crate) enum Sought {
+    Found(Found),
+    /// Whether no router is left to try; the search goes on nevertheless.
+    Stuck(bool),
+}
+
+type Attempt = Pin<Box<dyn Future<Output = (NodeName, Option<Found>)> + Send>>;
+
+/// The search for a flow's next leg, over all routers that list its provider; the first stream that is there wins.
+///
+/// It lives until the flow is carried again, so that a router which took a stream and did not answer on it comes last in
+/// the next round.
+pub(crate) struct Seek {
+    links: Links,
+    ways: Arc<dyn Ways>,
+    service: ServiceId,
+    port: u16,
+    provider: Subject,
+    /// The router of the last leg: it is listed even if nobody else lists it now.
+    last: RouterPeer,
+    running: FuturesUnordered<Attempt>,
+    routers: Vec<Tried>,
+    next_at: Instant,
+    /// Attempts since the search began.
+    begun: usize,
+    pause: Duration,
+    stuck: bool,
+    active: bool,
+    /// Resumes of the flow when the search was made: once there are more, it was a success and is over.
+    resumes: u32,
+}
+
+/// What a search knows of a router.
+struct Tried {
+    node: NodeName,
+    /// The one that was tried least comes next.
+    times: u32,
+    state: TriedState,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TriedState {
+    Idle,
+    Running,
+    Failed,
+}
+
+impl Seek {
+    pub(crate) fn new(
+        links: Links,
+        ways: Arc<dyn Ways>,
+        (service, port, provider): (ServiceId, u16, Subject),
+        last: RouterPeer,
+        resumes: u32,
+    ) -> Self {
+        Self {
+            links,
+            ways,
+            service,
+            port,
+            provider,
+            last,
+            running: FuturesUnordered::new(),
+            routers: Vec::new(),
+            next_at: Instant::now(),
+            begun: 0,
+            pause: Duration::ZERO,
+            stuck: false,
+            active: false,
+            resumes,
+        }
+    }
+
+    pub(crate) const fn resumes(&self) -> u32 {
+        self.resumes
+    }
+
+    pub(crate) const fn is_active(&self) -> bool {
+        self.active
+    }
+
+    /// Searches from now on. With `crowd` flows on the link that was left, they do not all come at once. The router `last`
+    /// has the first turn, unless there is a reason to `leave` it.
+    pub(crate) fn begin(&mut self, last: &RouterPeer, leave: bool, crowd: usize) {
+        self.active = true;
+        self.last = last.clone();
+        if leave {
+            self.tried(&last.node).times += 1;
+        }
+        let spread = SPREAD.min(SPREAD_EACH * u32::try_from(crowd).unwrap_or(u32::MAX));
+        self.next_at = Instant::now() + self.pause + spread.mul_f64(rand::random_range(0.0..1.0));
+        self.begun = 0;
+        // A search that has to be made again soon was in vain.
+        self.grow();
+    }
+
+    /// Stops searching; what was learnt of the routers stays.
+    pub(crate) fn stop(&mut self) {
+        self.active = false;
+        self.stuck = false;
+        self.running.clear();
+        for tried in &mut self.routers {
+            tried.state = TriedState::Idle;
+        }
+    }
+
+    fn grow(&mut self) {
+        self.pause = (self.pause * 2).clamp(PAUSE, STEP);
+    }
+
+    fn tried(&mut self, node: &NodeName) -> &mut Tried {
+        let index = match self.routers.iter().position(|tried| tried.node == *node) {
+            Some(index) => index,
+            None => {
+                self.routers.push(Tried {
+                    node: node.clone(),
+                    times: 0,
+                    state: TriedState::Idle,
+                });
+                self.routers.len() - 1
+            }
+        };
+        &mut self.routers[index]
+    }
+
+    /// The routers that may be tried now, the last one first. One that drains takes nothing.
+    fn candidates(&self) -> Vec<RouterPeer> {
+        let listed = self.ways.ways(&self.service, self.port, &self.provider);
+        let mut all: Vec<RouterPeer> = Vec::new();
+        for router in std::iter::once(&self.last).chain(&listed) {
+            match all.iter_mut().find(|other| other.node == router.node) {
+                // What is listed now is the newer word on its addresses.
+                Some(known) => *known = router.clone(),
+                None => all.push(router.clone()),
+            }
+        }
+        all.retain(|router| !self.links.draining(&router.node));
+        all
+    }
+
+    /// The next thing to know. Cancel safe; for ever if the search is not active.
+    pub(crate) async fn next(&mut self) -> Sought {
+        if !self.active {
+            return std::future::pending().await;
+        }
+        loop {
+            let mut candidates = None;
+            if self.next_at <= Instant::now() && self.running.len() < AT_ONCE {
+                let all = self.candidates();
+                self.start(&all);
+                candidates = Some(all);
+            }
+            let all = candidates.unwrap_or_else(|| self.candidates());
+            let stuck = self.is_stuck(&all);
+            if std::mem::replace(&mut self.stuck, stuck) != stuck {
+                return Sought::Stuck(stuck);
+            }
+            tokio::select! {
+                biased;
+                Some((node, found)) = self.running.next() => {
+                    if let Some(found) = found {
+                        self.stop();
+                        return Sought::Found(found);
+                    }
+                    self.failed(&node);
+                }
+                () = tokio::time::sleep_until(self.next_at), if self.running.len() < AT_ONCE => {}
+            }
+        }
+    }
+
+    /// Begins an attempt at the router that was tried least.
+    fn start(&mut self, candidates: &[RouterPeer]) {
+        let mut best: Option<(u32, &RouterPeer)> = None;
+        for router in candidates {
+            let tried = self.tried(&router.node);
+            let better = best.is_none_or(|(times, _)| tried.times < times);
+            if tried.state != TriedState::Running && better {
+                best = Some((tried.times, router));
+            }
+        }
+        let Some((_, router)) = best else {
+            self.next_at = Instant::now() + STEP;
+            return;
+        };
+        let (links, router) = (self.links.clone(), router.clone());
+        let tried = self.tried(&router.node);
+        tried.times += 1;
+        tried.state = TriedState::Running;
+        self.begun += 1;
+        self.next_at = Instant::now() + if self.begun == 1 { HEAD_START } else { STEP };
+        self.running.push(Box::pin(async move {
+            let found = attempt(&links, &router).await;
+            (router.node, found)
+        }));
+    }
+
+    /// The next router has its turn at once, if there is one that did not fail.
+    fn failed(&mut self, node: &NodeName) {
+        self.tried(node).state = TriedState::Failed;
+        let all = self.candidates();
+        let fresh = all
+            .iter()
+            .any(|router| self.tried(&router.node).state == TriedState::Idle);
+        if fresh {
+            self.next_at = Instant::now();
+        } else if self.running.is_empty() {
+            self.next_at = Instant::now() + self.pause.mul_f64(rand::random_range(0.5..1.0));
+            self.grow();
+        }
+    }
+
+    fn is_stuck(&mut self, candidates: &[RouterPeer]) -> bool {
+        candidates
+            .iter()
+            .all(|router| self.tried(&router.node).state == TriedState::Failed)
+    }
+}
+
+async fn attempt(links: &Links, router: &RouterPeer) -> Option<Found> {
+    let link = match links.link(router).await {
+        Ok(link) => link,
+        Err(error) => {
+            tracing::debug!(router = %router.node, %error, "no leg over this router");
+            return None;
+        }
+    };
+    if link.is_draining() {
+        return None;
+    }
+    let (send, recv) = link.open_leg().await.ok()?;
+    Some(Found {
+        link,
+        router: router.clone(),
+        send,
+        recv,
+    })
+}
+
+/// The link of the newest leg, also after its loss until another one takes its place.
+pub(crate) struct Current {
+    link: Link,
+    router: RouterPeer,
+    suspected: watch::Receiver<bool>,
+    /// Dropped with the leg.
+    rider: Option<Rider>,
+}
+
+impl Current {
+    pub(crate) fn new(link: Link, router: RouterPeer) -> Self {
+        Self {
+            suspected: link.suspected(),
+            rider: Some(link.rider()),
+            link,
+            router,
+        }
+    }
+
+    /// Whether a flow should leave the link although its leg stands.
+    pub(crate) fn is_left(&self) -> bool {
+        self.link.is_draining() || self.link.is_suspected()
+    }
+
+    /// Waits until that may have changed. Cancel safe.
+    pub(crate) async fn stirred(&mut self) {
+        let draining = self.link.is_draining();
+        tokio::select! {
+            changed = self.suspected.changed() => if changed.is_err() {
+                // The connection has ended, and its streams tell.
+                std::future::pending().await
+            },
+            () = self.link.drained(), if !draining => {}
+        }
+    }
+
+    pub(crate) const fn router(&self) -> &RouterPeer {
+        &self.router
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.link.is_alive()
+    }
+
+    /// The leg is gone; whether this was not known.
+    pub(crate) fn leg_lost(&mut self) -> bool {
+        self.rider.take().is_some()
+    }
+
+    /// Whether the flow has no other router to go on at.
+    pub(crate) fn set_stuck(&mut self, stuck: bool) {
+        if let Some(rider) = &mut self.rider {
+            rider.set_stuck(stuck);
+        }
+    }
+
+    /// How many flows are on the link.
+    pub(crate) fn crowd(&self) -> usize {
+        self.rider.as_ref().map_or(1, Rider::crowd)
+    }
+}
+
+/// As [`Seek::next`]; for ever without a search.
+pub(crate) async fn sought(seek: &mut Option<Box<Seek>>) -> Sought {
+    match seek {
+        Some(seek) => seek.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// As [`Current::stirred`]; for ever without a leg.
+pub(crate) async fn stirred(current: &mut Option<Current>) {
+    match current {
+        Some(current) => current.stirred().await,
+        None => std::future::pending().await,
     }
 }

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Flow, State};
+use super::{Flow, State, TERMINATOR_GRACE};
 use crate::wire::{AbortCode, GoneCode, Role};
 
 /// The answer to legs that come too late, kept under the flow's id until `until`.
@@ -32,7 +32,8 @@ impl Flow {
         };
         Some(Finished {
             code,
-            until: now + self.limits.resume_window,
+            // An initiator that keeps its flows longer than this end may still ask.
+            until: now + self.limits.resume_window.max(TERMINATOR_GRACE),
         })
     }
 }

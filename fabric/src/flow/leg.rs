@@ -16,6 +16,18 @@ impl Flow {
         if generation != self.generation {
             return None;
         }
+        let before = self.owed();
+        let frame = self.next_frame(now)?;
+        if matches!(frame, Frame::Ping) {
+            self.suspicion.ask();
+        }
+        if before != self.owed() {
+            self.suspicion.owes(self.owed(), now);
+        }
+        Some(frame)
+    }
+
+    fn next_frame(&mut self, now: Instant) -> Option<Frame> {
         match self.leg {
             Leg::None => return None,
             Leg::Header(header, wait) => {
@@ -139,6 +151,7 @@ impl Flow {
             return;
         }
         self.leg = Leg::None;
+        self.suspicion.forget();
         if self.is_over() {
             self.send.clear();
             self.outbox
@@ -151,11 +164,18 @@ impl Flow {
         }
     }
 
-    /// Whether the initiator should dial another leg: the flow has none, or was asked to move. For a flow that was cut
-    /// here and could not tell, this ends with the resume window ([`next_timeout`](Self::next_timeout) names the time).
+    /// Whether the initiator should dial another leg: the flow has none, or was asked to move, or the one it has is
+    /// suspected. For a flow that was cut here and could not tell, this ends with the resume window
+    /// ([`next_timeout`](Self::next_timeout) names the time).
     pub fn wants_leg(&self) -> bool {
         let lost = self.leg == Leg::None && (!self.is_over() || self.outbox.abort.is_some());
-        self.role == Role::Initiator && (lost || (self.move_requested && !self.is_over()))
+        let leave = self.move_requested || self.suspicion.is_suspected();
+        self.role == Role::Initiator && (lost || (leave && self.may_move()))
+    }
+
+    /// Whether a flow that has a leg may leave it for another one.
+    pub fn may_move(&self) -> bool {
+        self.role == Role::Initiator && self.is_kept() && !self.is_over()
     }
 
     /// Initiator: a new leg is there. Fences the leg before, if there still is one, and returns the generation of the new
@@ -167,8 +187,8 @@ impl Flow {
             return None;
         }
         if !self.is_over() && !matches!(self.state, State::Detached { .. }) {
-            // A move, or a leg that is only suspected: also a flow that is not kept over a loss may try this.
-            self.detach(self.limits.resume_window.max(MOVE_WINDOW), now);
+            // A move, or a leg that is only suspected.
+            self.detach(self.limits.resume_window, now);
         }
         self.generation = self.generation.next();
         let header = if self.accepted {
@@ -178,6 +198,7 @@ impl Flow {
         };
         self.leg = Leg::Header(header, self.opened);
         self.move_requested = false;
+        self.suspicion.forget();
         Some(self.generation)
     }
 
@@ -199,8 +220,7 @@ impl Flow {
         }
         self.admit(resume.generation, now)?;
         if !self.accepted || self.send.resume_at(resume.recv, true).is_err() {
-            self.cut_and_tell(AbortCode::Protocol);
-            return Err(GoneCode::Aborted);
+            return Err(self.cannot_go_on());
         }
         self.send.raise(resume.limit);
         if self.all_owned() {
@@ -225,12 +245,23 @@ impl Flow {
         }
         self.admit(open.generation, now)?;
         if self.send.resume_at(0, true).is_err() {
-            self.cut_and_tell(AbortCode::Protocol);
-            return Err(GoneCode::Aborted);
+            return Err(self.cannot_go_on());
         }
         self.outbox.accept = self.accepted;
         self.take_leg(open.generation);
         Ok(())
+    }
+
+    /// A genuine leg asks for bytes that are not here.
+    fn cannot_go_on(&mut self) -> GoneCode {
+        if self.is_kept() {
+            self.cut_and_tell(AbortCode::Protocol);
+            GoneCode::Aborted
+        } else {
+            // They were never kept: for this flow the window is over with its leg.
+            self.cut_and_tell(AbortCode::WindowExpired);
+            GoneCode::Expired
+        }
     }
 
     /// Whether a flow in this state takes a genuine leg of this generation.
@@ -281,6 +312,3 @@ impl Flow {
         }
     }
 }
-
-/// How long a flow that is asked to move may take to get its new leg answered, if its own window is shorter.
-const MOVE_WINDOW: Duration = Duration::from_secs(10);

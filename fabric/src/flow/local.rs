@@ -123,8 +123,10 @@ impl Flow {
             return false;
         }
         let window = self.limits.window.min(self.limits.max_window);
-        self.recv = RecvHalf::new(window as u64, window, self.limits.max_window);
+        let acks = self.is_kept();
+        self.recv = RecvHalf::new(window as u64, window, self.limits.max_window, acks);
         self.send.restart();
+        self.suspicion.forget();
         self.set_open(open);
         self.state = State::Opening;
         self.leg = Leg::Header(Header::Open, false);

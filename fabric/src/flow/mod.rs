@@ -22,7 +22,7 @@
 //!
 //! **Legs.** The first leg has generation 1 and exists from the start: the initiator's first `transmit` is OPEN. When a
 //! stream ends or is reset before the flow is over, call [`leg_lost`](Flow::leg_lost). The initiator dials again while
-//! [`wants_leg`](Flow::wants_leg), calls [`resume`](Flow::resume) when the new stream is there, and uses the generation
+//! [`wants_leg`](Flow::wants_leg) (also while a leg that it still uses is suspected, or asked to move), calls [`resume`](Flow::resume) when the new stream is there, and uses the generation
 //! that it returns for this stream; an older stream is fenced by that and can be reset with `ABANDONED`. The terminator
 //! gets the header of a new leg from its listener: for RESUME call [`attach`](Flow::attach), for an OPEN whose flow id
 //! is known already [`attach_open`](Flow::attach_open) (never dial twice for one id), and answer an `Err(code)` with
@@ -45,6 +45,7 @@ mod queue;
 mod receive;
 mod recv;
 mod send;
+mod suspicion;
 #[cfg(test)]
 mod tests;
 
@@ -55,6 +56,7 @@ use tokio::time::Instant;
 pub use finished::Finished;
 use recv::RecvHalf;
 use send::SendHalf;
+use suspicion::{Look, Owed, Suspicion};
 
 use crate::wire::{AbortCode, EARLY, FlowId, Generation, Open, RefuseCode, Role, Secret};
 
@@ -80,6 +82,7 @@ pub struct Flow {
     recv: RecvHalf,
     outbox: Outbox,
     move_requested: bool,
+    suspicion: Suspicion,
     resumes: u32,
 }
 
@@ -164,7 +167,8 @@ pub struct FlowLimits {
     pub window: usize,
     /// Bytes to which either may grow with measured use.
     pub max_window: usize,
-    /// How long the initiator looks for another leg; zero: not at all. The terminator waits [`TERMINATOR_GRACE`] longer.
+    /// How long the initiator looks for another leg; the terminator waits [`TERMINATOR_GRACE`] longer. Zero: not at all;
+    /// the flow lives and dies with its first leg, what was sent is not kept, and only credit is acknowledged.
     pub resume_window: Duration,
 }
 
@@ -254,7 +258,7 @@ impl Flow {
     /// The consumer's end of a new flow. `open` says what is asked for; its `limit` and `generation` are set here.
     pub fn initiate(open: Open, limits: FlowLimits) -> Self {
         let window = limits.window.min(limits.max_window);
-        let recv = RecvHalf::new(window as u64, window, limits.max_window);
+        let recv = RecvHalf::new(window as u64, window, limits.max_window, keeps(&limits));
         let mut flow = Self::new(Role::Initiator, &open, limits, recv, EARLY);
         flow.set_open(open);
         flow.leg = Leg::Header(Header::Open, false);
@@ -264,7 +268,7 @@ impl Flow {
     /// The provider's end for an OPEN that is allowed. Decide next with [`accept`](Self::accept) or
     /// [`refuse`](Self::refuse).
     pub fn terminate(open: &Open, limits: FlowLimits) -> Self {
-        let recv = RecvHalf::new(EARLY, limits.window, limits.max_window);
+        let recv = RecvHalf::new(EARLY, limits.window, limits.max_window, keeps(&limits));
         let resume_window = match limits.resume_window {
             Duration::ZERO => Duration::ZERO,
             window => window + TERMINATOR_GRACE,
@@ -281,6 +285,9 @@ impl Flow {
         );
         flow.generation = open.generation;
         flow.opened = true;
+        if !flow.is_kept() {
+            flow.send.keep_nothing();
+        }
         // The initiator of a repeated open waits for a proof that the answer is this end's and not a router's.
         flow.leg = if open.generation > Generation::FIRST {
             Leg::Header(Header::Resumed, false)
@@ -307,6 +314,7 @@ impl Flow {
             recv,
             outbox: Outbox::default(),
             move_requested: false,
+            suspicion: Suspicion::new(),
             resumes: 0,
         }
     }
@@ -353,6 +361,21 @@ impl Flow {
         self.move_requested
     }
 
+    /// Tells how long a round trip may take before the silence of a leg is suspicious; at least one second is waited.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.suspicion.set_patience(patience);
+    }
+
+    /// Whether the other end owes an answer for too long. The leg may still turn out to be good.
+    pub fn is_suspected(&self) -> bool {
+        self.suspicion.is_suspected()
+    }
+
+    /// Whether the flow can go on over another leg.
+    pub fn is_kept(&self) -> bool {
+        keeps(&self.limits)
+    }
+
     /// Counters.
     pub fn stats(&self) -> FlowStats {
         FlowStats {
@@ -379,18 +402,25 @@ impl Flow {
 
     /// When [`tick`](Self::tick) is due, if nothing happens before.
     pub fn next_timeout(&self) -> Option<Instant> {
-        match self.state {
+        let own = match self.state {
             State::Detached { until } | State::Aborting { until, .. } => Some(until),
             State::Aborted(_) if self.wants_leg() => self.outbox.tell_until,
             State::Attached(_) if self.leg == Leg::Up => self.recv.ack_timeout(),
             _ => None,
-        }
+        };
+        let check = self.suspicion.check().filter(|_| !self.is_over());
+        own.into_iter().chain(check).min()
     }
 
     /// Lets time pass: ends the resume window and the linger of an ABORT. An ACK that is due by now comes out of the
     /// next [`transmit`](Self::transmit); it is not named by [`next_timeout`](Self::next_timeout) again, so a leg that
     /// takes nothing at the moment does not keep the driver awake.
     pub fn tick(&mut self, now: Instant) {
+        if self.suspicion.check().is_some_and(|at| at <= now)
+            && self.suspicion.look(self.owed(), now) == Look::Ask
+        {
+            self.ping();
+        }
         match self.state {
             State::Detached { until } if until <= now => self.expire(),
             State::Aborting { code, until } if until <= now => self.cut(code),
@@ -400,6 +430,19 @@ impl Flow {
                 self.outbox.tell_until = None;
             }
             _ => {}
+        }
+    }
+
+    /// What the initiator waits for. Only a flow that can go on elsewhere has any use for a doubt.
+    fn owed(&self) -> Owed {
+        if self.role != Role::Initiator || self.is_over() || !self.is_kept() {
+            return Owed::Nothing;
+        }
+        match self.leg {
+            Leg::Waiting => Owed::Resumed,
+            Leg::Up if !self.accepted => Owed::Decision,
+            Leg::Up if self.send.is_outstanding() || self.suspicion.has_asked() => Owed::Ack,
+            Leg::Up | Leg::None | Leg::Header(..) => Owed::Nothing,
         }
     }
 
@@ -428,4 +471,8 @@ impl Flow {
             State::Draining
         };
     }
+}
+
+const fn keeps(limits: &FlowLimits) -> bool {
+    !limits.resume_window.is_zero()
 }

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Flow, Leg, State, Violation};
+use super::{Flow, Leg, Owed, State, Violation};
 use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof, RefuseCode, Role};
 
 impl Flow {
@@ -20,8 +20,10 @@ impl Flow {
         if generation != self.generation || self.leg == Leg::None || self.is_over() {
             return Ok(());
         }
+        self.suspicion.heard(now);
         let result = self.dispatch(frame, now);
         match result {
+            Ok(()) if self.owed() == Owed::Nothing => self.suspicion.forget(),
             Ok(()) => {}
             Err(Violation::Proof) => self.leg_lost(generation, now),
             Err(_) => self.cut_and_tell(AbortCode::Protocol),
@@ -100,6 +102,9 @@ impl Flow {
         self.accepted = true;
         self.max_datagram = self.max_datagram.min(max_datagram);
         self.send.raise(limit);
+        if !self.is_kept() {
+            self.send.keep_nothing();
+        }
         self.state = State::Attached(self.generation);
     }
 

@@ -24,6 +24,8 @@ pub(crate) struct RecvHalf {
     max: usize,
     /// The other end used up its credit, so the window may be too small.
     starved: bool,
+    /// Whether the other end is told what is owned, and not only of credit and of the FIN.
+    acks: bool,
     ack: AckWhen,
 }
 
@@ -36,7 +38,7 @@ enum AckWhen {
 
 impl RecvHalf {
     /// `limit` is the credit that the other end has from the start.
-    pub(crate) fn new(limit: u64, window: usize, max: usize) -> Self {
+    pub(crate) fn new(limit: u64, window: usize, max: usize, acks: bool) -> Self {
         Self {
             queue: Queue::default(),
             consumed: 0,
@@ -47,6 +49,7 @@ impl RecvHalf {
             window: window.min(max),
             max,
             starved: false,
+            acks,
             ack: AckWhen::Idle,
         }
     }
@@ -100,7 +103,7 @@ impl RecvHalf {
         self.received = end;
         self.starved |= end == self.limit;
         self.queue.push(bytes, &mut Cursor::default());
-        if self.ack == AckWhen::Idle {
+        if self.acks && self.ack == AckWhen::Idle {
             self.ack = AckWhen::At(now + ACK_DELAY);
         }
         Ok(())
@@ -137,7 +140,11 @@ impl RecvHalf {
 
     /// Whether an ACK has to go now; `piggyback` if a packet leaves anyway. Starts the delay of one that can wait.
     pub(crate) fn ack_due(&mut self, piggyback: bool, now: Instant) -> bool {
-        let unacked = self.owned() - self.told;
+        let unacked = if self.acks {
+            self.owned() - self.told
+        } else {
+            0
+        };
         let credit = self.credit() - self.limit;
         let step = ACK_BYTES.min(self.window as u64 / 2).max(1);
         // Credit alone is worth an ACK only when the sender is getting short of it.

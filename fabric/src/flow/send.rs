@@ -9,12 +9,16 @@ use crate::wire::{EARLY, MAX_PAYLOAD};
 /// Offsets, all from the start of the direction: `acked <= sent <= written`, and `written <= limit`.
 #[derive(Debug)]
 pub(crate) struct SendHalf {
-    /// `[acked, written)`: what may have to be sent again, and what was not sent yet.
+    /// `[acked, written)`: what may have to be sent again, and what was not sent yet. Without `keep`, `acked` is `sent`.
     queue: Queue,
     cursor: Cursor,
     acked: u64,
     sent: u64,
     limit: u64,
+    /// The last acknowledgement, the FIN counted as one byte.
+    told: u64,
+    /// Whether what was sent is kept until it is acknowledged.
+    keep: bool,
     fin: Fin,
     /// Most bytes held; grows towards `max` when it, and not the credit, held the application back.
     cap: usize,
@@ -39,6 +43,8 @@ impl SendHalf {
             acked: 0,
             sent: 0,
             limit,
+            told: 0,
+            keep: true,
             fin: Fin::Open,
             cap: cap.min(max),
             max,
@@ -60,6 +66,18 @@ impl SendHalf {
 
     pub(crate) fn buffered(&self) -> usize {
         self.queue.len()
+    }
+
+    /// From here on what was sent is forgotten at once.
+    pub(crate) fn keep_nothing(&mut self) {
+        self.keep = false;
+        self.forget_sent();
+    }
+
+    fn forget_sent(&mut self) {
+        self.queue
+            .advance((self.sent - self.acked) as usize, &mut self.cursor);
+        self.acked = self.sent;
     }
 
     pub(crate) fn set_max(&mut self, max: usize) {
@@ -103,6 +121,9 @@ impl SendHalf {
             .piece(credit.min(MAX_PAYLOAD), &mut self.cursor)?;
         let offset = self.sent;
         self.sent += bytes.len() as u64;
+        if !self.keep {
+            self.forget_sent();
+        }
         Some((offset, bytes))
     }
 
@@ -117,10 +138,11 @@ impl SendHalf {
     /// The other end owns everything up to `recv` (the FIN counts as one byte): frees it.
     pub(crate) fn ack(&mut self, recv: u64) -> Result<(), Violation> {
         self.check(recv)?;
+        self.told = recv;
         if recv > self.written() {
             self.fin = Fin::Acked;
         }
-        let acked = recv.min(self.written());
+        let acked = recv.min(self.written()).max(self.acked);
         let count = (acked - self.acked) as usize;
         if count > 0 {
             self.queue.advance(count, &mut self.cursor);
@@ -135,10 +157,14 @@ impl SendHalf {
     /// Goes on from `recv` on a new leg. With `free`, what is behind is freed; without it everything stays, because the
     /// other end may still refuse the flow.
     pub(crate) fn resume_at(&mut self, recv: u64, free: bool) -> Result<(), Violation> {
+        self.check(recv)?;
+        if recv < self.acked {
+            // Sent, not kept, and lost.
+            let (low, high) = (self.acked, self.sent);
+            return Err(Violation::Acknowledged { recv, low, high });
+        }
         if free {
             self.ack(recv)?;
-        } else {
-            self.check(recv)?;
         }
         self.rewind(recv.min(self.written()));
         if recv > self.written() {
@@ -156,6 +182,11 @@ impl SendHalf {
 
     pub(crate) fn raise(&mut self, limit: u64) {
         self.limit = self.limit.max(limit);
+    }
+
+    /// Whether the other end owes an acknowledgement.
+    pub(crate) fn is_outstanding(&self) -> bool {
+        self.sent > self.acked || self.fin == Fin::Sent
     }
 
     /// Whether all bytes and the FIN were sent.
@@ -177,7 +208,7 @@ impl SendHalf {
 
     /// Never clamped: a number outside of what was sent means that the ends disagree about the bytes.
     fn check(&self, recv: u64) -> Result<(), Violation> {
-        let low = self.acked + u64::from(self.fin == Fin::Acked);
+        let low = self.told;
         let high = self.sent + u64::from(self.is_sent());
         if (low..=high).contains(&recv) {
             Ok(())

@@ -93,6 +93,11 @@ impl Rider {
             false => riders.stuck -= 1,
         });
     }
+
+    /// How many flows ride with this one.
+    pub(crate) fn crowd(&self) -> usize {
+        self.riders.borrow().all
+    }
 }
 
 impl Drop for Rider {

@@ -3,12 +3,15 @@
 mod control;
 mod dial;
 mod drain;
+mod health;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use keel_certs::{LiveIdentity, NodeName};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::limits::LinkLimits;
@@ -19,6 +22,7 @@ pub(crate) use control::Control;
 pub use control::PublishError;
 pub use dial::LinkError;
 pub(crate) use drain::{Drain, Rider};
+use health::{Health, Renew};
 
 /// The application protocol of connections to routers.
 pub const ALPN: &[u8] = b"keel/1";
@@ -86,7 +90,10 @@ impl Links {
         }
     }
 
-    /// The connection to `router`; makes it if there is none that lives.
+    /// The connection to `router`; makes it if there is none that lives and answers.
+    ///
+    /// A connection that does not answer any more may take very long to find out that the network is back, so another one
+    /// is tried beside it. If that comes first, it takes the place of the old one, which is closed.
     ///
     /// Callers that come while an attempt runs wait for it and share its outcome. Cancel safe: if the caller that dials
     /// goes away, the next one dials.
@@ -97,7 +104,8 @@ impl Links {
         let asked = Instant::now();
         let slot = self.slot(&router.node);
         let mut state = slot.state.lock().await;
-        if let Some(link) = state.link.as_ref().filter(|link| link.is_alive()) {
+        let old = state.link.clone().filter(Link::is_alive);
+        if let Some(link) = old.as_ref().filter(|link| !link.is_suspected()) {
             return Ok(link.clone());
         }
         if let Some((at, error)) = &state.failed
@@ -105,9 +113,20 @@ impl Links {
         {
             return Err(error.clone());
         }
-        state.link = None;
-        match self.dial(router).await {
+        let dialled = match &old {
+            None => self.dial(router).await,
+            Some(old) => tokio::select! {
+                dialled = self.dial(router) => dialled,
+                () = old.answers() => return Ok(old.clone()),
+            },
+        };
+        match dialled {
             Ok(link) => {
+                if let Some(old) = old {
+                    tracing::info!(router = %router.node, "another connection took the place of one that does not answer");
+                    let code = crate::wire::CloseCode::Replaced.to_wire();
+                    old.connection().close(code, b"it does not answer");
+                }
                 state.failed = None;
                 state.link = Some(link.clone());
                 Ok(link)
@@ -121,7 +140,7 @@ impl Links {
 
     /// The round trip to `router` if a connection to it lives now.
     #[must_use]
-    pub fn rtt(&self, node: &NodeName) -> Option<std::time::Duration> {
+    pub fn rtt(&self, node: &NodeName) -> Option<Duration> {
         let slot = self.lock_slots().get(node).cloned()?;
         let state = slot.state.try_lock().ok()?;
         state
@@ -129,6 +148,21 @@ impl Links {
             .as_ref()
             .filter(|link| link.is_alive())
             .map(|link| link.connection().rtt())
+    }
+
+    /// Suspects every connection until it is heard again: the addresses or the routes of this machine have changed.
+    ///
+    /// Flows look for other legs at once; those that come first win, be it the old ones.
+    pub fn network_changed(&self) {
+        let slots: Vec<_> = self.lock_slots().values().cloned().collect();
+        for slot in slots {
+            // One that is being dialled finds out by itself.
+            if let Ok(state) = slot.state.try_lock()
+                && let Some(link) = &state.link
+            {
+                link.inner.health.doubt();
+            }
+        }
     }
 
     /// Whether the connection to the router of `node` lives and the router has said that it stops.
@@ -193,13 +227,30 @@ impl Links {
             inner.limits.answer_time,
             drain.clone(),
         );
+        let health = Health::start(connection.clone(), renewal(inner, router));
         Ok(Link {
             inner: Arc::new(LinkInner {
                 connection,
                 control,
                 drain,
+                health,
                 node: router.node.clone(),
             }),
+        })
+    }
+}
+
+/// How a link's watch asks for another connection to the same router.
+fn renewal(links: &Arc<Inner>, router: &RouterPeer) -> impl Fn() -> Renew + Send + 'static {
+    let (links, router) = (Arc::downgrade(links), router.clone());
+    move || {
+        let (links, router) = (Weak::upgrade(&links), router.clone());
+        Box::pin(async move {
+            if let Some(inner) = links
+                && let Err(error) = (Links { inner }).link(&router).await
+            {
+                tracing::debug!(router = %router.node, %error, "no other connection yet");
+            }
         })
     }
 }
@@ -215,6 +266,7 @@ struct LinkInner {
     connection: Connection,
     control: Control,
     drain: Drain,
+    health: Health,
     node: NodeName,
 }
 
@@ -240,6 +292,30 @@ impl Link {
     /// Waits until the router says that it stops; for ever if it never does, also if the connection is lost. Cancel safe.
     pub fn drained(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         self.inner.drain.begun()
+    }
+
+    /// Whether what was sent to the router has had no answer for too long.
+    #[must_use]
+    pub fn is_suspected(&self) -> bool {
+        self.inner.health.is_suspected()
+    }
+
+    /// Tells when [`is_suspected`](Self::is_suspected) changes; ends with the connection.
+    pub(crate) fn suspected(&self) -> watch::Receiver<bool> {
+        self.inner.health.suspected()
+    }
+
+    /// Waits until the router is heard again; for ever if it never is. Cancel safe.
+    async fn answers(&self) {
+        let mut suspected = self.inner.health.suspected();
+        if suspected.wait_for(|suspected| !suspected).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// How long a round trip may take before silence is suspicious.
+    pub(crate) fn patience(&self) -> Duration {
+        health::patience(self.connection().rtt())
     }
 
     /// What is known of the router's stop, to be kept longer than the link.

@@ -39,8 +39,8 @@ thread_local! {
 pub(crate) enum Event {
     /// The provider answered: the flow is accepted or refused.
     Decided,
-    /// The flow wants another leg.
-    WantsLeg,
+    /// The flow has begun to want another leg, or does not want one any more.
+    Legs,
     /// The flow is over, and the other end was told if that was possible.
     Over,
 }
@@ -61,7 +61,7 @@ pub(crate) struct Pump {
     read_open: bool,
     write_open: bool,
     undecided: bool,
-    /// The owner knows that a leg is wanted.
+    /// What the owner knows of the wish for another leg.
     leg_wanted: bool,
     over: bool,
     timer: Option<Pin<Box<Sleep>>>,
@@ -170,11 +170,12 @@ impl Pump {
             self.undecided = false;
             return Some(Event::Decided);
         }
-        if self.leg.is_some() {
-            return None;
+        let wanted = self.flow.wants_leg();
+        if std::mem::replace(&mut self.leg_wanted, wanted) != wanted {
+            return Some(Event::Legs);
         }
-        if self.flow.wants_leg() {
-            return (!std::mem::replace(&mut self.leg_wanted, true)).then_some(Event::WantsLeg);
+        if wanted || self.leg.is_some() {
+            return None;
         }
         let passed_on = *self.flow.state() != State::Done || self.tcp.is_none();
         if self.flow.state().is_final() && passed_on {

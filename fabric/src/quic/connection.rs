@@ -97,6 +97,15 @@ impl Incoming {
     }
 }
 
+/// What a connection has done, as far as it shows whether the peer answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    /// Frames sent that the peer has to acknowledge.
+    pub(crate) eliciting: u64,
+    /// Changes with every new acknowledgement.
+    pub(crate) rtt: Duration,
+}
+
 /// An established connection; cheap to clone.
 ///
 /// It ends by itself when the peer's certificate expires. It is closed when its last clone and stream are dropped.
@@ -214,6 +223,18 @@ impl Connection {
     #[must_use]
     pub fn rtt(&self) -> Duration {
         self.inner.rtt()
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        let stats = self.inner.stats();
+        let sent = stats.frame_tx;
+        // A probe of the path's MTU that is lost is not sent again and says nothing about the peer.
+        let pings = sent.ping.saturating_sub(stats.path.sent_plpmtud_probes);
+        let credit = sent.max_data + sent.max_stream_data;
+        Traffic {
+            eliciting: sent.stream + sent.datagram + sent.reset_stream + pings + credit,
+            rtt: stats.path.rtt,
+        }
     }
 
     fn sending(&self, send: quinn::SendStream, half: Half) -> SendStream {

@@ -20,6 +20,7 @@ mod stream;
 mod transport;
 
 pub use addr::{AddrError, HostPort, ListenAddr};
+pub(crate) use connection::Traffic;
 pub use connection::{Connection, Incoming};
 pub(crate) use datagrams::{Datagrams, NotSent, Route, SAFE_DATAGRAM, Sender, Sink};
 pub use endpoint::Endpoint;

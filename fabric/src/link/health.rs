@@ -1,0 +1,212 @@
+//! Whether the router at the other end of a link still answers, known long before QUIC gives the connection up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::quic::{Connection, Traffic};
+
+/// How often a connection in use is looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// How often one that says nothing is looked at.
+const IDLE_TICK: Duration = Duration::from_millis(500);
+/// Pause between two attempts at another connection.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Least silence that is suspicious.
+const LEAST: Duration = Duration::from_secs(1);
+/// What a peer may take to acknowledge a packet, besides the way there and back.
+const ACK_DELAY: Duration = Duration::from_millis(25);
+
+/// Dials the link's router afresh; the new link takes the place of the old one, which is closed then.
+pub(super) type Renew = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A link's watch.
+#[derive(Debug)]
+pub(super) struct Health {
+    suspected: watch::Receiver<bool>,
+    doubt: Arc<Notify>,
+    /// Aborted when the link is dropped. The lock only makes the handle shareable.
+    _task: std::sync::Mutex<JoinSet<()>>,
+}
+
+impl Health {
+    pub(super) fn start(
+        connection: Connection,
+        renew: impl Fn() -> Renew + Send + 'static,
+    ) -> Self {
+        let (state, suspected) = watch::channel(false);
+        let doubt = Arc::new(Notify::new());
+        let mut task = JoinSet::new();
+        task.spawn(observe(connection, state, Arc::clone(&doubt), renew));
+        Self {
+            suspected,
+            doubt,
+            _task: std::sync::Mutex::new(task),
+        }
+    }
+
+    pub(super) fn is_suspected(&self) -> bool {
+        *self.suspected.borrow()
+    }
+
+    pub(super) fn suspected(&self) -> watch::Receiver<bool> {
+        self.suspected.clone()
+    }
+
+    /// Suspects the link until something that is sent from now on is acknowledged.
+    pub(super) fn doubt(&self) {
+        self.doubt.notify_one();
+    }
+}
+
+/// How long a round trip over a connection may take before silence is suspicious: three probe timeouts.
+pub(super) fn patience(rtt: Duration) -> Duration {
+    // The variance is not shown to us; on a steady path it is well below the round trip.
+    LEAST.max((2 * rtt + ACK_DELAY) * 3)
+}
+
+async fn observe(
+    connection: Connection,
+    state: watch::Sender<bool>,
+    doubt: Arc<Notify>,
+    renew: impl Fn() -> Renew,
+) {
+    let mut silence = Silence::new(connection.traffic(), Instant::now());
+    let mut busy = true;
+    let mut renewing: Option<Renew> = None;
+    let mut renew_at = Instant::now();
+    loop {
+        let suspected = *state.borrow();
+        if suspected && renewing.is_none() && renew_at <= Instant::now() {
+            renewing = Some(renew());
+            renew_at = Instant::now() + AGAIN;
+        }
+        let tick = if busy || suspected { TICK } else { IDLE_TICK };
+        tokio::select! {
+            _ = connection.closed() => return,
+            () = doubt.notified() => {
+                silence = Silence::new(connection.traffic(), Instant::now());
+                state.send_replace(true);
+                continue;
+            }
+            () = running(&mut renewing) => {
+                renewing = None;
+                continue;
+            }
+            () = tokio::time::sleep(tick) => {}
+        }
+        let (heard, quiet) = silence.look(connection.traffic(), Instant::now());
+        busy = heard || !quiet.is_zero();
+        if heard && suspected {
+            tracing::info!(remote = %connection.remote_address(), "the router answers again");
+            renewing = None;
+            state.send_replace(false);
+        } else if !suspected && quiet >= patience(connection.rtt()) {
+            tracing::info!(remote = %connection.remote_address(), silent_ms = quiet.as_millis(), "the router does not answer; looking for another way");
+            state.send_replace(true);
+        }
+    }
+}
+
+async fn running(renewing: &mut Option<Renew>) {
+    match renewing {
+        Some(renewing) => renewing.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Measures for how long nothing of what was sent was acknowledged.
+///
+/// Packets that arrive are no answer: where only our direction is cut, the peer's go on to come, and its repeated
+/// acknowledgements with them. A new acknowledgement is a new sample of the round trip. What was lost is sent again and
+/// again while it lacks one, so that something is seen to be sent as long as something is owed.
+#[derive(Debug)]
+struct Silence {
+    seen: Traffic,
+    looked: Instant,
+    owed: bool,
+    quiet: Duration,
+}
+
+impl Silence {
+    const fn new(seen: Traffic, now: Instant) -> Self {
+        Self {
+            seen,
+            looked: now,
+            owed: false,
+            quiet: Duration::ZERO,
+        }
+    }
+
+    /// Whether something was acknowledged since the last look, and the time for which something is owed.
+    fn look(&mut self, traffic: Traffic, now: Instant) -> (bool, Duration) {
+        // A process that was stopped or starved looks late, and what came meanwhile was not read yet.
+        let passed = now.saturating_duration_since(self.looked).min(2 * TICK);
+        self.looked = now;
+        let heard = traffic.rtt != self.seen.rtt;
+        let sent = traffic.eliciting != self.seen.eliciting;
+        self.seen = traffic;
+        if heard {
+            self.owed = false;
+            self.quiet = Duration::ZERO;
+        } else if self.owed {
+            self.quiet += passed;
+        } else {
+            self.owed = sent;
+        }
+        (heard, self.quiet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(silence: &mut Silence, eliciting: u64, rtt: u64, millis: u64) -> (bool, u128) {
+        let start = silence.looked;
+        let traffic = Traffic {
+            eliciting,
+            rtt: Duration::from_nanos(rtt),
+        };
+        let (heard, quiet) = silence.look(traffic, start + Duration::from_millis(millis));
+        (heard, quiet.as_millis())
+    }
+
+    #[test]
+    fn silence_counts_from_the_look_that_saw_a_packet_leave() {
+        let traffic = Traffic {
+            eliciting: 5,
+            rtt: Duration::from_nanos(1000),
+        };
+        let mut silence = Silence::new(traffic, Instant::now());
+        assert_eq!(look(&mut silence, 5, 1000, 500), (false, 0), "idle");
+        assert_eq!(look(&mut silence, 6, 1000, 500), (false, 0));
+        assert_eq!(look(&mut silence, 6, 1000, 250), (false, 250));
+        assert_eq!(look(&mut silence, 7, 1000, 250), (false, 500));
+        assert_eq!(look(&mut silence, 9, 1001, 250), (true, 0), "answered");
+        assert_eq!(look(&mut silence, 9, 1001, 500), (false, 0), "idle");
+    }
+
+    #[test]
+    fn the_time_for_which_the_process_was_stopped_is_no_silence() {
+        let traffic = Traffic {
+            eliciting: 0,
+            rtt: Duration::from_nanos(1),
+        };
+        let mut silence = Silence::new(traffic, Instant::now());
+        look(&mut silence, 1, 1, 250);
+        assert_eq!(look(&mut silence, 1, 1, 20_000), (false, 500));
+    }
+
+    #[test]
+    fn three_probe_timeouts_but_a_second_at_least() {
+        assert_eq!(patience(Duration::from_millis(1)), LEAST);
+        assert_eq!(
+            patience(Duration::from_millis(300)),
+            Duration::from_millis(1875)
+        );
+    }
+}
