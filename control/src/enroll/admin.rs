@@ -6,7 +6,7 @@ use http::{Method, Response};
 use keel_certs::Subject;
 
 use super::server::{AUDIT, issued, no_root};
-use super::wire::{AdminRequest, Issued, NodeRequest};
+use super::wire::{AdminRequest, FlowList, Issued, NodeRequest};
 use super::{Answer, Inner, answer, bad_request, body, forbidden, internal, no_path, tokens};
 use crate::http::{Body, Caller, Remote};
 
@@ -24,6 +24,7 @@ pub(super) async fn handle(
     let path = request.uri().path().to_owned();
     match (request.method().clone(), &*path) {
         (Method::GET, "/v1/info") => answer(Ok((**inner.config.info.borrow()).clone())),
+        (Method::GET, "/v1/flows") => answer(Ok(FlowList::of(inner.config.flows.as_deref()))),
         (Method::POST, "/v1/node") => answer(node(inner, request).await),
         (Method::POST, "/v1/admin") => answer(admin(inner, request).await),
         (Method::GET, "/v1/tokens") => answer(tokens::list(inner).await),

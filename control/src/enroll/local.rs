@@ -17,8 +17,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::wire::{
-    AdminRequest, Issued, NodeInfo, NodeRequest, PemCsr, TokenAnswer, TokenInfo, TokenList,
-    TokenRequest, WorkloadAnswer, WorkloadRequest,
+    AdminRequest, FlowInfo, FlowList, Issued, NodeInfo, NodeRequest, PemCsr, TokenAnswer,
+    TokenInfo, TokenList, TokenRequest, WorkloadAnswer, WorkloadRequest,
 };
 use crate::api::Status;
 
@@ -119,6 +119,15 @@ pub async fn workload(
 /// [`LocalError`].
 pub async fn info(socket: &Path) -> Result<NodeInfo, LocalError> {
     call(socket, Method::GET, "/v1/info", None::<&()>).await
+}
+
+/// Asks `admin.sock` what the node's process counts of flows now; none if its router is another process.
+///
+/// # Errors
+/// [`LocalError`].
+pub async fn flows(socket: &Path) -> Result<Option<Vec<FlowInfo>>, LocalError> {
+    let list: FlowList = call(socket, Method::GET, "/v1/flows", None::<&()>).await?;
+    Ok(list.flows)
 }
 
 /// Asks `admin.sock` for a leaf of the node itself, for a given key.

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `POST /v1/enroll` on the APIServer's port | anybody with a join token | what the token is for |
 //! | `POST /v1/renew` there | a node, a pod of this node (mutual TLS) | its own identity again |
-//! | `admin.sock` | the node's owner and root | node and admin certificates, tokens |
+//! | `admin.sock` | the node's owner and root | node and admin certificates, tokens, what the node counts |
 //! | `workload.sock` | local workloads | the leaf of a sidecar |
 //!
 //! A private key is in none of these conversations: whoever wants a certificate sends a signing request.
@@ -28,6 +28,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use http::{Method, Response, header};
 use keel_certs::{Hosts, Namespace, NodeAuthority, NodeName, RootAuthority};
+use keel_fabric::metrics::Pairs;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Mutex, watch};
 
@@ -62,6 +63,8 @@ pub struct EnrolmentConfig {
     pub owner: u32,
     /// The node that holds the root key, if it is another and known.
     pub root_node: Option<NodeName>,
+    /// What this process counts of flows; none if another one is the node's router.
+    pub flows: Option<Arc<Pairs>>,
 }
 
 /// Hands out the identities of one node. Clones share everything.

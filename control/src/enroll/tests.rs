@@ -87,6 +87,7 @@ impl Node {
             local_namespaces: BTreeSet::from([Namespace::new("open").unwrap()]),
             owner: nix::unistd::geteuid().as_raw(),
             root_node: root_node.map(|name| NodeName::new(name).unwrap()),
+            flows: None,
         };
         let enrolment = Enrolment::new(config, authority.clone(), root, store);
         Self {

@@ -1,6 +1,7 @@
 //! The JSON of the enrolment paths. Certificates and signing requests are PEM in strings; unknown fields are ignored, so
 //! that nodes of different versions understand each other.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
@@ -8,6 +9,7 @@ use keel_certs::{
     ClusterName, Csr, Hosts, Namespace, NodeName, PodName, Subject, TokenId, TokenSecret,
     TrustDomain,
 };
+use keel_fabric::metrics::{PairCounts, Pairs};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::store::{TokenRecord, TokenScope};
@@ -58,6 +60,43 @@ pub struct PeerInfo {
     /// What goes wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// `GET /v1/flows` on `admin.sock`: what the process counts of flows at this moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowList {
+    /// By role, service and peer; none if another process is the node's router.
+    #[serde(default)]
+    pub flows: Option<Vec<FlowInfo>>,
+}
+
+/// Flows of one service and peer, from the start of the process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FlowInfo {
+    /// `router` for flows that pass, `provider` for those that end in the router's own backends.
+    pub role: String,
+    /// `mysql.default:3306`.
+    pub service: String,
+    /// Whose connection opened the flows.
+    pub peer: String,
+    /// Flows now.
+    pub active: u64,
+    /// Flows that were started; none if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started: Option<u64>,
+    /// Bytes from consumer to provider.
+    pub bytes_up: u64,
+    /// Bytes from provider to consumer.
+    pub bytes_down: u64,
+    /// Legs that replaced another one.
+    pub resumes: u64,
+    /// Times that sent bytes made no progress for a second.
+    pub stalls: u64,
+    /// How long they made none.
+    pub stalled_seconds: f64,
+    /// Flows, or legs at a router, that did not end well, by code.
+    pub resets: BTreeMap<String, u64>,
 }
 
 /// A signing request as PEM; its signature is verified on reading.
@@ -219,6 +258,36 @@ pub struct TokenList {
 impl fmt::Debug for TokenAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TokenAnswer(..)")
+    }
+}
+
+impl FlowList {
+    pub(super) fn of(pairs: Option<&Pairs>) -> Self {
+        let all = |pairs: &Pairs| pairs.counts().into_iter().map(FlowInfo::from).collect();
+        Self {
+            flows: pairs.map(all),
+        }
+    }
+}
+
+impl From<PairCounts> for FlowInfo {
+    fn from(pair: PairCounts) -> Self {
+        let resets = pair.resets.into_iter();
+        Self {
+            role: pair.role.to_owned(),
+            service: pair.service,
+            peer: pair.peer,
+            active: pair.active,
+            started: Some(pair.started),
+            bytes_up: pair.bytes_up,
+            bytes_down: pair.bytes_down,
+            resumes: pair.resumes,
+            stalls: pair.stalls,
+            stalled_seconds: pair.stalled.as_secs_f64(),
+            resets: resets
+                .map(|(code, count)| (code.to_owned(), count))
+                .collect(),
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use keel_certs::{DataDir, JoinToken, LiveIdentity, NodeName, UserName};
 use keel_control::client::{Client, ClientConfig};
-use keel_control::enroll::local;
-use keel_control::enroll::wire::{NodeInfo, TokenRequest};
+use keel_control::enroll::wire::{FlowInfo, NodeInfo, TokenRequest};
+use keel_control::enroll::{LocalError, local};
 use keel_control::store::TokenScope;
 use keel_fabric::quic::HostPort;
 use keel_sidecar::config::parse_apiserver;
@@ -48,6 +48,15 @@ impl Admin {
             live: self.live.clone(),
         };
         Client::new(config).context("no socket for a client of the APIServer")
+    }
+
+    /// What the node's process counts of flows now; none if its Router is another process.
+    pub(crate) async fn flows(&self) -> anyhow::Result<Option<Vec<FlowInfo>>> {
+        match local::flows(&self.socket).await {
+            // A node of a version that does not count them.
+            Err(LocalError::Refused(_)) => Ok(None),
+            other => Ok(other?),
+        }
     }
 
     /// A token with which `node` joins at `endpoint`, once, within ten minutes.

@@ -1,6 +1,7 @@
 //! The `keel` command.
 
 pub(crate) mod access;
+mod flows;
 mod kubeconfig;
 pub mod part;
 mod resources;

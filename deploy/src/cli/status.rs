@@ -1,21 +1,41 @@
-//! `keel status`: what this node is and whom it sees.
+//! `keel status`: what this node is, whom it sees, and what flows through it.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use keel_control::api::Router;
-use keel_control::enroll::wire::{NodeInfo, PeerInfo};
+use keel_control::enroll::wire::{FlowInfo, NodeInfo, PeerInfo};
 
 use super::table::ago;
-use super::{NodeDir, access, answer, routers};
+use super::{NodeDir, access, answer, flows, routers};
+
+/// How a status is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// JSON
+    Json,
+}
 
 /// Flags of `keel status`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  keel status")]
+#[command(
+    after_help = "The flows are those of this node's Router since it started: per service and peer, UP from consumer to
+provider. They are counted while they run. A Router that is another process (keel-router) is taken at its last
+report, which is at most --status-interval old.
+
+Examples:
+  keel status
+  keel status -o json"
+)]
 pub(crate) struct Flags {
     #[command(flatten)]
     node: NodeDir,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
 }
 
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
@@ -25,10 +45,44 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         .list_routers()
         .await
         .context("the APIServer does not answer")?;
-    answer(&render(&admin.info, &list.routers, SystemTime::now())?)
+    let live = admin.flows().await?;
+    let own = list
+        .routers
+        .iter()
+        .find(|router| router.name() == admin.info.node.as_str());
+    let status = Status {
+        info: &admin.info,
+        own,
+        all: &list.routers,
+        live: live.is_some(),
+        flows: live.unwrap_or_else(|| own.map(flows::reported).unwrap_or_default()),
+    };
+    answer(&match flags.output {
+        Output::Text => render(&status, SystemTime::now())?,
+        Output::Json => serde_json::to_string_pretty(&status.json())? + "\n",
+    })
 }
 
-fn render(info: &NodeInfo, all: &[Router], now: SystemTime) -> Result<String, std::fmt::Error> {
+/// Everything that is shown.
+struct Status<'a> {
+    info: &'a NodeInfo,
+    own: Option<&'a Router>,
+    all: &'a [Router],
+    /// Whether the flows are those of this moment.
+    live: bool,
+    flows: Vec<FlowInfo>,
+}
+
+impl Status<'_> {
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "node": self.info, "routers": self.all, "flows": self.flows, "flowsLive": self.live,
+        })
+    }
+}
+
+fn render(status: &Status<'_>, now: SystemTime) -> Result<String, std::fmt::Error> {
+    let (info, all) = (status.info, status.all);
     let mut out = String::new();
     writeln!(
         out,
@@ -37,9 +91,7 @@ fn render(info: &NodeInfo, all: &[Router], now: SystemTime) -> Result<String, st
     )?;
     writeln!(out, "trust domain    {}", info.trust_domain)?;
     writeln!(out, "APIServer       {}", info.apiserver)?;
-    let own = all
-        .iter()
-        .find(|router| router.name() == info.node.as_str());
+    let own = status.own;
     match own.and_then(|router| router.status.as_ref()) {
         Some(status) => {
             let reachable = match status.addresses.is_empty() {
@@ -76,6 +128,19 @@ fn render(info: &NodeInfo, all: &[Router], now: SystemTime) -> Result<String, st
         }
     }
     writeln!(out, "\n{}", routers::table(all, false, now).trim_end())?;
+    if !status.flows.is_empty() {
+        let since = match own.and_then(|router| router.status.as_ref()) {
+            Some(status_then) if !status.live => {
+                format!(", as reported {}", routers::heartbeat(status_then, now))
+            }
+            _ => String::new(),
+        };
+        writeln!(
+            out,
+            "\nflows of this node's Router{since}\n{}",
+            flows::table(&status.flows).trim_end()
+        )?;
+    }
     Ok(out)
 }
 
@@ -103,35 +168,4 @@ fn peer_line(peer: &PeerInfo, now: SystemTime) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_status_names_every_peer_and_a_router_that_is_silent() {
-        let now = UNIX_EPOCH + Duration::from_secs(1_767_225_600 + 300);
-        let at = |seconds: u64| 1_767_225_600 + seconds;
-        let mut info: NodeInfo = serde_json::from_value(serde_json::json!({
-            "node": "a", "cluster": "site-1", "trustDomain": "t", "apiserver": "https://127.0.0.1:7443",
-            "peers": [
-                {"node": "b", "server": "b.example.net:7443", "connected": true, "lastContact": at(297)},
-                {"node": "c", "server": "192.0.2.1:7443", "connected": false, "lastContact": at(0), "behindSince": at(10),
-                    "error": "nothing heard for too long"},
-                {"node": "d", "server": "d:1", "connected": false}]}))
-        .unwrap();
-        let silent: Router = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "b"}, "status": {"heartbeatTime": "2026-01-01T00:00:00Z",
-                "conditions": [{"type": "Ready", "status": "True", "reason": "Running", "message": ""}]}}))
-        .unwrap();
-        let text = render(&info, &[silent], now).unwrap();
-        for line in [
-            "peers           b at b.example.net:7443: connected, heard 3s ago\n",
-            "                c at 192.0.2.1:7443: not connected, heard 5m ago, its Router held here is 4m behind: nothing heard for too long\n",
-            "                d at d:1: not connected, never heard\n",
-            "True (stale)   5m ago",
-        ] {
-            assert!(text.contains(line), "{line}: {text}");
-        }
-        info.peers = None;
-        assert!(render(&info, &[], now).unwrap().contains("keel-syncer"));
-    }
-}
+mod tests;

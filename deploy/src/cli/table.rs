@@ -37,6 +37,24 @@ pub(crate) fn age(seconds: i64) -> String {
     }
 }
 
+/// A number of bytes as people say it: `42 B`, `1.2 MB`.
+pub(crate) fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for next in ["kB", "MB", "GB", "TB", "PB"] {
+        // What would be printed as 1000 of a unit is 1 of the next.
+        if value < 999.95 {
+            break;
+        }
+        value /= 1000.0;
+        unit = next;
+    }
+    match unit {
+        "B" => format!("{bytes} B"),
+        _ => format!("{value:.1} {unit}"),
+    }
+}
+
 /// How long `then` is ago; a clock ahead of ours shows as `0s`.
 pub(crate) fn ago(then: SystemTime, now: SystemTime) -> String {
     let seconds = now.duration_since(then).unwrap_or_default().as_secs();
@@ -57,6 +75,21 @@ mod tests {
             render(&["NAME", "SERVICES"], &rows),
             "NAME     SERVICES\nedge-a   -\nb        x\n"
         );
+    }
+
+    #[test]
+    fn sizes_have_three_digits_at_most_before_the_point() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_950, "1.0 MB"),
+            (1_234_567_890, "1.2 GB"),
+            (u64::MAX, "18446.7 PB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use keel_control::server::{Api, ApiConfig};
 use keel_control::store::{Store, StoreConfig};
 use keel_control::syncer::PeerStates;
 use keel_control::transport::{ApiServer, Limits, TransportMetrics};
+use keel_fabric::metrics::Pairs;
 use keel_fabric::quic::{HostPort, QuicKeys};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -52,10 +53,12 @@ pub(super) struct ControlPlane {
 
 impl ControlPlane {
     /// Opens the data directory, finds out who the node is, and serves the API; `None` if `stop` comes before the node knows.
+    /// `flows` is what the node's router counts, if it is in this process.
     pub(super) async fn start(
         settings: &NodeSettings,
         part: Part,
         metrics: Arc<TransportMetrics>,
+        flows: Option<Arc<Pairs>>,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let data = DataDir::open(&settings.data_dir)?;
@@ -72,7 +75,7 @@ impl ControlPlane {
         let store = Store::open(&path, StoreConfig::default())
             .await
             .with_context(|| format!("cannot open the store {}", path.display()))?;
-        match Self::serve(settings, data, established, store.clone(), metrics) {
+        match Self::serve(settings, data, established, store.clone(), metrics, flows) {
             Ok(this) => Ok(Some(this)),
             Err(error) => {
                 close(&store).await;
@@ -87,6 +90,7 @@ impl ControlPlane {
         established: Established,
         store: Store,
         metrics: Arc<TransportMetrics>,
+        flows: Option<Arc<Pairs>>,
     ) -> anyhow::Result<Self> {
         let Established {
             authority,
@@ -121,6 +125,7 @@ impl ControlPlane {
             } else {
                 kept.into_iter().next().map(|peer| peer.node)
             },
+            flows,
         };
         let enrolment = Enrolment::new(config, authority.clone(), root, store.clone());
         let api = Api::counted(

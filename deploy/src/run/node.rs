@@ -66,8 +66,9 @@ impl Node {
         let starting = ready.wait_for("router");
         let metrics = MetricsPort::start(settings.metrics_listen, registry, ready.clone()).await?;
 
-        let Some(control) = ControlPlane::start(&settings, Part::Node, transport, stop).await?
-        else {
+        let flows = Some(Arc::clone(&fabric.pairs));
+        let control = ControlPlane::start(&settings, Part::Node, transport, flows, stop).await?;
+        let Some(control) = control else {
             metrics.stop().await;
             return Ok(None);
         };

@@ -45,7 +45,7 @@ pub async fn apiserver(settings: NodeSettings, stop: CancellationToken) -> anyho
     let ready = Ready::default();
     let starting = ready.wait_for("apiserver");
     let metrics = MetricsPort::start(settings.metrics_listen, registry, ready).await?;
-    let control = ControlPlane::start(&settings, Part::ApiServer, transport, &stop).await?;
+    let control = ControlPlane::start(&settings, Part::ApiServer, transport, None, &stop).await?;
     let Some(mut control) = control else {
         metrics.stop().await;
         return Ok(());

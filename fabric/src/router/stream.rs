@@ -234,6 +234,8 @@ async fn forward(shared: &Shared, client: &Client, provider: &Client, leg: Incom
     } = leg;
     let mut chunks = vec![head];
     chunks.extend(decoder.into_rest());
+    let ahead = chunks.iter().map(|chunk| chunk.len() as u64);
+    passing.up.add(ahead.sum());
     // If the far stream is gone already, the splice finds out and cuts the near one.
     let _ = far_send.write_all_chunks(&mut chunks).await;
     let near = Side {

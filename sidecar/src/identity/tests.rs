@@ -44,6 +44,7 @@ async fn node_giving(
         local_namespaces: Default::default(),
         owner: nix::unistd::getuid().as_raw(),
         root_node: None,
+        flows: None,
     };
     let store = Store::open(&data.store(), StoreConfig::default())
         .await
