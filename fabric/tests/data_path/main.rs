@@ -12,6 +12,7 @@ mod counters;
 mod drain;
 mod flows;
 mod limits;
+mod moved;
 mod publications;
 mod repeated;
 mod resets;

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 use crate::backend::{Backend, noise};
-use crate::world::{World, end, publication, soon, target};
+use crate::world::{World, end, publication, soon};
 
 #[tokio::test]
 async fn a_flow_survives_the_restart_of_its_router() {

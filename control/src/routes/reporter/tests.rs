@@ -116,7 +116,7 @@ async fn state_is_written_at_once_and_ticks_once_per_interval() {
     Arc::make_mut(&mut long_up).started = SystemTime::now() - Duration::from_secs(90);
     views.send_replace(long_up);
     stop.cancel();
-    written.reach(4).await;
+    written.reach(5).await;
     let draining = written.0.lock().unwrap().last().unwrap().clone();
     assert!(draining.active_services.is_empty());
     assert_eq!(draining.conditions[0].reason, "Draining");
