@@ -20,6 +20,7 @@ use crate::meter::FlowMeter;
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 pub use crate::options::FlowOptions;
 use crate::options::MAX_RESUME_WINDOW;
+use crate::pace::Paces;
 use crate::pump::tcp::{self, Socket};
 use crate::pump::{Buffers, Event, Pump};
 use crate::series::At;
@@ -34,6 +35,8 @@ pub struct ConsumerConfig {
     pub limits: FlowLimits,
     /// Where flows are counted.
     pub metrics: Arc<FabricMetrics>,
+    /// Bandwidth.
+    pub paces: Arc<Paces>,
     /// The routers over which a flow may go on, besides the one that it was opened at.
     pub ways: Arc<dyn Ways>,
 }
@@ -214,12 +217,16 @@ impl ConsumerFlow {
                 let limits = limits_of(target, self.config.limits);
                 let flow = Flow::initiate(open, limits);
                 let buffers = Buffers::new(Arc::clone(&self.config.metrics), limits);
+                let what = (target.service.clone(), target.port, Protocol::Tcp);
+                let paces = &self.config.paces;
+                let pace = paces.pace(what, target.options.limit, Side::consumer);
                 self.pump.insert(Pump::new(
                     flow,
                     self.tcp.take(),
                     AbortCode::Reset,
                     buffers,
                     meter,
+                    pace,
                 ))
             }
         };

@@ -22,6 +22,7 @@ pub mod link;
 mod meter;
 pub mod metrics;
 pub mod options;
+pub mod pace;
 pub mod provider;
 mod pump;
 pub mod quic;

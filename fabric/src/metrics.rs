@@ -118,6 +118,22 @@ pub struct GoneLabels {
     pub code: &'static str,
 }
 
+/// A bandwidth limit, and the direction in which it held bytes back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PaceLabels {
+    /// `service.namespace:port`, `all` for a whole sidecar, `identity` for those of single identities at a router.
+    pub limit: String,
+    /// `up` is from consumer to provider.
+    pub direction: &'static str,
+}
+
+/// A bandwidth limit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RateLabels {
+    /// As in [`PaceLabels`].
+    pub limit: String,
+}
+
 /// Seconds, with fractions.
 pub type Seconds = Counter<f64, AtomicU64>;
 
@@ -179,6 +195,12 @@ metrics! {
     legs_raced: Counter = "legs_raced", "Attempts at another leg beside one that may still work";
     /// Bytes that flow ends hold in memory now, both directions.
     flow_buffered: Gauge = "flow_buffered" in Bytes, "Bytes that flow ends hold now";
+    /// Bytes that had to wait for a bandwidth limit.
+    limited: Family<PaceLabels, Counter> = "limited" in Bytes, "Bytes that a bandwidth limit delayed";
+    /// How long flows waited for it.
+    limited_time: Family<PaceLabels, Seconds> = "limited" in Seconds, "Time that flows waited for a bandwidth limit";
+    /// Bandwidth limits in force, in bytes per second.
+    rate_limit: Family<RateLabels, Gauge> = "rate_limit_bytes_per_second", "Bandwidth limits in force, each direction";
     /// Connections open at the router.
     router_connections: Gauge = "router_connections", "Connections open at the router";
     /// Legs that the router forwards now.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keel_fabric::limits::LinkLimits;
+use keel_fabric::flow::FlowLimits;
+use keel_fabric::limits::{LinkLimits, ProviderLimits};
 use keel_fabric::link::Links;
 use keel_fabric::metrics::FabricMetrics;
+use keel_fabric::pace::Paces;
 use keel_fabric::provider::{Provider, ProviderConfig};
 use keel_fabric::quic::{Endpoint, Profile};
 use tokio::sync::watch;
@@ -25,6 +27,7 @@ pub(crate) struct Carrying {
     pub(crate) options: Arc<AllOptions>,
     /// How long flows to published services may go on after the stop.
     pub(crate) grace: Duration,
+    pub(crate) paces: Arc<Paces>,
     pub(crate) fabric: Arc<FabricMetrics>,
     pub(crate) links: watch::Sender<Option<Links>>,
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
@@ -56,7 +59,9 @@ impl Carrying {
                 found.live,
                 ProviderConfig {
                     grace: self.grace,
-                    ..ProviderConfig::default()
+                    limits: ProviderLimits::default(),
+                    flow: FlowLimits::default(),
+                    paces: self.paces,
                 },
                 self.fabric,
             );

@@ -9,6 +9,7 @@ use keel_fabric::consumer::ConsumerConfig;
 use keel_fabric::flow::FlowLimits;
 use keel_fabric::link::Links;
 use keel_fabric::metrics::FabricMetrics;
+use keel_fabric::pace::Paces;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -72,6 +73,7 @@ struct Parts {
     published: Vec<PublishedService>,
     options: Arc<AllOptions>,
     grace: Duration,
+    paces: Arc<Paces>,
     files: Option<SnapshotFiles>,
     snapshot: Option<Snapshot>,
     metrics: Arc<SidecarMetrics>,
@@ -156,11 +158,13 @@ impl Sidecar {
             watch::Sender::new(None),
         );
         let options = Arc::new(config.options.clone());
+        let paces = Paces::new(options.limit, fabric.clone());
         let proxy = Proxy {
             options: Arc::clone(&options),
             directory: directory.subscribe(),
             links: links.subscribe(),
             consumer: ConsumerConfig {
+                paces: Arc::clone(&paces),
                 limits: FlowLimits::default(),
                 metrics: fabric.clone(),
                 ways: Arc::new(DirectoryWays(directory.subscribe())),
@@ -207,6 +211,7 @@ impl Sidecar {
                 published: config.published,
                 options,
                 grace: config.stop_grace,
+                paces,
                 files,
                 snapshot,
                 metrics,
@@ -341,6 +346,7 @@ impl Sidecar {
             published: parts.published,
             options: parts.options,
             grace: parts.grace,
+            paces: parts.paces,
             fabric: parts.fabric,
             links: parts.links,
             directory,

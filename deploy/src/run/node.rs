@@ -119,6 +119,7 @@ async fn parts(
         quic_dir: control.quic_dir(),
         status_interval: settings.status_interval,
         drain_timeout: settings.drain_timeout,
+        identity_limit: settings.identity_limit,
     };
     let router = RouterPart::start(router, control.live.clone(), client.clone(), fabric).await?;
     let syncer = SyncerPart::start(

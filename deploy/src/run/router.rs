@@ -13,9 +13,11 @@ use keel_fabric::flow::FlowLimits;
 use keel_fabric::limits::{LinkLimits, ProviderLimits, RouterLimits};
 use keel_fabric::link::{Links, RouterPeer};
 use keel_fabric::metrics::FabricMetrics;
+use keel_fabric::pace::Paces;
 use keel_fabric::provider::{Provider, ProviderConfig, Publication};
 use keel_fabric::quic::{Endpoint, HostPort, ListenAddr, Profile};
 use keel_fabric::router::{Router, RouterConfig, RouterView};
+use keel_fabric::units::Rate;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -38,6 +40,8 @@ pub(super) struct RouterSettings {
     pub(super) status_interval: Duration,
     /// How long a stop waits at most for flows to go elsewhere.
     pub(super) drain_timeout: Duration,
+    /// Bandwidth of one identity.
+    pub(super) identity_limit: Option<Rate>,
 }
 
 /// A running Router.
@@ -84,6 +88,8 @@ impl RouterPart {
             cluster: settings.cluster,
             drain_timeout: settings.drain_timeout,
             live,
+            paces: Paces::new(None, Arc::clone(&metrics)),
+            identity_limit: settings.identity_limit,
             metrics,
             plan: following.plan,
             others: following.others,
@@ -171,6 +177,8 @@ struct Serve {
     drain_timeout: Duration,
     live: LiveIdentity,
     metrics: Arc<FabricMetrics>,
+    paces: Arc<Paces>,
+    identity_limit: Option<Rate>,
     plan: watch::Receiver<Arc<Plan>>,
     others: watch::Receiver<Arc<Vec<RouterPeer>>>,
     view: watch::Sender<Arc<RouterView>>,
@@ -239,6 +247,8 @@ impl Serve {
             provider: ProviderLimits::default(),
             flow: FlowLimits::default(),
             drain_timeout: self.drain_timeout,
+            paces: Arc::clone(&self.paces),
+            identity_limit: self.identity_limit,
         };
         let router = Router::bind(config, self.live.clone(), self.metrics.clone())
             .with_context(|| format!("the router cannot listen on {listen}"))?;
@@ -312,7 +322,9 @@ impl Serve {
             self.live.clone(),
             ProviderConfig {
                 grace: self.drain_timeout,
-                ..ProviderConfig::default()
+                limits: ProviderLimits::default(),
+                flow: FlowLimits::default(),
+                paces: Arc::clone(&self.paces),
             },
             self.metrics.clone(),
         );

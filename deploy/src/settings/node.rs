@@ -7,6 +7,7 @@ use std::time::Duration;
 use keel_certs::{ClusterName, Namespace, NodeName, TrustDomain};
 use keel_fabric::quic::{HostPort, ListenAddr};
 use keel_fabric::router::DRAIN_TIMEOUT;
+use keel_fabric::units::Rate;
 use serde::Deserialize;
 
 use super::values::{self, PeerArg, Span, TokenSource};
@@ -95,6 +96,11 @@ pub struct NodeFlags {
     #[arg(long, env = "KEEL_DRAIN_TIMEOUT", value_name = "TIME")]
     #[serde(deserialize_with = "values::text")]
     pub drain_timeout: Option<Span>,
+    /// Most bytes per second that one identity may carry over this Router, each direction for itself, e.g. 10MB/s
+    /// [default: no limit]
+    #[arg(long, env = "KEEL_IDENTITY_LIMIT", value_name = "RATE")]
+    #[serde(deserialize_with = "values::text")]
+    pub identity_limit: Option<Rate>,
     /// Life of the leaf certificates issued here, 60s to 7d [default: 24h]
     #[arg(long, env = "KEEL_LEAF_LIFE", value_name = "TIME")]
     #[serde(deserialize_with = "values::text")]
@@ -125,6 +131,7 @@ impl Part {
                 "dashboard_listen",
                 "status_interval",
                 "drain_timeout",
+                "identity_limit",
             ],
             Self::Router => &[
                 "node_name",
@@ -149,6 +156,7 @@ impl Part {
                 "local_namespaces",
                 "status_interval",
                 "drain_timeout",
+                "identity_limit",
                 "leaf_life",
             ],
         }
@@ -213,6 +221,8 @@ pub struct NodeSettings {
     pub status_interval: Duration,
     /// How long a Router that stops waits at most for its flows to go elsewhere.
     pub drain_timeout: Duration,
+    /// Bandwidth of one identity at the Router.
+    pub identity_limit: Option<Rate>,
     /// Life of leaves issued here.
     pub leaf_life: Duration,
 }
@@ -256,6 +266,7 @@ impl NodeFlags {
             local_namespaces: or_list(self.local_namespaces, under.local_namespaces),
             status_interval: self.status_interval.or(under.status_interval),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
+            identity_limit: self.identity_limit.or(under.identity_limit),
             leaf_life: self.leaf_life.or(under.leaf_life),
         }
     }
@@ -309,6 +320,7 @@ impl NodeFlags {
             local_namespaces: self.local_namespaces,
             status_interval,
             drain_timeout: self.drain_timeout.map_or(DRAIN_TIMEOUT, |span| span.0),
+            identity_limit: self.identity_limit,
             leaf_life,
         })
     }

@@ -19,6 +19,7 @@ use crate::limits::ProviderLimits;
 use crate::link::{Links, PublishError, RouterPeer};
 use crate::metrics::FabricMetrics;
 pub use crate::options::{Check, Probe, PublicationOptions};
+use crate::pace::Paces;
 use crate::quic::HostPort;
 use crate::wire::Protocol;
 use publish::At;
@@ -39,8 +40,24 @@ pub struct Publication {
     pub options: PublicationOptions,
 }
 
+/// Where the flows of a publication go, and what is said about them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Backend {
+    pub(crate) address: HostPort,
+    pub(crate) options: PublicationOptions,
+}
+
+impl From<&Publication> for Backend {
+    fn from(publication: &Publication) -> Self {
+        Self {
+            address: publication.backend.clone(),
+            options: publication.options.clone(),
+        }
+    }
+}
+
 /// Limits of a provider.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ProviderConfig {
     /// Deadlines and counts.
     pub limits: ProviderLimits,
@@ -48,6 +65,8 @@ pub struct ProviderConfig {
     pub flow: FlowLimits,
     /// How long flows may go on after the stop before they are cut.
     pub grace: Duration,
+    /// Bandwidth.
+    pub paces: Arc<Paces>,
 }
 
 /// How a publication stands at a router.
@@ -109,7 +128,12 @@ impl Provider {
         config: ProviderConfig,
         metrics: Arc<FabricMetrics>,
     ) -> Self {
-        let terminator = Terminator::new(config.limits.clone(), config.flow, Arc::clone(&metrics));
+        let terminator = Terminator::new(
+            config.limits.clone(),
+            config.flow,
+            Arc::clone(&config.paces),
+            Arc::clone(&metrics),
+        );
         let (state, _) = watch::channel(Arc::new(Vec::new()));
         let outcomes = Mutex::default();
         Self {

@@ -12,10 +12,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::terminator::Via;
-use super::{Inner, Publication, PublishOutcome};
+use super::{Backend, Inner, Publication, PublishOutcome};
 use crate::leg::{Header, IncomingLeg};
 use crate::link::{Link, PublishError, RouterPeer};
-use crate::quic::{HostPort, Lost, RecvStream, SendStream};
+use crate::quic::{Lost, RecvStream, SendStream};
 use crate::wire::{Offer, Protocol, RefuseCode, ResetCode};
 
 /// First pause before a router is dialled again; doubles up to [`BACKOFF_MAX`].
@@ -293,6 +293,7 @@ async fn take(
                 router: link.node().clone(),
                 drain: Some(link.drain()),
                 passing: None,
+                limit: None,
             };
             inner.terminator.take(leg, via, backend).await;
         }
@@ -338,7 +339,7 @@ fn authorise(
 }
 
 /// The backend of what a leg asks for.
-fn backend(publications: &[Publication], leg: &IncomingLeg) -> Option<HostPort> {
+fn backend(publications: &[Publication], leg: &IncomingLeg) -> Option<Backend> {
     let Header::Open(open) = &leg.header else {
         return None;
     };
@@ -346,5 +347,5 @@ fn backend(publications: &[Publication], leg: &IncomingLeg) -> Option<HostPort> 
     publications
         .iter()
         .find(|publication| key(publication) == asked)
-        .map(|publication| publication.backend.clone())
+        .map(Backend::from)
 }

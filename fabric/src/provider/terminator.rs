@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::Backend;
 use super::dial::dial;
 use crate::end::{EndReason, FlowEnd, Route, Told, tell};
 use crate::flow::{Finished, Flow, FlowLimits};
@@ -18,8 +19,9 @@ use crate::limits::ProviderLimits;
 use crate::link::Drain;
 use crate::meter::{FlowMeter, Passing};
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
+use crate::options::MAX_RESUME_WINDOW;
+use crate::pace::{Limit, Paces};
 use crate::pump::{Buffers, Event, Pump};
-use crate::quic::HostPort;
 use crate::series::At;
 use crate::wire::{AbortCode, FlowId, Frame, GoneCode, Open, Protocol, RefuseCode, ResetCode};
 
@@ -38,6 +40,7 @@ type Key = (Subject, FlowId);
 pub(crate) struct Terminator {
     limits: ProviderLimits,
     flow_limits: FlowLimits,
+    paces: Arc<Paces>,
     metrics: Arc<FabricMetrics>,
     table: Mutex<Table>,
     tasks: Mutex<JoinSet<()>>,
@@ -68,7 +71,7 @@ enum Found {
     Live(mpsc::Sender<Arrival>),
     Finished(GoneCode),
     /// It was entered just now; legs for it come here.
-    New(HostPort, mpsc::Receiver<Arrival>),
+    New(Backend, mpsc::Receiver<Arrival>),
     Refused(RefuseCode, String),
     Unknown,
 }
@@ -86,6 +89,8 @@ pub(crate) struct Via {
     pub(crate) drain: Option<Drain>,
     /// Where a router counts the flow.
     pub(crate) passing: Option<Passing>,
+    /// What a router lets the consumer's identity have.
+    pub(crate) limit: Option<Arc<Limit>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -97,11 +102,13 @@ impl Terminator {
     pub(crate) fn new(
         limits: ProviderLimits,
         flow_limits: FlowLimits,
+        paces: Arc<Paces>,
         metrics: Arc<FabricMetrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             limits,
             flow_limits,
+            paces,
             metrics,
             table: Mutex::default(),
             tasks: Mutex::default(),
@@ -114,7 +121,7 @@ impl Terminator {
         self: &Arc<Self>,
         leg: IncomingLeg,
         via: Via,
-        backend: Option<HostPort>,
+        backend: Option<Backend>,
     ) {
         let (flow, open) = match &leg.header {
             Header::Open(open) => (open.flow, Some(open.clone())),
@@ -151,7 +158,7 @@ impl Terminator {
     }
 
     /// Looks the flow up and, if it is new and may start, enters it: under one lock, so that no two legs start it twice.
-    fn find(&self, key: &Key, open: Option<&Open>, backend: Option<HostPort>) -> Found {
+    fn find(&self, key: &Key, open: Option<&Open>, backend: Option<Backend>) -> Found {
         let mut table = lock(&self.table);
         if let Some(live) = table.live.get(key) {
             return Found::Live(live.clone());
@@ -175,9 +182,9 @@ impl Terminator {
     fn admit(
         &self,
         open: &Open,
-        backend: Option<HostPort>,
+        backend: Option<Backend>,
         live: usize,
-    ) -> Result<HostPort, (RefuseCode, String)> {
+    ) -> Result<Backend, (RefuseCode, String)> {
         if open.protocol != Protocol::Tcp || open.flags != 0 {
             return Err((
                 RefuseCode::Unsupported,
@@ -214,7 +221,7 @@ impl Terminator {
         leg: IncomingLeg,
         queue: mpsc::Receiver<Arrival>,
         via: Via,
-        backend: HostPort,
+        backend: Backend,
     ) {
         self.metrics
             .flows_started
@@ -234,7 +241,7 @@ impl Terminator {
         leg: IncomingLeg,
         mut legs: mpsc::Receiver<Arrival>,
         via: Via,
-        backend: HostPort,
+        backend: Backend,
     ) {
         let Via {
             from,
@@ -242,24 +249,34 @@ impl Terminator {
             router,
             mut drain,
             passing,
+            limit,
         } = via;
         let forget = Forget {
             terminator: &self,
             key: &key,
         };
         let started = Instant::now();
-        let buffers = Buffers::new(Arc::clone(&self.metrics), self.flow_limits);
-        let flow = Flow::terminate(&open, self.flow_limits);
+        let mut flow_limits = self.flow_limits;
+        if let Some(window) = backend.options.resume_window {
+            flow_limits.resume_window = window.min(MAX_RESUME_WINDOW);
+        }
+        let buffers = Buffers::new(Arc::clone(&self.metrics), flow_limits);
+        let flow = Flow::terminate(&open, flow_limits);
         let service = At(&open.service, open.port, open.protocol);
         let meter = FlowMeter::new(&self.metrics, Side::provider, service, &from, passing);
-        let mut pump = Pump::new(flow, None, AbortCode::BackendReset, buffers, meter);
+        let what = (open.service.clone(), open.port, open.protocol);
+        let mut pace = self.paces.pace(what, backend.options.limit, Side::provider);
+        if let Some(limit) = &limit {
+            pace.under(limit);
+        }
+        let mut pump = Pump::new(flow, None, AbortCode::BackendReset, buffers, meter, pace);
         let mut routers = Route::default();
         routers.note(&router);
         pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
         {
             // The leg is served meanwhile: the initiator may give up, and its early bytes would else stay in the window
             // that all flows of the connection share.
-            let mut dialling = pin!(dial(&backend, self.limits.dial_time));
+            let mut dialling = pin!(dial(&backend.address, self.limits.dial_time));
             let mut dialled = false;
             let mut more = true;
             loop {
@@ -272,7 +289,7 @@ impl Terminator {
                                 pump.flow_mut().accept(0);
                             }
                             Err((code, text)) => {
-                                tracing::debug!(flow = %open.flow, service = %open.service, %backend, text, "backend cannot be reached");
+                                tracing::debug!(flow = %open.flow, service = %open.service, backend = %backend.address, text, "backend cannot be reached");
                                 pump.flow_mut().refuse(code, text);
                             }
                         }

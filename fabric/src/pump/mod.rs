@@ -12,13 +12,14 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::flow::{Flow, State};
 use crate::leg::{Leg, LegEnd};
 use crate::meter::FlowMeter;
+use crate::pace::Pace;
 use crate::wire::{AbortCode, ResetCode};
 use tcp::Socket;
 
@@ -56,6 +57,7 @@ pub(crate) struct Pump {
     leg: Option<Leg>,
     buffers: Buffers,
     meter: FlowMeter,
+    pace: Pace,
     /// What a reset of the application is called.
     reset_code: AbortCode,
     read_open: bool,
@@ -74,6 +76,7 @@ impl Pump {
         reset_code: AbortCode,
         buffers: Buffers,
         meter: FlowMeter,
+        pace: Pace,
     ) -> Self {
         Self {
             flow,
@@ -81,6 +84,7 @@ impl Pump {
             leg: None,
             buffers,
             meter,
+            pace,
             reset_code,
             read_open: true,
             write_open: true,
@@ -274,11 +278,26 @@ impl Pump {
         let Some(socket) = &self.tcp else {
             return false;
         };
-        let room = self.flow.writable();
+        let mut room = self.flow.writable();
         if room == 0 {
             return false;
         }
-        match tcp::poll_read(socket.stream(), cx, room) {
+        if self.pace.read.is_limited() {
+            // A turn is for bytes that are there.
+            if socket.stream().poll_read_ready(cx).is_pending() {
+                return false;
+            }
+            match self.pace.read.poll(cx, room) {
+                Poll::Ready(allowed) => room = allowed,
+                Poll::Pending => return false,
+            }
+        }
+        let read = tcp::poll_read(socket.stream(), cx, room);
+        self.pace.read.used(match &read {
+            Poll::Ready(Ok(tcp::Read::Bytes(bytes))) => bytes.len(),
+            _ => 0,
+        });
+        match read {
             Poll::Pending => return false,
             Poll::Ready(Ok(tcp::Read::Bytes(bytes))) => self.flow.write(bytes),
             Poll::Ready(Ok(tcp::Read::End)) => {
@@ -292,7 +311,7 @@ impl Pump {
 
     /// A reset of the application while its socket is not read: nothing else would show it.
     fn poll_tcp_error(&mut self, cx: &mut Context<'_>) -> bool {
-        let reads = self.read_open && self.flow.writable() > 0;
+        let reads = self.read_open && self.flow.writable() > 0 && !self.pace.read.waits();
         if reads || self.flow.state().is_final() {
             return false;
         }
@@ -313,7 +332,20 @@ impl Pump {
         };
         let mut moved = false;
         while self.flow.readable().next().is_some() {
-            match tcp::poll_write(socket.stream(), cx, self.flow.readable()) {
+            let mut most = usize::MAX;
+            if self.pace.write.is_limited() {
+                let there = self.flow.readable().take(tcp::SLICES).map(Bytes::len);
+                match self.pace.write.poll(cx, there.sum()) {
+                    Poll::Ready(allowed) => most = allowed,
+                    Poll::Pending => return moved,
+                }
+            }
+            let written = tcp::poll_write(socket.stream(), cx, self.flow.readable(), most);
+            self.pace.write.used(match &written {
+                Poll::Ready(Ok(count)) => *count,
+                _ => 0,
+            });
+            match written {
                 Poll::Pending => return moved,
                 Poll::Ready(Ok(count)) => {
                     self.flow.consumed(count);

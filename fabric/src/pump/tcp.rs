@@ -19,7 +19,7 @@ const SCRATCH: usize = 64 << 10;
 /// exact size, so that what waits for its acknowledgement pins at most twice its length.
 const HAND_OVER: usize = SCRATCH / 2;
 /// Chunks written at once.
-const SLICES: usize = 64;
+pub(super) const SLICES: usize = 64;
 
 thread_local! {
     /// One read buffer for all flows of the thread: idle flows hold none.
@@ -134,16 +134,21 @@ fn read_now(tcp: &TcpStream, scratch: &mut Vec<u8>, max: usize) -> io::Result<Re
     Ok(Read::Bytes(Bytes::from(std::mem::take(scratch))))
 }
 
-/// Writes the front of `chunks`; returns how many bytes were taken.
+/// Writes the front of `chunks`, at most `most` bytes; returns how many bytes were taken.
 pub(super) fn poll_write<'a>(
     tcp: &TcpStream,
     cx: &mut Context<'_>,
     chunks: impl Iterator<Item = &'a Bytes>,
+    mut most: usize,
 ) -> Poll<io::Result<usize>> {
     let mut slices = [IoSlice::new(&[]); SLICES];
     let mut count = 0;
     for (slot, chunk) in slices.iter_mut().zip(chunks) {
-        *slot = IoSlice::new(chunk);
+        if most == 0 {
+            break;
+        }
+        *slot = IoSlice::new(&chunk[..chunk.len().min(most)]);
+        most -= slot.len();
         count += 1;
     }
     loop {

@@ -104,7 +104,7 @@ pub(super) async fn serve(shared: Arc<Shared>, admitted: Admitted) {
                         send.reset(ResetCode::Limit.to_wire());
                         recv.stop(ResetCode::Limit.to_wire());
                     } else {
-                        legs.spawn(stream::serve(Arc::clone(&shared), Arc::clone(&client), send, recv));
+                        legs.spawn(stream::serve(Arc::clone(&shared), Arc::clone(&client), share.limit(), send, recv));
                     }
                 }
                 Err(lost) => break lost,

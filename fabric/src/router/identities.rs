@@ -7,11 +7,17 @@ use keel_certs::Subject;
 use tokio::time::Instant;
 
 use crate::limits::RouterLimits;
+use crate::metrics::FabricMetrics;
+use crate::pace::Limit;
+use crate::units::Rate;
 
 /// The budgets of all identities that are connected, or were a short time ago.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Identities {
-    all: Mutex<HashMap<Subject, Arc<Mutex<Budget>>>>,
+    all: Mutex<HashMap<Subject, (Arc<Mutex<Budget>>, Option<Arc<Limit>>)>>,
+    /// Bandwidth of each.
+    rate: Option<Rate>,
+    metrics: Arc<FabricMetrics>,
 }
 
 #[derive(Debug)]
@@ -29,6 +35,7 @@ struct Budget {
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Arc<Mutex<Budget>>,
+    limit: Option<Arc<Limit>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -37,6 +44,14 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Identities {
+    pub(super) fn new(rate: Option<Rate>, metrics: Arc<FabricMetrics>) -> Self {
+        Self {
+            all: Mutex::default(),
+            rate,
+            metrics,
+        }
+    }
+
     /// One more connection of `subject`; `None` if it has too many.
     pub(super) fn connect(
         &self,
@@ -45,21 +60,24 @@ impl Identities {
         now: Instant,
     ) -> Option<Share> {
         let mut all = lock(&self.all);
-        all.retain(|_, budget| {
+        all.retain(|_, (budget, _)| {
             let budget = lock(budget);
             budget.connections > 0
                 || now.saturating_duration_since(budget.left) <= limits.flood_time
         });
-        let budget = Arc::clone(all.entry(subject.clone()).or_insert_with(|| {
-            Arc::new(Mutex::new(Budget {
+        let (budget, limit) = all.entry(subject.clone()).or_insert_with(|| {
+            let budget = Budget {
                 connections: 0,
                 tokens: f64::from(limits.opens_burst),
                 filled: now,
                 floods: 0,
                 floods_since: now,
                 left: now,
-            }))
-        }));
+            };
+            let limit = |rate| Limit::new("identity".to_owned(), Some(rate), &self.metrics);
+            (Arc::new(Mutex::new(budget)), self.rate.map(limit))
+        });
+        let (budget, limit) = (Arc::clone(budget), limit.clone());
         drop(all);
         let mut held = lock(&budget);
         if held.connections >= limits.connections_per_identity {
@@ -67,11 +85,16 @@ impl Identities {
         }
         held.connections += 1;
         drop(held);
-        Some(Share { budget })
+        Some(Share { budget, limit })
     }
 }
 
 impl Share {
+    /// The identity's bandwidth, if it is limited.
+    pub(super) fn limit(&self) -> Option<Arc<Limit>> {
+        self.limit.clone()
+    }
+
     /// Takes one new flow out of the budget; false if it is used up.
     pub(super) fn open(&self, limits: &RouterLimits, now: Instant) -> bool {
         let mut budget = lock(&self.budget);
@@ -112,9 +135,13 @@ mod tests {
 
     use super::*;
 
+    fn identities() -> Identities {
+        Identities::new(None, Arc::default())
+    }
+
     #[test]
     fn connections_are_counted_and_given_back() {
-        let identities = Identities::default();
+        let identities = identities();
         let limits = RouterLimits {
             connections_per_identity: 1,
             ..RouterLimits::default()
@@ -138,7 +165,7 @@ mod tests {
 
     #[test]
     fn opens_are_bounded_by_burst_and_rate() {
-        let identities = Identities::default();
+        let identities = identities();
         let limits = RouterLimits {
             opens_burst: 2,
             opens_per_second: 1,
@@ -155,7 +182,7 @@ mod tests {
 
     #[test]
     fn floods_are_forgotten_after_their_time() {
-        let identities = Identities::default();
+        let identities = identities();
         let limits = RouterLimits {
             flood: 1,
             ..RouterLimits::default()
@@ -171,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_new_connection_is_no_clean_slate_but_old_budgets_are_dropped() {
-        let identities = Identities::default();
+        let identities = identities();
         let limits = RouterLimits {
             flood: 1,
             opens_burst: 1,

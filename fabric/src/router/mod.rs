@@ -30,9 +30,11 @@ use crate::flow::FlowLimits;
 use crate::limits::{ProviderLimits, RouterLimits};
 use crate::link::ALPN;
 pub use crate::metrics::FabricMetrics as RouterMetrics;
-use crate::provider::Publication;
+use crate::pace::Paces;
 use crate::provider::terminator::Terminator;
+use crate::provider::{Backend, Publication};
 use crate::quic::{BindError, Endpoint, ListenAddr, Profile, QuicKeys};
+use crate::units::Rate;
 use crate::wire::{CloseCode, Offer};
 use clients::{Client, Clients};
 use drain::Drain;
@@ -63,6 +65,10 @@ pub struct RouterConfig {
     pub flow: FlowLimits,
     /// How long a router that stops waits at most for flows to leave it; zero cuts them at once.
     pub drain_timeout: Duration,
+    /// Bandwidth of the backends that the router dials itself.
+    pub paces: Arc<Paces>,
+    /// Most bytes per second of one identity, each direction for itself.
+    pub identity_limit: Option<Rate>,
 }
 
 /// The default of [`RouterConfig::drain_timeout`].
@@ -86,6 +92,7 @@ struct Shared {
     table: Mutex<Table<Arc<Client>>>,
     clients: Clients,
     identities: Identities,
+    paces: Arc<Paces>,
     own: Arc<Terminator>,
     drain: Drain,
     parking: Parking,
@@ -132,8 +139,14 @@ impl Router {
             subject,
             limits: config.limits,
             clients: Clients::new(started, Arc::clone(&metrics)),
-            identities: Identities::default(),
-            own: Terminator::new(config.provider, config.flow, Arc::clone(&metrics)),
+            identities: Identities::new(config.identity_limit, Arc::clone(&metrics)),
+            paces: Arc::clone(&config.paces),
+            own: Terminator::new(
+                config.provider,
+                config.flow,
+                config.paces,
+                Arc::clone(&metrics),
+            ),
             metrics,
             drain: Drain::default(),
             parking: Parking::new(parked),
@@ -247,13 +260,17 @@ impl Router {
 }
 
 fn set_own(shared: &Shared, backends: &[Publication]) {
+    shared.paces.set(backends.iter().map(|one| {
+        let service = (one.service.clone(), one.port, one.protocol);
+        (service, &one.options)
+    }));
     let own = backends.iter().map(|publication| {
         let key = ServiceKey {
             service: publication.service.clone(),
             port: publication.port,
             protocol: publication.protocol,
         };
-        (key, publication.backend.clone(), Offer::default())
+        (key, Backend::from(publication), Offer::default())
     });
     shared.table().set_own(own, SystemTime::now());
     shared.changed.notify_one();

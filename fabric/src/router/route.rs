@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use keel_certs::{ServiceId, Subject};
 
-use crate::quic::HostPort;
+use crate::provider::Backend;
 use crate::wire::{Offer, Protocol, RefuseCode};
 
 /// What a publication is about.
@@ -32,7 +32,7 @@ pub(super) struct Provider<C> {
 /// A backend that the router dials itself.
 #[derive(Debug, Clone)]
 struct Own {
-    backend: HostPort,
+    backend: Backend,
     since: SystemTime,
     offer: Offer,
 }
@@ -51,7 +51,7 @@ pub(super) struct Table<C> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next<C> {
     /// To a backend that this router dials itself.
-    Own(HostPort),
+    Own(Backend),
     /// To a provider's connection.
     Provider(C),
 }
@@ -142,7 +142,7 @@ impl<C: Clone> Table<C> {
     /// Replaces the backends that this router dials itself.
     pub(super) fn set_own(
         &mut self,
-        backends: impl Iterator<Item = (ServiceKey, HostPort, Offer)>,
+        backends: impl Iterator<Item = (ServiceKey, Backend, Offer)>,
         now: SystemTime,
     ) {
         let mut old = std::mem::take(&mut self.own);
@@ -250,6 +250,7 @@ pub(super) fn may_publish(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::PublicationOptions;
 
     fn key(name: &str) -> ServiceKey {
         ServiceKey {
@@ -340,7 +341,10 @@ mod tests {
     #[test]
     fn own_backends_are_provided_by_the_node() {
         let mut table = Table::<u64>::new(subject("/node/a"));
-        let backend: HostPort = "10.0.0.5:3306".parse().unwrap();
+        let backend = Backend {
+            address: "10.0.0.5:3306".parse().unwrap(),
+            options: PublicationOptions::default(),
+        };
         table.set_own(
             [(key("db.default"), backend.clone(), Offer::default())].into_iter(),
             SystemTime::UNIX_EPOCH,

@@ -7,11 +7,14 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 
 use crate::meter::Meter;
+use crate::pace::Gate;
 use crate::quic::{Connection, RecvStream, SendStream, WriteError};
 use crate::wire::ResetCode;
 
 /// Chunks moved at once.
 const CHUNKS: usize = 32;
+/// About how many bytes a chunk has: a packet's.
+const CHUNK: usize = 1200;
 /// Rounds of work before other tasks get their turn.
 const ROUNDS: usize = 16;
 
@@ -38,8 +41,16 @@ pub(super) enum Spliced {
 /// A loss of either side cuts the other with `LEG_LOST`; an end of the flow never comes from here. A direction that has
 /// ended is left alone, so that an end's last words get through even if its connection is lost right behind them.
 /// Dropping the future abandons both streams.
-pub(super) async fn splice(near: Side<'_>, far: Side<'_>, up: &Meter, down: &Meter) -> Spliced {
+///
+/// `limits` are the bandwidth of both directions, up first.
+pub(super) async fn splice(
+    near: Side<'_>,
+    far: Side<'_>,
+    (up, down): (&Meter, &Meter),
+    limits: Option<(Gate, Gate)>,
+) -> Spliced {
     let ((near_send, near_recv), (far_send, far_recv)) = (near.stream, far.stream);
+    let (limit_up, limit_down) = limits.unzip();
     let mut lost = pin!(async {
         tokio::select! {
             _ = near.connection.closed() => {}
@@ -47,8 +58,8 @@ pub(super) async fn splice(near: Side<'_>, far: Side<'_>, up: &Meter, down: &Met
         }
     });
     let mut ways = [
-        Way::new(near_recv, far_send, up),
-        Way::new(far_recv, near_send, down),
+        Way::new(near_recv, far_send, up, limit_up),
+        Way::new(far_recv, near_send, down, limit_down),
     ];
     let cut = poll_fn(|cx| {
         let mut pending = false;
@@ -86,16 +97,18 @@ struct Way<'a> {
     to: SendStream,
     waiting: Vec<Bytes>,
     meter: &'a Meter,
+    limit: Option<Gate>,
     done: bool,
 }
 
 impl<'a> Way<'a> {
-    const fn new(from: RecvStream, to: SendStream, meter: &'a Meter) -> Self {
+    const fn new(from: RecvStream, to: SendStream, meter: &'a Meter, limit: Option<Gate>) -> Self {
         Self {
             from,
             to,
             waiting: Vec::new(),
             meter,
+            limit,
             done: false,
         }
     }
@@ -119,7 +132,19 @@ impl<'a> Way<'a> {
                 continue;
             }
             let mut chunks = [const { Bytes::new() }; CHUNKS];
-            match ready!(self.from.poll_read_chunks(cx, &mut chunks)) {
+            let mut most = CHUNKS;
+            if let Some(limit) = &mut self.limit {
+                // What is there is not known before it is read: a turn of the usual size is taken, and what comes is paid.
+                most = (ready!(limit.poll(cx, usize::MAX)) / CHUNK).clamp(1, CHUNKS);
+            }
+            let read = self.from.poll_read_chunks(cx, &mut chunks[..most]);
+            if let Some(limit) = &mut self.limit {
+                limit.used(match &read {
+                    Poll::Ready(Ok(Some(count))) => chunks[..*count].iter().map(Bytes::len).sum(),
+                    _ => 0,
+                });
+            }
+            match ready!(read) {
                 Ok(Some(count)) => {
                     let read = &mut chunks[..count];
                     self.meter

@@ -12,6 +12,7 @@ use super::route::{Next, Request, ServiceKey};
 use super::splice::{Side, Spliced, Stream, splice};
 use crate::leg::{Header, HeaderError, IncomingLeg};
 use crate::metrics::CodeLabels;
+use crate::pace::{Limit, Pace};
 use crate::provider::terminator::Via;
 use crate::quic::{RecvStream, SendStream};
 use crate::wire::{
@@ -38,6 +39,7 @@ pub(super) enum Outcome {
 pub(super) async fn serve(
     shared: Arc<Shared>,
     client: Arc<Client>,
+    limit: Option<Arc<Limit>>,
     send: SendStream,
     recv: RecvStream,
 ) -> Outcome {
@@ -74,10 +76,11 @@ pub(super) async fn serve(
                 router: shared.node.clone(),
                 drain: None,
                 passing,
+                limit,
             };
             shared.own.take(leg, via, Some(backend)).await;
         }
-        Ok(Next::Provider(provider)) => forward(&shared, &client, &provider, leg).await,
+        Ok(Next::Provider(provider)) => forward(&shared, &client, &provider, limit, leg).await,
         Err((code, text)) => refuse(&shared, &client, leg, code, text).await,
     }
     Outcome::Served
@@ -199,7 +202,13 @@ fn head(header: &Header) -> Result<Bytes, (RefuseCode, String)> {
 }
 
 /// Opens a stream to the provider, sends the header and what came behind it, and copies from then on.
-async fn forward(shared: &Shared, client: &Client, provider: &Client, leg: IncomingLeg) {
+async fn forward(
+    shared: &Shared,
+    client: &Client,
+    provider: &Client,
+    limit: Option<Arc<Limit>>,
+    leg: IncomingLeg,
+) {
     let head = match head(&leg.header) {
         Ok(head) => head,
         Err((code, text)) => {
@@ -246,7 +255,8 @@ async fn forward(shared: &Shared, client: &Client, provider: &Client, leg: Incom
         connection: &provider.connection,
         stream: (far_send, far_recv),
     };
-    if splice(near, far, &passing.up, &passing.down).await == Spliced::Cut {
+    let limits = limit.as_ref().map(Pace::between);
+    if splice(near, far, (&passing.up, &passing.down), limits).await == Spliced::Cut {
         shared.metrics.router_legs_cut.inc();
         passing.pair.reset(ResetCode::LegLost.name());
     }

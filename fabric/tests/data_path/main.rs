@@ -8,6 +8,7 @@
 
 mod admission;
 mod backend;
+mod bandwidth;
 mod counters;
 mod drain;
 mod flows;

@@ -12,11 +12,13 @@ use keel_fabric::flow::FlowLimits;
 use keel_fabric::limits::{LinkLimits, ProviderLimits, RouterLimits};
 use keel_fabric::link::{Links, RouterPeer};
 use keel_fabric::metrics::FabricMetrics;
+use keel_fabric::pace::Paces;
 use keel_fabric::provider::{
     Provider, ProviderConfig, Publication, PublicationOptions, PublishOutcome, PublishedAt,
 };
 use keel_fabric::quic::{Endpoint, ListenAddr, Profile};
 use keel_fabric::router::{DRAIN_TIMEOUT, Router, RouterConfig, RouterView};
+use keel_fabric::units::Rate;
 use keel_fabric::wire::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -44,6 +46,8 @@ pub(crate) struct World {
     pub(crate) provider_limits: ProviderLimits,
     pub(crate) router_limits: RouterLimits,
     pub(crate) drain_timeout: Duration,
+    /// Bandwidth of one identity at a router.
+    pub(crate) identity_limit: Option<Rate>,
     doomed: Option<(tokio::runtime::Runtime, SocketAddr)>,
     /// Links outlive the flows over them, as in a process.
     kept: std::sync::Mutex<Vec<Links>>,
@@ -81,6 +85,7 @@ impl World {
             provider_limits: ProviderLimits::default(),
             router_limits: RouterLimits::default(),
             drain_timeout: DRAIN_TIMEOUT,
+            identity_limit: None,
             doomed: None,
             kept: std::sync::Mutex::default(),
         }
@@ -146,6 +151,8 @@ impl World {
             provider: Default::default(),
             flow: self.limits,
             drain_timeout: self.drain_timeout,
+            paces: self.paces(),
+            identity_limit: self.identity_limit,
         };
         let router =
             Router::bind(config, self.fabric.node(node), Arc::clone(&self.metrics)).unwrap();
@@ -207,6 +214,7 @@ impl World {
             limits: self.provider_limits.clone(),
             flow: self.limits,
             grace: Duration::ZERO,
+            paces: self.paces(),
         };
         let provider = Provider::new(links, live.clone(), config, Arc::clone(&self.metrics));
         let state = provider.state();
@@ -226,6 +234,11 @@ impl World {
             routers: keep,
             done,
         }
+    }
+
+    /// Bandwidth limits of a part of its own.
+    fn paces(&self) -> Arc<Paces> {
+        Paces::new(None, Arc::clone(&self.metrics))
     }
 
     /// A provider `/node/<node>/ns/default/pod/p` of `echo.default:80` at `router`, published.
@@ -254,6 +267,7 @@ impl World {
         let config = ConsumerConfig {
             limits: self.limits,
             metrics: Arc::clone(&self.metrics),
+            paces: self.paces(),
             ways: Arc::new(self.ways.clone()),
         };
         Consumer {

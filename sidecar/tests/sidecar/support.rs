@@ -18,6 +18,7 @@ use keel_control::transport::{ApiServer, Limits, TransportMetrics};
 use keel_fabric::flow::FlowLimits;
 use keel_fabric::limits::{ProviderLimits, RouterLimits};
 use keel_fabric::metrics::FabricMetrics;
+use keel_fabric::pace::Paces;
 use keel_fabric::quic::{HostPort, ListenAddr, QuicKeys};
 use keel_fabric::router::{DRAIN_TIMEOUT, Router, RouterConfig, RouterView};
 use keel_sidecar::config::{ListenOn, Upstreams};
@@ -99,6 +100,7 @@ impl Node {
         let stop = api_stop.clone();
         tasks.spawn(async move { server.run(stop).await });
 
+        let metrics = FabricMetrics::register(&mut registry);
         let config = RouterConfig {
             listen,
             node: name.parse().unwrap(),
@@ -107,9 +109,10 @@ impl Node {
             provider: ProviderLimits::default(),
             flow: FlowLimits::default(),
             drain_timeout: DRAIN_TIMEOUT,
+            paces: Paces::new(None, Arc::clone(&metrics)),
+            identity_limit: None,
         };
-        let router =
-            Router::bind(config, live.clone(), FabricMetrics::register(&mut registry)).unwrap();
+        let router = Router::bind(config, live.clone(), metrics).unwrap();
         let (address, view) = (router.local_addrs()[0], router.view());
         let (backends, _) = watch::channel(Arc::default());
         let receiver = backends.subscribe();
