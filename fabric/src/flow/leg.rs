@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Flow, Header, Leg, State};
+use super::local::is_in_order;
+use super::{Flow, Header, Leg, Outbox, State};
 use crate::wire::{AbortCode, Frame, Generation, GoneCode, Open, Resume, Role, VERSION};
 
 impl Flow {
@@ -36,8 +37,11 @@ impl Flow {
             }
             Leg::Waiting | Leg::Up => {}
         }
-        if self.outbox.abort.is_some() {
-            return self.abort_frame();
+        // A reset goes behind its bytes, and those wait for the answer to the header. So does the reset alone: a router
+        // that does not find the provider would swallow it.
+        let ready = |code| self.leg == Leg::Up || !is_in_order(code);
+        if self.outbox.abort.is_some_and(ready) {
+            return self.abort_frame(now);
         }
         if std::mem::take(&mut self.outbox.complete) {
             return Some(Frame::Gone {
@@ -85,7 +89,7 @@ impl Flow {
     }
 
     /// Bytes that the application had written before its reset, then the ABORT.
-    fn abort_frame(&mut self) -> Option<Frame> {
+    fn abort_frame(&mut self, now: Instant) -> Option<Frame> {
         if self.leg == Leg::Up && (self.role == Role::Initiator || self.accepted) {
             if std::mem::take(&mut self.outbox.accept) {
                 return Some(Frame::Accept {
@@ -96,10 +100,20 @@ impl Flow {
             if let Some((offset, bytes)) = self.send.next_data() {
                 return Some(Frame::Data { offset, bytes });
             }
+            if let Some(offset) = self.send.next_fin() {
+                return Some(Frame::Fin { offset });
+            }
         }
         let code = self.outbox.abort.take()?;
         let offset = self.send.sent();
-        self.send.clear();
+        if is_in_order(code) {
+            self.outbox.unconfirmed = Some(code);
+            self.outbox
+                .tell_until
+                .get_or_insert(now + self.limits.resume_window);
+        } else {
+            self.send.clear();
+        }
         Some(Frame::Abort { code, offset })
     }
 
@@ -152,15 +166,35 @@ impl Flow {
         }
         self.leg = Leg::None;
         self.suspicion.forget();
-        if self.is_over() {
-            self.send.clear();
+        if self.is_telling() {
+            self.tell_again();
             self.outbox
                 .tell_until
                 .get_or_insert(now + self.limits.resume_window);
             return;
         }
+        if self.is_over() {
+            self.send.clear();
+            return;
+        }
         if !matches!(self.state, State::Detached { .. }) {
             self.detach(self.limits.resume_window, now);
+        }
+    }
+
+    /// The other end has finished the leg with this generation, behind its last frame. If it was told of an ABORT, it has
+    /// heard that now. Call [`leg_lost`](Self::leg_lost) all the same, unless the flow is over and has nothing to tell.
+    pub fn leg_finished(&mut self, generation: Generation) {
+        if generation == self.generation && self.outbox.unconfirmed.is_some() {
+            self.outbox = Outbox::default();
+            self.send.clear();
+        }
+    }
+
+    /// An ABORT that was sent may be lost with its leg.
+    fn tell_again(&mut self) {
+        if let Some(code) = self.outbox.unconfirmed.take() {
+            self.outbox.abort = Some(code);
         }
     }
 
@@ -223,7 +257,7 @@ impl Flow {
             return Err(self.cannot_go_on());
         }
         self.send.raise(resume.limit);
-        if self.all_owned() {
+        if self.all_owned() && !self.is_telling() {
             self.complete();
             return Err(GoneCode::Complete);
         }
@@ -271,6 +305,12 @@ impl Flow {
             State::Done | State::Draining => Err(GoneCode::Complete),
             State::Refused { .. } => Err(GoneCode::Refused),
             State::Aborted(AbortCode::WindowExpired) => Err(GoneCode::Expired),
+            // It was cut while there was no leg: the bytes before still have to get over.
+            State::Aborted(_)
+                if generation > self.generation && self.last_words().is_some_and(is_in_order) =>
+            {
+                Ok(())
+            }
             State::Aborted(_) | State::Aborting { .. } => Err(GoneCode::Aborted),
             _ if generation <= self.generation => Err(GoneCode::Stale),
             _ => Ok(()),
@@ -280,11 +320,15 @@ impl Flow {
     fn take_leg(&mut self, generation: Generation) {
         self.generation = generation;
         self.leg = Leg::Header(Header::Resumed, false);
-        self.state = if self.accepted {
-            State::Attached(generation)
+        if self.is_telling() {
+            self.tell_again();
         } else {
-            State::Opening
-        };
+            self.state = if self.accepted {
+                State::Attached(generation)
+            } else {
+                State::Opening
+            };
+        }
         self.move_requested = false;
         // It was about the leg before.
         self.outbox.request_move = false;

@@ -38,7 +38,7 @@ impl Flow {
 
     /// Cuts the flow because of this end: its application was reset (`RESET`, `BACKEND_RESET`: bytes written before
     /// still go first) or it may not go on (any other code). The state is `Aborted` at once; on a leg, `transmit` gives the
-    /// ABORT. Without a leg the other end learns it if the driver goes on while [`wants_leg`](Self::wants_leg) (it need
+    /// ABORT. Without a leg the other end learns it if the driver goes on while [`is_telling`](Self::is_telling) (it need
     /// not), else by its own window.
     pub fn abort(&mut self, code: AbortCode) {
         match self.state {
@@ -47,9 +47,7 @@ impl Flow {
             State::Refused { .. } | State::Done | State::Aborted(_) => return,
             State::Opening | State::Attached(_) | State::Detached { .. } => {}
         }
-        if !matches!(code, AbortCode::Reset | AbortCode::BackendReset)
-            || matches!(self.leg, Leg::None)
-        {
+        if !is_in_order(code) {
             self.send.clear();
         }
         self.outbox.abort = self.opened.then_some(code);
@@ -71,19 +69,22 @@ impl Flow {
         self.recv.take(count);
         match self.state {
             State::Draining if self.recv.is_consumed() => self.state = State::Done,
-            State::Aborting { code, .. } if self.recv.buffered() == 0 => self.cut(code),
+            // An end of file that came before still goes to the application.
+            State::Aborting { code, .. }
+                if self.recv.buffered() == 0 && !self.recv.is_finished() =>
+            {
+                self.cut(code);
+            }
             _ => {}
         }
     }
 
-    /// Whether the other end's FIN was reached and all bytes before it were taken. Stays true in `Done`.
+    /// Whether the other end's FIN was reached and all bytes before it were taken. Stays true in `Done`. In `Aborting`,
+    /// once the application was told, [`abort`](Self::abort) ends the flow.
     pub fn at_eof(&self) -> bool {
         self.accepted
             && self.recv.is_consumed()
-            && !matches!(
-                self.state,
-                State::Aborting { .. } | State::Aborted(_) | State::Refused { .. }
-            )
+            && !matches!(self.state, State::Aborted(_) | State::Refused { .. })
     }
 
     /// Terminator: the backend is connected. `max_datagram` is what this end can use, 0 for none.
@@ -154,12 +155,25 @@ impl Flow {
         self.state.is_final() || matches!(self.state, State::Aborting { .. } | State::Draining)
     }
 
+    /// Whether a flow that was cut here still has to tell the other end, with the bytes that go before. It is kept for
+    /// that, without its application, as long as [`next_timeout`](Self::next_timeout) allows.
+    pub fn is_telling(&self) -> bool {
+        self.last_words().is_some()
+    }
+
+    pub(super) fn last_words(&self) -> Option<AbortCode> {
+        match self.state {
+            State::Aborted(_) => self.outbox.abort.or(self.outbox.unconfirmed),
+            _ => None,
+        }
+    }
+
     /// Starts the way to `Aborted` after the other end's ABORT.
     pub(super) fn abort_received(&mut self, code: AbortCode, now: Instant) {
         self.send.clear();
         self.outbox = Outbox::default();
-        let in_order = matches!(code, AbortCode::Reset | AbortCode::BackendReset);
-        if in_order && self.accepted && self.recv.buffered() > 0 {
+        let undelivered = self.recv.buffered() > 0 || self.recv.is_finished();
+        if is_in_order(code) && self.accepted && undelivered {
             self.state = State::Aborting {
                 code,
                 until: now + super::ABORT_LINGER,
@@ -168,4 +182,9 @@ impl Flow {
             self.cut(code);
         }
     }
+}
+
+/// Whether bytes that were written before such an ABORT go first: it is a reset of an application.
+pub(super) const fn is_in_order(code: AbortCode) -> bool {
+    matches!(code, AbortCode::Reset | AbortCode::BackendReset)
 }

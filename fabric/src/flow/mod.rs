@@ -32,8 +32,9 @@
 //! [`accept`](Flow::accept) or [`refuse`](Flow::refuse). Early bytes are held until then. When the flow is over, keep
 //! [`finished`](Flow::finished) in the table under the flow's id until its deadline, and answer later legs from it.
 //!
-//! **The end.** When `state` is final ([`State::is_final`]) and `transmit` gives `None`, finish the stream (a reset could
-//! overtake the last frame) and forget the machine. The application's socket can be closed as soon as the state is final.
+//! **The end.** When `state` is final ([`State::is_final`]), `transmit` gives `None` and [`is_telling`](Flow::is_telling)
+//! is false, finish the stream (a reset could overtake the last frame) and forget the machine. The application's socket can
+//! be closed as soon as the state is final.
 //!
 //! Every call costs time in proportion to the chunks it moves, never to what is buffered; only a resume walks over the
 //! replay buffer. Memory: at most [`FlowLimits::max_window`] bytes in each direction, nothing while idle.
@@ -154,6 +155,8 @@ struct Outbox {
     refuse: bool,
     complete: bool,
     abort: Option<AbortCode>,
+    /// An ABORT that was sent, with bytes before it that are kept until the other end is known to have heard it.
+    unconfirmed: Option<AbortCode>,
     /// Without a leg: how long one is looked for in order to tell the ABORT.
     tell_until: Option<Instant>,
     request_move: bool,
@@ -404,7 +407,7 @@ impl Flow {
     pub fn next_timeout(&self) -> Option<Instant> {
         let own = match self.state {
             State::Detached { until } | State::Aborting { until, .. } => Some(until),
-            State::Aborted(_) if self.wants_leg() => self.outbox.tell_until,
+            State::Aborted(_) if self.is_telling() => self.outbox.tell_until,
             State::Attached(_) if self.leg == Leg::Up => self.recv.ack_timeout(),
             _ => None,
         };
@@ -426,8 +429,8 @@ impl Flow {
             State::Aborting { code, until } if until <= now => self.cut(code),
             State::Attached(_) => self.recv.tick(now),
             State::Aborted(_) if self.outbox.tell_until.is_some_and(|until| until <= now) => {
-                self.outbox.abort = None;
-                self.outbox.tell_until = None;
+                self.outbox = Outbox::default();
+                self.send.clear();
             }
             _ => {}
         }
@@ -450,7 +453,7 @@ impl Flow {
     fn cut(&mut self, code: AbortCode) {
         self.state = State::Aborted(code);
         self.recv.clear();
-        if self.outbox.abort.is_none() {
+        if self.outbox.abort.is_none() && self.outbox.unconfirmed.is_none() {
             self.send.clear();
         }
     }

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Flow, Leg, Owed, State, Violation};
+use super::{Flow, Leg, Outbox, Owed, State, Violation};
 use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof, RefuseCode, Role};
 
 impl Flow {
@@ -17,7 +17,13 @@ impl Flow {
         frame: Frame,
         now: Instant,
     ) -> Result<(), Violation> {
-        if generation != self.generation || self.leg == Leg::None || self.is_over() {
+        if generation != self.generation || self.leg == Leg::None {
+            return Ok(());
+        }
+        if self.is_telling() {
+            return self.answer_to_last_words(frame, now);
+        }
+        if self.is_over() {
             return Ok(());
         }
         self.suspicion.heard(now);
@@ -98,6 +104,52 @@ impl Flow {
         }
     }
 
+    /// A leg of a flow that was cut here: it is there for the bytes before the ABORT, and the ABORT.
+    fn answer_to_last_words(&mut self, frame: Frame, now: Instant) -> Result<(), Violation> {
+        let waiting = self.role == Role::Initiator && self.leg == Leg::Waiting;
+        match frame {
+            Frame::Resumed {
+                generation,
+                recv,
+                limit,
+                proof,
+            } if waiting => {
+                if !self.is_answered(generation, &proof) {
+                    self.leg_lost(self.generation, now);
+                    return Err(Violation::Proof);
+                }
+                if self.send.resume_at(recv, self.accepted).is_err() {
+                    // The ends disagree about the bytes; the ABORT goes all the same.
+                    self.send.clear();
+                }
+                self.send.raise(limit);
+                self.leg = Leg::Up;
+            }
+            Frame::Gone {
+                code: GoneCode::Stale,
+            }
+            | Frame::Refuse { .. }
+                if waiting =>
+            {
+                self.leg_lost(self.generation, now);
+            }
+            // The other end has nothing to be told.
+            Frame::Gone { .. } | Frame::Refuse { .. } | Frame::Abort { .. } => {
+                self.outbox = Outbox::default();
+                self.send.clear();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn is_answered(&self, generation: Generation, proof: &Proof) -> bool {
+        generation == self.generation
+            && self
+                .secret
+                .accepts(proof, self.id, generation, Role::Terminator)
+    }
+
     fn accept_received(&mut self, limit: u64, max_datagram: u64) {
         self.accepted = true;
         self.max_datagram = self.max_datagram.min(max_datagram);
@@ -121,11 +173,7 @@ impl Flow {
         limit: u64,
         proof: &Proof,
     ) -> Result<(), Violation> {
-        if generation != self.generation
-            || !self
-                .secret
-                .accepts(proof, self.id, generation, Role::Terminator)
-        {
+        if !self.is_answered(generation, proof) {
             return Err(Violation::Proof);
         }
         self.send.resume_at(recv, self.accepted)?;

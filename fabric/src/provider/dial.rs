@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use socket2::SockRef;
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpStream;
 
 use crate::pump::tcp;
 use crate::quic::HostPort;
@@ -16,6 +16,23 @@ use crate::wire::RefuseCode;
 
 /// Head start of one address before the next is tried too (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
+
+/// A connection to a backend.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) socket: TcpStream,
+    /// The backend took the connection and has reset it already.
+    pub(super) reset: Option<Reset>,
+}
+
+/// What a backend sent before it reset a connection that it had just taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reset {
+    /// Bytes, perhaps.
+    Open,
+    /// Bytes, perhaps, and its end of file.
+    Ended,
+}
 
 /// Connects to the first address of the backend that answers, within `time`.
 ///
@@ -26,7 +43,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 pub(super) async fn dial(
     backend: &HostPort,
     time: Duration,
-) -> Result<TcpStream, (RefuseCode, String)> {
+) -> Result<Dialled, (RefuseCode, String)> {
     let attempt = async { race(backend.resolve().await?.into()).await };
     match tokio::time::timeout(time, attempt).await {
         Ok(Ok(socket)) => Ok(socket),
@@ -46,7 +63,7 @@ pub(super) async fn dial(
 }
 
 /// The first connection wins; a failed attempt lets the next one start at once.
-async fn race(mut addrs: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
+async fn race(mut addrs: VecDeque<SocketAddr>) -> io::Result<Dialled> {
     let mut running = FuturesUnordered::new();
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     loop {
@@ -58,9 +75,11 @@ async fn race(mut addrs: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
         tokio::select! {
             biased;
             Some(done) = running.next() => match done {
-                Ok(socket) => {
-                    tcp::prepare(&socket)?;
-                    return Ok(socket);
+                Ok(dialled) => {
+                    match tcp::prepare(&dialled.socket) {
+                        Err(error) if dialled.reset.is_none() => return Err(error),
+                        _ => return Ok(dialled),
+                    }
                 }
                 Err(error) => last = error,
             },
@@ -69,14 +88,33 @@ async fn race(mut addrs: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
     }
 }
 
-async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if addr.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
+/// A backend that takes the connection and resets it at once was reached: what it said has to get through, and nobody else
+/// may be asked. Tokio's own connect takes that for a failure, so this looks itself: before a connection stands, its reset
+/// is `ECONNREFUSED`.
+async fn connect(addr: SocketAddr) -> io::Result<Dialled> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    match socket.connect(&addr.into()) {
+        Err(error) if !is_in_progress(&error) => return Err(error),
+        _ => {}
+    }
+    let socket = TcpStream::from_std(socket.into())?;
+    socket.writable().await?;
+    let reset = match socket.take_error()? {
+        None => None,
+        Some(error) if error.kind() == io::ErrorKind::ConnectionReset => Some(Reset::Open),
+        // The end of file came first.
+        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Some(Reset::Ended),
+        Some(error) => return Err(error),
     };
-    SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
-    socket.connect(addr).await
+    Ok(Dialled { socket, reset })
+}
+
+fn is_in_progress(error: &io::Error) -> bool {
+    /// Linux.
+    const EINPROGRESS: i32 = 115;
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(EINPROGRESS)
 }
 
 #[cfg(test)]
@@ -90,8 +128,7 @@ mod tests {
     #[tokio::test]
     async fn a_deaf_address_does_not_hold_up_the_next_one() {
         // A full queue: further SYNs are dropped.
-        let deaf =
-            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let deaf = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         deaf.bind(&any.into()).unwrap();
         deaf.listen(0).unwrap();
@@ -103,7 +140,7 @@ mod tests {
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(socket.peer_addr().unwrap(), good);
+        assert_eq!(socket.socket.peer_addr().unwrap(), good);
     }
 
     #[tokio::test]

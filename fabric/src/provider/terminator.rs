@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Backend;
-use super::dial::dial;
+use super::dial::{Dialled, Reset, dial};
 use crate::end::{EndReason, FlowEnd, Route, Told, tell};
 use crate::flow::{Finished, Flow, FlowLimits};
 use crate::leg::{Header, IncomingLeg, Leg};
@@ -284,9 +284,13 @@ impl Terminator {
                     socket = &mut dialling, if !dialled => {
                         dialled = true;
                         match socket {
-                            Ok(socket) => {
+                            Ok(Dialled { socket, reset: None }) => {
                                 pump.set_tcp(socket);
                                 pump.flow_mut().accept(0);
+                            }
+                            Ok(Dialled { socket, reset: Some(reset) }) => {
+                                pump.flow_mut().accept(0);
+                                pump.set_tcp_reset(socket, reset == Reset::Ended);
                             }
                             Err((code, text)) => {
                                 tracing::debug!(flow = %open.flow, service = %open.service, backend = %backend.address, text, "backend cannot be reached");

@@ -107,6 +107,13 @@ impl Pump {
         self.tcp = Some(Socket::new(tcp));
     }
 
+    /// The application has reset its connection already; only what it sent before is left, and its end of file, if that
+    /// came before the reset. Asking for the reset took it from later reads.
+    pub(crate) fn set_tcp_reset(&mut self, tcp: TcpStream, ended: bool) {
+        self.set_tcp(tcp);
+        self.read_rest(ended);
+    }
+
     /// Ready once the application's socket has failed, also while nothing is read from it.
     pub(crate) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.tcp {
@@ -182,7 +189,7 @@ impl Pump {
             return None;
         }
         let passed_on = *self.flow.state() != State::Done || self.tcp.is_none();
-        if self.flow.state().is_final() && passed_on {
+        if self.flow.state().is_final() && passed_on && !self.flow.is_telling() {
             self.over = true;
             return Some(Event::Over);
         }
@@ -201,19 +208,26 @@ impl Pump {
                 Poll::Ready(Ok(frame)) => {
                     if let Err(violation) = self.flow.receive(generation, frame, now) {
                         tracing::warn!(flow = %self.flow.id(), %violation, "the other end broke the flow protocol");
-                        if !self.flow.state().is_final() {
+                        if !self.flow.has_leg() || !self.flow.state().is_final() {
                             self.drop_leg(ResetCode::Protocol, now);
                         }
                         return true;
                     }
-                    if !self.flow.has_leg() && !self.flow.state().is_final() {
+                    let goes_on = !self.flow.state().is_final() || self.flow.is_telling();
+                    if !self.flow.has_leg() && goes_on {
                         self.drop_leg(ResetCode::Abandoned, now);
                         return true;
                     }
                 }
                 Poll::Ready(Err(end)) => {
+                    if end == LegEnd::Finished {
+                        self.flow.leg_finished(generation);
+                    }
                     // After the flow's last frames the stream just ends; what we still owe goes out before.
-                    if end == LegEnd::Finished && self.flow.state().is_final() {
+                    if end == LegEnd::Finished
+                        && self.flow.state().is_final()
+                        && !self.flow.is_telling()
+                    {
                         return false;
                     }
                     tracing::debug!(flow = %self.flow.id(), ?end, "leg lost");
@@ -254,6 +268,7 @@ impl Pump {
             moved = true;
         }
         if self.flow.state().is_final()
+            && !self.flow.is_telling()
             && let Some(mut leg) = self.leg.take()
         {
             leg.finish();
@@ -351,7 +366,7 @@ impl Pump {
                     self.flow.consumed(count);
                 }
                 Poll::Ready(Err(_)) => {
-                    self.socket_failed(cx);
+                    self.read_rest(false);
                     return true;
                 }
             }
@@ -361,22 +376,34 @@ impl Pump {
             self.write_open = false;
             moved = true;
             if tcp::end_write(socket.stream()).is_err() {
-                self.socket_failed(cx);
+                self.read_rest(false);
             }
+        }
+        if !self.write_open
+            && let State::Aborting { code, .. } = *self.flow.state()
+        {
+            // The reset behind an end of file that was passed on.
+            self.flow.abort(code);
+            moved = true;
         }
         moved
     }
 
-    /// A write failed: the application has reset. What it sent before is still in the kernel and goes first.
-    fn socket_failed(&mut self, cx: &mut Context<'_>) {
+    /// The application has reset, as a failed write shows. What it sent before is still in the kernel and goes first.
+    ///
+    /// Without `ended` an end of file is no end: the write has eaten the reset that a read would have shown.
+    fn read_rest(&mut self, ended: bool) {
         while let Some(socket) = &self.tcp
             && self.read_open
             && self.flow.writable() > 0
         {
-            match tcp::poll_read(socket.stream(), cx, self.flow.writable()) {
-                Poll::Ready(Ok(tcp::Read::Bytes(bytes))) => self.flow.write(bytes),
-                // After a failed write an end of file is no end: the write has eaten the reset.
-                Poll::Ready(Ok(tcp::Read::End) | Err(_)) | Poll::Pending => break,
+            match tcp::read_rest(socket.stream(), self.flow.writable()) {
+                Ok(tcp::Read::Bytes(bytes)) => self.flow.write(bytes),
+                Ok(tcp::Read::End) if ended => {
+                    self.read_open = false;
+                    self.flow.finish();
+                }
+                Ok(tcp::Read::End) | Err(_) => break,
             }
         }
         self.flow.abort(self.reset_code);
@@ -423,7 +450,10 @@ impl Pump {
         self.settle();
         let mut cx = Context::from_waker(Waker::noop());
         self.poll_leg_out(&mut cx, Instant::now());
-        if let Some(leg) = self.leg.take() {
+        if let Some(mut leg) = self.leg.take() {
+            if leg.is_flushed() {
+                leg.finish();
+            }
             leg.cut(ResetCode::Abandoned);
         }
         self.over = true;

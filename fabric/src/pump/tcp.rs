@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -117,6 +117,21 @@ pub(super) fn poll_read(
             done => return Poll::Ready(done),
         }
     }
+}
+
+/// Reads at most `max` bytes of a connection that is dead. What the runtime knows of its readiness may be older than that,
+/// so the kernel is asked; there is nothing to wait for.
+///
+/// # Errors
+/// `WouldBlock` at the end of what is there, or the connection's error, if nobody was told of it yet.
+pub(super) fn read_rest(tcp: &TcpStream, max: usize) -> io::Result<Read> {
+    let mut rest = vec![0; max.min(SCRATCH)];
+    let len = (&*SockRef::from(tcp)).read(&mut rest)?;
+    rest.truncate(len);
+    Ok(match len {
+        0 => Read::End,
+        _ => Read::Bytes(Bytes::from(rest)),
+    })
 }
 
 fn read_now(tcp: &TcpStream, scratch: &mut Vec<u8>, max: usize) -> io::Result<Read> {

@@ -82,7 +82,13 @@ impl App {
             self.stalled_until = random.once_in(60).then(|| now + random.millis(3000));
             self.read(flow, peer, random)?;
         }
-        self.observe(flow, peer)
+        self.observe(flow, peer)?;
+        if self.eof
+            && let State::Aborting { code, .. } = *flow.state()
+        {
+            flow.abort(code);
+        }
+        Ok(())
     }
 
     fn write(&mut self, flow: &mut Flow, random: &mut Random) {

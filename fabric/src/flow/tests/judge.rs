@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::check::Ending;
-use super::world::World;
+use super::world::{World, is_through};
 use crate::flow::{State, TERMINATOR_GRACE};
 use crate::wire::{AbortCode, EARLY};
 
@@ -65,16 +65,15 @@ impl World {
         let Some(ended) = self.consumer_ended else {
             return Ok(false);
         };
-        let through = self
-            .served
-            .values()
-            .all(|served| served.flow.state().is_final());
+        let through = self.served.values().all(|served| is_through(&served.flow));
         let window = self.limits.resume_window + TERMINATOR_GRACE;
         if !through && self.now > ended + window + Duration::from_secs(15) {
             return Err("I7: the provider's end outlived the window".to_owned());
         }
         for (id, served) in &self.served {
-            if let Some(finished) = served.flow.finished(self.now) {
+            if is_through(&served.flow)
+                && let Some(finished) = served.flow.finished(self.now)
+            {
                 self.finished.entry(*id).or_insert(finished);
             }
         }

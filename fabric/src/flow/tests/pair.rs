@@ -123,6 +123,23 @@ impl Pair {
         *resume
     }
 
+    /// Opens another leg on which everything of the consumer is lost behind the answer to its header.
+    pub(super) fn resume_and_lose(&mut self) {
+        let generation = self.consumer.resume(self.now).expect("a leg is wanted");
+        for frame in self.sent_by_consumer() {
+            self.deliver(frame);
+        }
+        let now = self.now;
+        while let Some(frame) = self.provider().transmit(generation, now) {
+            self.consumer
+                .receive(generation, frame, now)
+                .expect("a good frame");
+        }
+        let lost = self.sent_by_consumer();
+        assert!(matches!(lost.last(), Some(Frame::Abort { .. })), "{lost:?}");
+        self.lose_leg();
+    }
+
     /// What an attacker who knows everything but the secret could make.
     pub(super) fn forged_resume(&self) -> Resume {
         let Open {

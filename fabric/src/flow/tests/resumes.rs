@@ -54,20 +54,64 @@ fn a_reset_during_an_outage_is_told_on_the_next_leg() {
         panic!("no RESUME")
     };
     let now = pair.now;
-    assert_eq!(pair.provider().attach(&resume, now), Err(GoneCode::Aborted));
-    pair.consumer
-        .receive(
-            second,
-            Frame::Gone {
-                code: GoneCode::Aborted,
-            },
-            now,
-        )
-        .expect("a good answer");
+    assert_eq!(pair.provider().attach(&resume, now), Ok(()));
+    pair.exchange();
     assert_eq!(
         *pair.consumer.state(),
         State::Aborted(AbortCode::BackendReset)
     );
+}
+
+#[test]
+fn bytes_before_a_reset_during_an_outage_arrive_and_so_does_the_end_of_file() {
+    for finished in [false, true] {
+        let mut pair = Pair::new();
+        pair.accepted();
+        pair.lose_leg();
+        pair.consumer.write(Bytes::from_static(b"last words"));
+        if finished {
+            pair.consumer.finish();
+        }
+        pair.consumer.abort(AbortCode::Reset);
+        assert_eq!(*pair.consumer.state(), State::Aborted(AbortCode::Reset));
+        // The ABORT is sent, and lost with this leg.
+        pair.resume_and_lose();
+        assert!(pair.consumer.is_telling() && pair.consumer.wants_leg());
+        pair.resume();
+        assert_eq!(pair.take_all(), b"last words");
+        assert_eq!(pair.provider().at_eof(), finished);
+        if finished {
+            pair.provider().abort(AbortCode::Reset);
+        }
+        assert_eq!(*pair.provider().state(), State::Aborted(AbortCode::Reset));
+        let generation = pair.consumer.generation();
+        pair.consumer.leg_finished(generation);
+        assert!(!pair.consumer.is_telling() && pair.consumer.stats().buffered == 0);
+    }
+}
+
+#[test]
+fn a_reset_that_a_router_refuses_is_told_again() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.lose_leg();
+    pair.consumer.abort(AbortCode::Reset);
+    let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
+    assert_eq!(
+        pair.sent_by_consumer().len(),
+        1,
+        "nothing behind the RESUME"
+    );
+    let refusal = Frame::Refuse {
+        code: RefuseCode::NoProvider,
+        text: String::new(),
+    };
+    pair.consumer
+        .receive(second, refusal, pair.now)
+        .expect("only the leg is of no use");
+    assert!(pair.consumer.is_telling() && pair.consumer.wants_leg());
+    pair.resume();
+    assert_eq!(*pair.provider().state(), State::Aborted(AbortCode::Reset));
 }
 
 #[test]

@@ -189,7 +189,7 @@ impl World {
         }
         self.redial();
         self.flush_consumer();
-        if self.consumer.state().is_final() && self.consumer_ended.is_none() {
+        if is_through(&self.consumer) && self.consumer_ended.is_none() {
             self.consumer_ended = Some(self.now);
         }
         Ok(())
@@ -205,7 +205,7 @@ impl World {
             while let Some(frame) = self.consumer.transmit(generation, self.now) {
                 leg.send_up(&frame, self.now, &mut self.random);
             }
-            leg.up.finished |= self.consumer.state().is_final();
+            leg.up.finished |= is_through(&self.consumer);
         }
     }
 
@@ -287,6 +287,9 @@ impl World {
             if leg.down_notice.is_some_and(|at| at <= self.now) || leg.down.is_drained() {
                 leg.down_notice = None;
                 if leg.flow == self.consumer.id() {
+                    if leg.down.is_drained() {
+                        self.consumer.leg_finished(leg.generation);
+                    }
                     self.consumer.leg_lost(leg.generation, self.now);
                 }
             }
@@ -295,6 +298,9 @@ impl World {
                 if let Bound::To(id) = leg.bound
                     && let Some(served) = self.served.get_mut(&id)
                 {
+                    if leg.up.is_drained() {
+                        served.flow.leg_finished(leg.generation);
+                    }
                     served.flow.leg_lost(leg.generation, self.now);
                 }
             }
@@ -411,6 +417,11 @@ impl World {
     }
 }
 
+/// Whether a driver would finish the leg and forget the machine.
+pub(super) fn is_through(flow: &Flow) -> bool {
+    flow.state().is_final() && !flow.is_telling()
+}
+
 fn flush(served: &mut Served, id: FlowId, legs: &mut [Leg], now: Instant, random: &mut Random) {
     let generation = served.flow.generation();
     let leg = legs
@@ -420,7 +431,7 @@ fn flush(served: &mut Served, id: FlowId, legs: &mut [Leg], now: Instant, random
         while let Some(frame) = served.flow.transmit(generation, now) {
             leg.send_down(&frame, now, random);
         }
-        leg.down.finished |= served.flow.state().is_final();
+        leg.down.finished |= is_through(&served.flow);
     }
 }
 
