@@ -2,16 +2,19 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{EndpointConfig, ServerConfig, VarInt};
+use quinn::{AsyncUdpSocket, EndpointConfig, Runtime as _, ServerConfig, VarInt};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::connection::{Connection, Incoming, ServerConfigs};
 use super::error::{BindError, ConnectError, Lost};
 use super::network::Following;
+use super::noting::Noting;
+use super::peers::Peers;
 use super::{ListenAddr, Profile, QuicKeys, socket, transport};
 
 /// Handshakes that wait at once; more are ignored.
@@ -35,6 +38,8 @@ struct Inner {
     server: Option<ServerConfigs>,
     /// Of an endpoint that only dials: its ports are nobody's business, so it may move to others.
     following: Option<Following>,
+    /// Keeps the peers on disk; aborted with the endpoint. The lock only makes it shareable.
+    _keeping: Mutex<JoinSet<()>>,
 }
 
 impl Endpoint {
@@ -52,19 +57,26 @@ impl Endpoint {
             .map(|tls| server_configs(tls, keys, profile))
             .transpose()?;
         let (mut v4, mut v6) = (None, None);
+        let peers = keys.peers().map(|path| Peers::new(path.to_owned(), keys));
+        let mut sockets = Vec::new();
         for socket in socket::bind(listen)? {
             let addr = socket.local_addr().map_err(|source| BindError::Io {
                 addr: unspecified(),
                 source,
             })?;
-            let endpoint = drive(
-                socket,
-                server.as_ref().map(|s| s.network.as_ref().clone()),
-                keys,
-            )
-            .map_err(|source| BindError::Io { addr, source })?;
+            let server = server.as_ref().map(|s| s.network.as_ref().clone());
+            let endpoint = wrap(socket, peers.as_ref())
+                .and_then(|socket| {
+                    sockets.push(Arc::clone(&socket));
+                    drive(socket, server, keys)
+                })
+                .map_err(|source| BindError::Io { addr, source })?;
             let slot = if addr.is_ipv4() { &mut v4 } else { &mut v6 };
             *slot = Some(endpoint);
+        }
+        let mut keeping = JoinSet::new();
+        if let Some(peers) = peers {
+            keeping.spawn(peers.keep(sockets));
         }
         Ok(Self {
             inner: Arc::new(Inner {
@@ -73,6 +85,7 @@ impl Endpoint {
                 profile,
                 server,
                 following: None,
+                _keeping: Mutex::new(keeping),
             }),
         })
     }
@@ -88,8 +101,9 @@ impl Endpoint {
         let keys = QuicKeys::ephemeral();
         let v4_addr = unspecified();
         let v6_addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-        let dial_from =
-            |addr| -> io::Result<quinn::Endpoint> { drive(socket::bind_one(addr)?, None, &keys) };
+        let dial_from = |addr| -> io::Result<quinn::Endpoint> {
+            drive(wrap(socket::bind_one(addr)?, None)?, None, &keys)
+        };
         let v4 = dial_from(v4_addr).map_err(|source| BindError::Io {
             addr: v4_addr,
             source,
@@ -107,6 +121,7 @@ impl Endpoint {
                 profile,
                 server: None,
                 following,
+                _keeping: Mutex::default(),
             }),
         })
     }
@@ -214,8 +229,20 @@ fn unspecified() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
 }
 
+/// The socket as the implementation wants it; with `peers` they are noted.
+fn wrap(socket: UdpSocket, peers: Option<&Arc<Peers>>) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    let inner = quinn::TokioRuntime.wrap_udp_socket(socket)?;
+    Ok(match peers {
+        Some(peers) => Arc::new(Noting {
+            inner,
+            peers: Arc::clone(peers),
+        }),
+        None => inner,
+    })
+}
+
 fn drive(
-    socket: UdpSocket,
+    socket: Arc<dyn AsyncUdpSocket>,
     server: Option<ServerConfig>,
     keys: &QuicKeys,
 ) -> io::Result<quinn::Endpoint> {
@@ -227,7 +254,7 @@ fn drive(
     config
         .max_udp_payload_size(transport::MAX_UDP_PAYLOAD)
         .map_err(io::Error::other)?;
-    quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
+    quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(quinn::TokioRuntime))
 }
 
 fn server_configs(

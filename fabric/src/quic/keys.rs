@@ -40,6 +40,7 @@ pub struct QuicKeys {
     reset: [u8; 64],
     cid: [u8; 32],
     token: [u8; 32],
+    peers: Option<PathBuf>,
 }
 
 impl fmt::Debug for QuicKeys {
@@ -56,6 +57,7 @@ impl QuicKeys {
             reset: fresh(),
             cid: fresh(),
             token: fresh(),
+            peers: None,
         }
     }
 
@@ -77,7 +79,22 @@ impl QuicKeys {
             reset: load_key(&dir.join("reset.key"))?,
             cid: load_key(&dir.join("cid.key"))?,
             token: load_key(&dir.join("token.key"))?,
+            peers: None,
         })
+    }
+
+    /// An endpoint with these keys keeps its peers in that file (mode 0600), and at its start tells those of the process
+    /// before that their connections are gone. Without it they notice at their next packet.
+    #[must_use]
+    pub fn with_peers(self, file: PathBuf) -> Self {
+        Self {
+            peers: Some(file),
+            ..self
+        }
+    }
+
+    pub(super) fn peers(&self) -> Option<&Path> {
+        self.peers.as_deref()
     }
 
     pub(super) fn reset_key(&self) -> Arc<dyn quinn::crypto::HmacKey> {

@@ -15,6 +15,8 @@ mod endpoint;
 mod error;
 mod keys;
 mod network;
+mod noting;
+mod peers;
 mod socket;
 mod stream;
 mod transport;

@@ -125,7 +125,8 @@ impl Router {
         live: LiveIdentity,
         metrics: Arc<RouterMetrics>,
     ) -> Result<Self, BindError> {
-        let keys = QuicKeys::load_or_create(&config.quic_dir)?;
+        let keys =
+            QuicKeys::load_or_create(&config.quic_dir)?.with_peers(config.quic_dir.join("peers"));
         let tls = live.server_config(&[ALPN], ClientCerts::Required);
         let endpoint = Endpoint::bind(&config.listen, Some(tls), &keys, Profile::Router)?;
         let started = SystemTime::now();

@@ -194,3 +194,58 @@ async fn a_withdrawn_service_keeps_its_flows_over_a_move() {
     assert!(stall < STALL, "{stall:?}");
     drop(second);
 }
+
+/// An idle flow over a router that is killed and comes back: how long its end believes in the dead connection.
+async fn noticed(forget: &[&str]) -> Duration {
+    let mut world = World::new();
+    let router = world.router_to_kill("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = everywhere(&mut world, &[&router], &backend).await;
+    let consumer = world.consumer();
+    let mut ends = JoinSet::new();
+    let mut client = consumer.connect(&mut ends, &target).await;
+    exchange(&mut client, b"before").await;
+    let link = consumer.links.link(&router.peer).await.unwrap();
+    let dir = world.quic_dir("r");
+    soon(async {
+        // One line for each of the two peers, and the title.
+        while std::fs::read_to_string(dir.join("peers")).map_or(0, |text| text.lines().count()) < 3
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    world.kill().await;
+    for file in forget {
+        std::fs::remove_file(dir.join(file)).unwrap();
+    }
+    let _again = world.router_at("r", router.addr.into());
+    let begun = Instant::now();
+    soon(async {
+        while link.is_alive() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let took = begun.elapsed();
+    exchange(&mut client, b"after").await;
+    client.shutdown().await.unwrap();
+    let end = soon(ends.join_next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(end.reason, EndReason::Done);
+    took
+}
+
+#[tokio::test]
+async fn idle_peers_hear_of_a_restart_at_once() {
+    let took = noticed(&[]).await;
+    println!("noticed {took:?} after the start");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+/// What the test before this one measures comes from the file.
+#[tokio::test]
+async fn without_their_file_idle_peers_notice_at_their_next_keep_alive() {
+    let took = noticed(&["peers"]).await;
+    println!("noticed {took:?} after the start");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+}

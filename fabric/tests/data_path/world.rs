@@ -138,6 +138,11 @@ impl World {
         soon(free).await;
     }
 
+    /// Where a node's router keeps its QUIC keys.
+    pub(crate) fn quic_dir(&self, node: &str) -> std::path::PathBuf {
+        self.dir.path().join(node)
+    }
+
     fn bind(
         &self,
         node: &str,
@@ -146,7 +151,7 @@ impl World {
         let config = RouterConfig {
             listen,
             node: node.parse().unwrap(),
-            quic_dir: self.dir.path().join(node),
+            quic_dir: self.quic_dir(node),
             limits: self.router_limits.clone(),
             provider: Default::default(),
             flow: self.limits,
