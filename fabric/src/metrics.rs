@@ -86,6 +86,20 @@ pub struct DirectionLabels {
     pub direction: &'static str,
 }
 
+/// How a check of a backend ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CheckLabels {
+    /// `ok` or `failed`.
+    pub result: &'static str,
+}
+
+/// A backend that is checked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CheckedLabels {
+    /// The service with its port. There are no more than publications.
+    pub service: String,
+}
+
 /// Something that has a code.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CodeLabels {
@@ -213,6 +227,10 @@ metrics! {
     router_refusals: Family<CodeLabels, Counter> = "router_refusals", "Legs that the router did not forward, by code";
     /// Packets of UDP flows that were dropped.
     packets_dropped: Family<DropLabels, Counter> = "packets_dropped", "Packets of UDP flows dropped, by reason";
+    /// Checks of backends.
+    checks: Family<CheckLabels, Counter> = "checks", "Checks of backends made, by result";
+    /// Whether each backend that is checked works.
+    check_healthy: Family<CheckedLabels, Gauge> = "check_healthy", "1 while the checks of a backend of this process find it healthy";
     /// Links to routers that were established.
     links_connected: Counter = "links_connected", "Connections made to routers";
 }

@@ -136,6 +136,8 @@ pub struct SidecarConfig {
     pub metrics: ListenOn,
     /// How long a connection waits for a provider.
     pub connect_timeout: Duration,
+    /// Connections of one service that may wait for a provider at a time (`parked`); more are reset at once.
+    pub max_parked: usize,
     /// How long an identity is looked for before the sidecar gives up; `None` for ever.
     pub identity_timeout: Option<Duration>,
     /// How long live connections may go on when the sidecar stops; then they are reset.
@@ -165,6 +167,7 @@ impl SidecarConfig {
             pod_base: "sidecar".to_owned(),
             metrics: ListenOn::default_of(DEFAULT_METRICS_ADDR),
             connect_timeout: Duration::from_secs(10),
+            max_parked: 1024,
             identity_timeout: None,
             stop_grace: Duration::from_secs(5),
         }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use keel_certs::{ClusterName, Namespace, NodeName, ServiceId, ServiceName, Subject};
-use keel_control::api::{ActiveService, Router};
+use keel_control::api::{ActiveService, ProviderStatus, Router};
 use keel_fabric::link::RouterPeer;
 use keel_fabric::quic::HostPort;
-use keel_fabric::wire::Protocol;
+use keel_fabric::wire::{Health, Offer, Protocol};
 
 use crate::spec::ServiceRef;
 
@@ -21,8 +21,10 @@ pub struct Candidate {
     pub router: Arc<RouterPeer>,
     /// Who serves: a sidecar, or the router for a backend of its own.
     pub provider: Subject,
-    /// False if the provider's health checks fail.
-    pub healthy: bool,
+    /// How the provider wants to be chosen.
+    pub offer: Offer,
+    /// Whether the router takes nothing new.
+    pub draining: bool,
     /// The cluster of the service.
     pub cluster: ClusterName,
 }
@@ -102,13 +104,19 @@ impl Directory {
             });
             directory.routers.insert(node, peer.clone());
             for service in &status.active_services {
-                directory.add(&peer, &cluster, service);
+                directory.add(&peer, &cluster, status.is_draining(), service);
             }
         }
         directory
     }
 
-    fn add(&mut self, router: &Arc<RouterPeer>, of_router: &ClusterName, service: &ActiveService) {
+    fn add(
+        &mut self,
+        router: &Arc<RouterPeer>,
+        of_router: &ClusterName,
+        draining: bool,
+        service: &ActiveService,
+    ) {
         let Some(name) = service
             .name
             .as_deref()
@@ -144,11 +152,15 @@ impl Directory {
             let candidate = Candidate {
                 router: router.clone(),
                 provider: subject,
-                healthy: provider.is_healthy(),
+                offer: offer(provider),
+                draining,
                 cluster: cluster.clone(),
             };
             let all = self.ports.entry(key.clone()).or_default();
-            if !all.contains(&candidate) {
+            let known = all.iter().any(|known| {
+                known.provider == candidate.provider && known.router.node == candidate.router.node
+            });
+            if !known {
                 all.push(candidate);
             }
         }
@@ -218,6 +230,19 @@ impl Directory {
     /// The cluster of the own node, once its router has said it.
     pub fn own_cluster(&self) -> Option<&ClusterName> {
         self.own_cluster.as_ref()
+    }
+}
+
+fn offer(provider: &ProviderStatus) -> Offer {
+    let default = Offer::default();
+    Offer {
+        weight: provider.weight.unwrap_or(default.weight),
+        priority: provider.priority.unwrap_or(default.priority),
+        health: match (provider.is_healthy(), provider.health.as_deref()) {
+            (false, _) => Health::Unhealthy,
+            (true, Some("healthy")) => Health::Healthy,
+            (true, _) => Health::Unknown,
+        },
     }
 }
 

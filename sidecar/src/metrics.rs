@@ -66,6 +66,8 @@ pub struct SidecarMetrics {
     pub connections_closed: Counter,
     /// Connections that were reset because no provider took them.
     pub connections_unserved: Counter,
+    /// Times that a provider was put last because it failed.
+    pub ejections: Counter,
     /// Listeners that are open.
     pub listeners: Gauge,
     /// Mapped ports that could not be listened on.
@@ -105,6 +107,11 @@ impl SidecarMetrics {
             "keel_sidecar_connections_unserved",
             "Accepted connections that were reset because no provider took them",
             metrics.connections_unserved.clone(),
+        );
+        registry.register(
+            "keel_sidecar_ejections",
+            "Times that a provider was put last because opens at it failed",
+            metrics.ejections.clone(),
         );
         registry.register(
             "keel_sidecar_listeners",

@@ -1,8 +1,12 @@
 //! Which of several ways to a service is tried next. Pure: state and randomness come from the caller.
+//!
+//! First a provider, then a router that lists it, so that a provider gets its share whatever number of routers list it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use keel_certs::{ClusterName, NodeName};
+use keel_certs::{ClusterName, NodeName, Subject};
+use keel_fabric::wire::Health;
 use rand::{Rng, RngExt};
 
 use crate::directory::Candidate;
@@ -16,202 +20,252 @@ pub struct Here<'a> {
     pub cluster: Option<&'a ClusterName>,
 }
 
-/// The next candidate to try, or `None` if all were tried.
-///
-/// Healthy ones come first, then those on the own node, then those in the own cluster; one whose router was just found
-/// to be `away` counts as unhealthy. Among equals two are drawn and the one with the lower `latency` wins; one that was
-/// not measured yet wins, so that it gets measured.
-pub fn pick<'a>(
-    candidates: impl IntoIterator<Item = &'a Candidate>,
-    tried: &[Candidate],
-    here: Here<'_>,
-    away: impl Fn(&Candidate) -> bool,
-    latency: impl Fn(&Candidate) -> Option<Duration>,
-    rng: &mut impl Rng,
-) -> Option<&'a Candidate> {
-    let mut best: Vec<&Candidate> = Vec::new();
-    let mut best_rank = None;
-    for candidate in candidates
-        .into_iter()
-        .filter(|candidate| !tried.contains(candidate))
-    {
-        let rank = rank(candidate, away(candidate), here);
-        if best_rank.is_none_or(|best| rank < best) {
-            best_rank = Some(rank);
-            best.clear();
-        }
-        if best_rank == Some(rank) {
-            best.push(candidate);
-        }
+/// What this sidecar was told about the service. It wins over what providers say of themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// The weight of every provider.
+    pub weight: Option<u16>,
+    /// The priority of every provider.
+    pub priority: Option<u16>,
+    /// The client whose connections go to one provider as long as that is among the best.
+    pub sticky: Option<IpAddr>,
+}
+
+/// What one connection has tried in vain.
+#[derive(Debug, Clone, Default)]
+pub struct Tried {
+    ways: Vec<(NodeName, Subject)>,
+    routers: Vec<NodeName>,
+    providers: Vec<Subject>,
+}
+
+impl Tried {
+    /// This way did not work; another one to the same provider may.
+    pub fn way(&mut self, way: &Candidate) {
+        self.ways
+            .push((way.router.node.clone(), way.provider.clone()));
     }
-    match best.as_slice() {
-        [] => None,
-        [one] => Some(one),
-        many => {
-            let first = rng.random_range(0..many.len());
-            // Another one than the first: skip over its place.
-            let second = (first + rng.random_range(1..many.len())) % many.len();
-            let (first, second) = (many[first], many[second]);
-            Some(if latency(second) < latency(first) {
-                second
-            } else {
-                first
-            })
-        }
+
+    /// This router did not work: whoever is behind it is not reached through it either.
+    pub fn router(&mut self, router: &NodeName) {
+        self.routers.push(router.clone());
+    }
+
+    /// This provider did not work, over whatever router.
+    pub fn provider(&mut self, provider: &Subject) {
+        self.providers.push(provider.clone());
+    }
+
+    /// Whether nothing was tried.
+    pub fn is_empty(&self) -> bool {
+        self.ways.is_empty() && self.routers.is_empty() && self.providers.is_empty()
+    }
+
+    /// Whether `way` need not be tried again.
+    pub fn contains(&self, way: &Candidate) -> bool {
+        let (router, provider) = (&way.router.node, &way.provider);
+        self.routers.contains(router)
+            || self.providers.contains(provider)
+            || self.ways.iter().any(|(r, p)| r == router && p == provider)
     }
 }
 
-/// Lower is better.
-fn rank(candidate: &Candidate, away: bool, here: Here<'_>) -> (bool, bool, bool, bool) {
-    let on_node = here.node.is_some() && candidate.provider.node() == here.node;
-    let through_node = here.node == Some(&candidate.router.node);
-    let in_cluster = here.cluster == Some(&candidate.cluster);
-    (
-        !candidate.healthy || away,
-        !on_node,
-        !in_cluster,
-        !through_node,
-    )
+/// What was seen of the ways lately.
+pub trait Seen {
+    /// Whether the way did not work: its router was not reached, or the provider is ejected.
+    fn avoided(&self, way: &Candidate) -> bool;
+    /// The time of an answer over it, smoothed; `None` if nothing was asked yet.
+    fn latency(&self, way: &Candidate) -> Option<Duration>;
+}
+
+/// What is compared first to last; lower is better. Ways of one class share the connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Class {
+    unusable: bool,
+    weightless: bool,
+    priority: u16,
+    other_node: bool,
+    other_cluster: bool,
+}
+
+/// The next way to try, with its class, or `None` if all were `tried`.
+///
+/// Ways that should work come first: healthy, not avoided, not over a router that drains. Then a lower priority, the own
+/// node, the own cluster. Among the providers of that class a sticky client has its own; for others two are drawn by
+/// weight, and the clearly faster one wins. One that was not measured yet wins too, so that it gets measured. Of the
+/// routers that list the provider, the own node's comes first, and of the others the faster of two.
+pub fn pick<'a>(
+    candidates: impl IntoIterator<Item = &'a Candidate>,
+    tried: &Tried,
+    here: Here<'_>,
+    rules: Rules,
+    seen: &impl Seen,
+    rng: &mut impl Rng,
+) -> Option<(&'a Candidate, Class)> {
+    let mut ways: Vec<&Candidate> = Vec::new();
+    let mut best = None;
+    for way in candidates {
+        if tried.contains(way) {
+            continue;
+        }
+        let class = class(way, seen.avoided(way), here, rules);
+        if best.is_none_or(|best| class < best) {
+            best = Some(class);
+            ways.clear();
+        }
+        if best == Some(class) {
+            ways.push(way);
+        }
+    }
+    let providers = providers(&ways, rules, seen);
+    let chosen = match rules.sticky {
+        Some(client) => own_of(client, &providers),
+        None => two_choices(&providers, rng),
+    }?
+    .what;
+    ways.retain(|way| way.provider == *chosen);
+    let through_node = |way: &&Candidate| here.node == Some(&way.router.node);
+    if ways.iter().any(through_node) {
+        ways.retain(through_node);
+    }
+    let routers: Vec<Choice<'_, _>> = ways
+        .iter()
+        .map(|way| Choice {
+            what: *way,
+            weight: 1,
+            latency: seen.latency(way),
+        })
+        .collect();
+    Some((two_choices(&routers, rng)?.what, best?))
+}
+
+fn class(way: &Candidate, avoided: bool, here: Here<'_>, rules: Rules) -> Class {
+    let healthy = way.offer.health != Health::Unhealthy;
+    Class {
+        unusable: !healthy || avoided || way.draining,
+        weightless: rules.weight.unwrap_or(way.offer.weight) == 0,
+        priority: rules.priority.unwrap_or(way.offer.priority),
+        other_node: here.node.is_none() || way.provider.node() != here.node,
+        other_cluster: here.cluster != Some(&way.cluster),
+    }
+}
+
+/// One of several things to choose from.
+#[derive(Debug)]
+struct Choice<'a, T> {
+    what: &'a T,
+    weight: u16,
+    latency: Option<Duration>,
+}
+
+/// Each provider once, with the weight that it says over any of its ways and the latency of its fastest.
+fn providers<'a>(
+    ways: &[&'a Candidate],
+    rules: Rules,
+    seen: &impl Seen,
+) -> Vec<Choice<'a, Subject>> {
+    let mut all: Vec<Choice<'a, Subject>> = Vec::new();
+    for way in ways {
+        let weight = rules.weight.unwrap_or(way.offer.weight);
+        let latency = seen.latency(way);
+        match all.iter_mut().find(|known| *known.what == way.provider) {
+            Some(known) => {
+                known.weight = known.weight.max(weight);
+                known.latency = known.latency.into_iter().chain(latency).min();
+            }
+            None => all.push(Choice {
+                what: &way.provider,
+                weight,
+                latency,
+            }),
+        }
+    }
+    all
+}
+
+/// Draws two by weight and takes the clearly faster one, else the first: so equally fast ones share by weight. With
+/// different weights one may be drawn twice, or two providers would share without regard to their weights.
+fn two_choices<'c, 'a, T>(
+    all: &'c [Choice<'a, T>],
+    rng: &mut impl Rng,
+) -> Option<&'c Choice<'a, T>> {
+    let first = draw(all, None, rng)?;
+    let even = all.iter().all(|one| one.weight == all[0].weight);
+    let second = draw(all, Some(first).filter(|_| even), rng).unwrap_or(first);
+    Some(if is_better(all[second].latency, all[first].latency) {
+        &all[second]
+    } else {
+        &all[first]
+    })
+}
+
+/// The place of one that is drawn by weight, `but` left out.
+fn draw<T>(all: &[Choice<'_, T>], but: Option<usize>, rng: &mut impl Rng) -> Option<usize> {
+    // Those without weight are alone among themselves.
+    let weight = |(at, one): (usize, &Choice<'_, T>)| match Some(at) == but {
+        true => 0,
+        false => u32::from(one.weight.max(1)),
+    };
+    let sum: u32 = all.iter().enumerate().map(weight).sum();
+    if sum == 0 {
+        return None;
+    }
+    let mut left = rng.random_range(0..sum);
+    all.iter()
+        .enumerate()
+        .position(|one| match left.checked_sub(weight(one)) {
+            Some(rest) => {
+                left = rest;
+                false
+            }
+            None => true,
+        })
+}
+
+/// Whether something was not measured yet, or is faster by more than what measuring is off by.
+fn is_better(this: Option<Duration>, other: Option<Duration>) -> bool {
+    match (this, other) {
+        (None, other) => other.is_some(),
+        (Some(_), None) => false,
+        (Some(this), Some(other)) => this + this / 4 + MARGIN < other,
+    }
+}
+
+/// Answers whose times differ by less are equally fast.
+const MARGIN: Duration = Duration::from_millis(1);
+
+/// The provider of a client, by rendezvous hashing with weights: a provider that comes or goes moves only the clients that
+/// it gets or had.
+fn own_of<'c, 'a>(
+    client: IpAddr,
+    all: &'c [Choice<'a, Subject>],
+) -> Option<&'c Choice<'a, Subject>> {
+    let score = |one: &Choice<'_, Subject>| {
+        let client = match client {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        let hash = hash(&client.octets(), one.what.path().as_bytes());
+        // In (0, 1], from the upper 53 bits, which a double holds exactly.
+        #[allow(clippy::cast_precision_loss, reason = "53 bits fit")]
+        let unit = ((hash >> 11) + 1) as f64 / (1_u64 << 53) as f64;
+        -unit.ln() / f64::from(one.weight.max(1))
+    };
+    all.iter()
+        .min_by(|one, other| score(one).total_cmp(&score(other)))
+}
+
+/// FNV-1a, and the finish of MurmurHash3 so that every bit depends on every byte. The same in every build, so that a
+/// client keeps its provider when the sidecar is started again.
+fn hash(client: &[u8], provider: &[u8]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in client.iter().chain(provider) {
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use keel_fabric::link::RouterPeer;
-    use proptest::prelude::*;
-    use rand::SeedableRng;
-    use rand::rngs::SmallRng;
-
-    use super::*;
-
-    fn candidate(router: &str, provider: &str, cluster: &str, healthy: bool) -> Candidate {
-        Candidate {
-            router: Arc::new(RouterPeer {
-                node: router.parse().unwrap(),
-                addresses: vec!["10.0.0.1:7000".parse().unwrap()],
-            }),
-            provider: provider.parse().unwrap(),
-            healthy,
-            cluster: cluster.parse().unwrap(),
-        }
-    }
-
-    fn choose<'a>(all: &'a [Candidate], tried: &[Candidate]) -> Option<&'a Candidate> {
-        let (node, cluster) = ("a".parse().unwrap(), "home".parse().unwrap());
-        let here = Here {
-            node: Some(&node),
-            cluster: Some(&cluster),
-        };
-        let mut rng = SmallRng::seed_from_u64(7);
-        pick(all, tried, here, |_| false, |_| None, &mut rng)
-    }
-
-    #[test]
-    fn health_beats_node_beats_cluster_and_the_next_one_follows() {
-        let sick = candidate("a", "/node/a", "home", false);
-        let near = candidate("a", "/node/a/ns/default/pod/p", "home", true);
-        let own_router = candidate("a", "/node/b/ns/default/pod/p", "home", true);
-        let cluster = candidate("b", "/node/b/ns/default/pod/p", "home", true);
-        let far = candidate("c", "/node/c", "cloud", true);
-        let all = [
-            far.clone(),
-            sick.clone(),
-            cluster.clone(),
-            own_router.clone(),
-            near.clone(),
-        ];
-        let mut tried = Vec::new();
-        while let Some(next) = choose(&all, &tried) {
-            tried.push(next.clone());
-        }
-        assert_eq!(tried, [near, own_router, cluster, far, sick]);
-    }
-
-    #[test]
-    fn among_equals_the_lower_latency_wins_of_two() {
-        let all = [
-            candidate("b", "/node/b", "cloud", true),
-            candidate("c", "/node/c", "cloud", true),
-        ];
-        let latency = |c: &Candidate| {
-            Some(Duration::from_millis(if c.router.node.as_ref() == "b" {
-                50
-            } else {
-                5
-            }))
-        };
-        for seed in 0..20 {
-            let here = Here {
-                node: None,
-                cluster: None,
-            };
-            let chosen = pick(
-                &all,
-                &[],
-                here,
-                |_| false,
-                latency,
-                &mut SmallRng::seed_from_u64(seed),
-            )
-            .unwrap();
-            assert_eq!(chosen.router.node.as_ref(), "c");
-        }
-    }
-
-    #[test]
-    fn a_router_that_is_away_comes_last() {
-        let near = candidate("a", "/node/a/ns/default/pod/p", "home", true);
-        let far = candidate("c", "/node/c", "cloud", true);
-        let all = [near, far.clone()];
-        let node = "a".parse().unwrap();
-        let here = Here {
-            node: Some(&node),
-            cluster: None,
-        };
-        let away = |c: &Candidate| c.router.node == node;
-        let mut rng = SmallRng::seed_from_u64(7);
-        assert_eq!(pick(&all, &[], here, away, |_| None, &mut rng), Some(&far));
-        assert!(pick(&all, &[far], here, away, |_| None, &mut rng).is_some());
-    }
-
-    #[test]
-    fn unmeasured_equals_share_the_load() {
-        let all: Vec<_> = ["b", "c", "d"]
-            .map(|n| candidate(n, &format!("/node/{n}"), "cloud", true))
-            .into();
-        let mut rng = SmallRng::seed_from_u64(1);
-        let mut counts = [0; 3];
-        for _ in 0..300 {
-            let chosen = pick(
-                &all,
-                &[],
-                Here {
-                    node: None,
-                    cluster: None,
-                },
-                |_| false,
-                |_| None,
-                &mut rng,
-            )
-            .unwrap();
-            counts[all.iter().position(|c| c == chosen).unwrap()] += 1;
-        }
-        assert!(counts.iter().all(|count| *count > 50), "{counts:?}");
-    }
-
-    proptest! {
-        #[test]
-        fn every_candidate_is_tried_once_healthy_ones_first(health in proptest::collection::vec(any::<bool>(), 0..8), seed in any::<u64>()) {
-            let all: Vec<_> = health.iter().enumerate()
-                .map(|(i, healthy)| candidate(&format!("n{i}"), &format!("/node/n{i}"), "cloud", *healthy)).collect();
-            let mut rng = SmallRng::seed_from_u64(seed);
-            let mut tried: Vec<Candidate> = Vec::new();
-            while let Some(next) = pick(&all, &tried, Here { node: None, cluster: None }, |_| false, |_| None, &mut rng) {
-                tried.push(next.clone());
-            }
-            prop_assert_eq!(tried.len(), all.len());
-            prop_assert!(tried.is_sorted_by_key(|c| !c.healthy));
-        }
-    }
-}
+mod tests;

@@ -1,34 +1,28 @@
 //! One connection from accept to its end: the consumer's path, top to bottom.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use keel_certs::NodeName;
 use keel_fabric::EndReason;
 use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, OpenError, Target};
-use keel_fabric::link::{LinkError, Links};
+use keel_fabric::link::Links;
 use keel_fabric::wire::{Protocol, RefuseCode};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::directory::{Candidate, Directory};
+use crate::directory::{Candidate, Directory, PortKey};
+use crate::endpoints::{Endpoints, Failure};
 use crate::metrics::SidecarMetrics;
-use crate::options::AllOptions;
-use crate::pick::{Here, pick};
+use crate::options::{AllOptions, ServiceOptions, Sticky};
+use crate::parked::Parked;
+use crate::pick::{Class, Here, Rules, Tried, pick};
+use crate::reach::{Late, Race, reach};
 use crate::spec::ServiceRef;
 
 /// The pause before providers that could not be reached are tried once more; those that refused are not.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-
-/// How long a router may take to be reached while another way is left. A handshake takes two round trips and half a second
-/// over the worst of links; a router that does not answer costs its deadline only where there is nothing better.
-const REACH_TIME: Duration = Duration::from_millis(1500);
-
-/// For how long a router that was not reached is tried last.
-const AWAY_TIME: Duration = Duration::from_secs(5);
 
 /// What all connections share.
 #[derive(Debug)]
@@ -45,45 +39,34 @@ pub(crate) struct Proxy {
     pub(crate) connect_timeout: Duration,
     /// Counters.
     pub(crate) metrics: Arc<SidecarMetrics>,
-    /// Routers that could not be reached lately.
-    pub(crate) away: Away,
-}
-
-/// When each router was last found to be away; no more entries than there are routers. A short map touch, never held
-/// across an await.
-#[derive(Debug, Default)]
-pub(crate) struct Away(Mutex<BTreeMap<NodeName, Instant>>);
-
-impl Away {
-    fn note(&self, node: &NodeName) {
-        self.lock().insert(node.clone(), Instant::now());
-    }
-
-    fn is_away(&self, node: &NodeName) -> bool {
-        let mut all = self.lock();
-        let away = all.get(node).map(|at| at.elapsed() < AWAY_TIME);
-        if away == Some(false) {
-            all.remove(node);
-        }
-        away == Some(true)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeName, Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    /// What came of earlier opens.
+    pub(crate) endpoints: Endpoints,
+    /// Who waits for a provider.
+    pub(crate) parked: Parked,
 }
 
 /// Why no provider took a connection.
 #[derive(Debug, thiserror::Error)]
-enum Unserved {
+pub(crate) enum Unserved {
     #[error("the sidecar has no identity yet")]
     NoIdentity,
     #[error("nobody provides it")]
     NoProvider,
+    #[error("nobody provides it, and too many wait for that already")]
+    Crowded,
     #[error("{0}")]
     Open(OpenError),
     #[error("no answer in time")]
     NoAnswer,
+}
+
+/// What a connection is for, and whose it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) target: &'a ServiceRef,
+    pub(crate) port: u16,
+    pub(crate) protocol: Protocol,
+    pub(crate) client: IpAddr,
 }
 
 /// Carries one accepted connection: picks a provider, opens a flow, tries the next one if that one refuses or is gone, and
@@ -97,52 +80,83 @@ pub(crate) async fn serve(
     port: u16,
 ) {
     proxy.metrics.connections_accepted.inc();
-    let service = (target.service.clone(), port);
-    let mut flow = ConsumerFlow::new(stream, service, proxy.consumer.clone());
+    let asked = (target.service.clone(), port);
+    let mut flow = ConsumerFlow::new(stream, asked, proxy.consumer.clone());
+    let wanted = Wanted {
+        target,
+        port,
+        protocol: Protocol::Tcp,
+        client: from.ip(),
+    };
     // The end is logged and counted by the flow itself, with bytes, duration and reason.
-    let _ = match open(proxy, &mut flow, target, port).await {
-        Ok(()) => flow.carry().await,
-        Err(Unserved::Open(OpenError::ClientGone)) => flow.reset(),
+    match open(proxy, &mut flow, wanted).await {
+        Ok(late) => {
+            let carried = async {
+                flow.carry().await;
+                proxy.metrics.connections_closed.inc();
+            };
+            tokio::join!(carried, late.settle(&proxy.endpoints));
+        }
+        Err(Unserved::Open(OpenError::ClientGone)) => {
+            flow.reset();
+            proxy.metrics.connections_closed.inc();
+        }
         Err(why) => {
             proxy.metrics.connections_unserved.inc();
             tracing::debug!(service = %target, port, client = %from, "connection reset: {why}");
             flow.unserved(match why {
                 Unserved::NoIdentity => EndReason::NoIdentity,
-                Unserved::NoProvider => EndReason::NoProvider,
+                Unserved::NoProvider | Unserved::Crowded => EndReason::NoProvider,
                 Unserved::Open(_) | Unserved::NoAnswer => EndReason::NoAnswer,
-            })
+            });
+            proxy.metrics.connections_closed.inc();
         }
-    };
-    proxy.metrics.connections_closed.inc();
+    }
 }
 
-async fn open(
+/// Opens `flow` at one provider after the other until one takes it, or none does within the connect timeout.
+///
+/// Returns the routers that are still being dialled: they lost a race, but the next connection may find them reached.
+pub(crate) async fn open(
     proxy: &Proxy,
     flow: &mut ConsumerFlow,
-    target: &ServiceRef,
-    port: u16,
-) -> Result<(), Unserved> {
+    wanted: Wanted<'_>,
+) -> Result<Late, Unserved> {
+    let Wanted {
+        target,
+        port,
+        protocol,
+        ..
+    } = wanted;
     let deadline = Instant::now() + proxy.connect_timeout;
+    let key = PortKey::new(target.service.clone(), port, protocol);
     let mut directory = proxy.directory.clone();
+    let mut late = Late::default();
     let links = tokio::select! {
         links = identified(proxy, deadline) => links?,
         gone = flow.gone() => return Err(Unserved::Open(gone)),
     };
-    let mut tried: Vec<Candidate> = Vec::new();
+    let options = proxy.options.of(&target.service, port);
+    let rules = rules(&options, wanted.client);
+    let mut tried = Tried::default();
     let mut refused = None;
     let mut unreachable = None;
     loop {
         let now = directory.borrow_and_update().clone();
-        let ways: Vec<&Candidate> = now.candidates(target, port, Protocol::Tcp).collect();
-        let Some(candidate) = next(proxy, &now, &ways, &links, &tried) else {
+        let Some(first) = next(proxy, &now, &key, wanted, rules, &tried) else {
             // Somebody answered: the client hears of it at once. Nobody did: one may still come.
             if let Some(error) = refused {
                 return Err(Unserved::Open(error));
             }
+            let Some(_place) = proxy.parked.enter(&key) else {
+                proxy.metrics.dns.limit_hit("parked");
+                return Err(unreachable.map_or(Unserved::Crowded, Unserved::Open));
+            };
+            let pause = RETRY_PAUSE.mul_f64(rand::random_range(0.75..1.25));
             let again = async {
                 tokio::select! {
                     changed = directory.changed() => if changed.is_err() { std::future::pending::<()>().await },
-                    () = sleep(RETRY_PAUSE), if !tried.is_empty() => {}
+                    () = sleep(pause), if !tried.is_empty() => {}
                 }
             };
             let waited = tokio::select! {
@@ -152,51 +166,55 @@ async fn open(
             if waited.is_err() {
                 return Err(unreachable.map_or(Unserved::NoProvider, Unserved::Open));
             }
-            tried.clear();
+            tried = Tried::default();
             continue;
         };
-        let router = &candidate.router.node;
-        let another = |now: &Directory| {
-            now.candidates(target, port, Protocol::Tcp)
-                .any(|way| way.router.node != *router && !tried.contains(way))
+        let race = Race {
+            links: &links,
+            endpoints: &proxy.endpoints,
+            directory: &mut directory,
+            deadline,
+            late: &mut late,
         };
-        let patience = deadline.min(Instant::now() + REACH_TIME);
+        let another = |now: &Directory, tried: &Tried| next(proxy, now, &key, wanted, rules, tried);
         let reached = tokio::select! {
-            reached = links.link(&candidate.router) => reached,
+            reached = reach(race, first, &mut tried, another) => reached,
             gone = flow.gone() => return Err(Unserved::Open(gone)),
-            () = better(&mut directory, another, patience, deadline) => {
-                Err(LinkError::TimedOut { node: router.clone() })
+        };
+        let way = match reached {
+            Ok(way) => way,
+            Err(error) => {
+                tracing::debug!(service = %target, port, %error, "no router reached, trying another way");
+                unreachable = Some(OpenError::NoRouter(error));
+                continue;
             }
         };
-        if let Err(error) = reached {
-            tracing::debug!(service = %target, port, %router, %error, "router not reached, trying another way");
-            proxy.away.note(router);
-            // Whoever is behind that router is not reached through it either.
-            tried.extend(
-                ways.iter()
-                    .filter(|way| way.router.node == *router)
-                    .map(|way| (*way).clone()),
-            );
-            unreachable = Some(OpenError::NoRouter(error));
-            continue;
-        }
         let one = Target {
             service: target.service.clone(),
             port,
-            provider: candidate.provider.clone(),
-            router: (*candidate.router).clone(),
-            options: proxy.options.of(&target.service, port).flow(),
+            provider: way.provider.clone(),
+            router: (*way.router).clone(),
+            options: options.flow(),
         };
-        match timeout_at(deadline, flow.open(&links, &one)).await {
-            Ok(Ok(())) => return Ok(()),
+        proxy.endpoints.trying(&key, &way.provider);
+        let asked = Instant::now();
+        let outcome = timeout_at(deadline, flow.open(&links, &one)).await;
+        note(proxy, &key, &way, asked, outcome.as_ref().ok());
+        match outcome {
+            Ok(Ok(())) => return Ok(late),
             Ok(Err(error)) if error.elsewhere() => {
-                tracing::debug!(service = %target, port, provider = %one.provider, %router, %error, "trying the next provider");
+                tracing::debug!(service = %target, port, provider = %one.provider, router = %one.router.node, %error, "trying the next provider");
+                if backend_failed(&error).is_some() {
+                    // It says so over every router.
+                    tried.provider(&way.provider);
+                } else {
+                    tried.way(&way);
+                }
                 if is_answer(&error) {
                     refused = Some(error);
                 } else {
                     unreachable = Some(error);
                 }
-                tried.push(candidate.clone());
             }
             Ok(Err(error)) => return Err(Unserved::Open(error)),
             Err(_) => return Err(unreachable.map_or(Unserved::NoAnswer, Unserved::Open)),
@@ -204,24 +222,88 @@ async fn open(
     }
 }
 
-/// Whether somebody said no. A backend that says nothing may still do so until the connection's own deadline.
-fn is_answer(error: &OpenError) -> bool {
-    matches!(error, OpenError::Refused { code, .. } if *code != RefuseCode::BackendTimeout)
+/// What this sidecar was told of the choice, for a connection of `client`.
+fn rules(options: &ServiceOptions, client: IpAddr) -> Rules {
+    Rules {
+        weight: options.weight,
+        priority: options.priority,
+        sticky: options.sticky.map(|Sticky::Client| client),
+    }
 }
 
-/// Returns when it is no use to wait any longer for a router: from `patience` on as soon as there is `another` one to try,
-/// at the `deadline` in any case.
-async fn better(
-    directory: &mut watch::Receiver<Arc<Directory>>,
-    another: impl Fn(&Directory) -> bool,
-    patience: Instant,
-    deadline: Instant,
+/// The next way to try, with its class.
+fn next(
+    proxy: &Proxy,
+    directory: &Directory,
+    key: &PortKey,
+    wanted: Wanted<'_>,
+    rules: Rules,
+    tried: &Tried,
+) -> Option<(Candidate, Class)> {
+    let here = Here {
+        node: directory.own_node(),
+        cluster: directory.own_cluster(),
+    };
+    let ways = directory.candidates(wanted.target, wanted.port, wanted.protocol);
+    let seen = proxy.endpoints.of(key);
+    let (way, class) = pick(ways, tried, here, rules, &seen, &mut rand::rng())?;
+    Some((way.clone(), class))
+}
+
+/// Remembers what came of an open, for the choices after this one. `None`: nothing came of it.
+fn note(
+    proxy: &Proxy,
+    key: &PortKey,
+    way: &Candidate,
+    asked: Instant,
+    outcome: Option<&Result<(), OpenError>>,
 ) {
-    sleep_until(patience).await;
-    let found = async { directory.wait_for(|now| another(now)).await.is_ok() };
-    if timeout_at(deadline, found).await != Ok(true) {
-        sleep_until(deadline).await;
+    let router = &way.router.node;
+    let failure = match outcome {
+        Some(Ok(())) => {
+            let endpoints = &proxy.endpoints;
+            return endpoints.answered(key, &way.provider, router, asked.elapsed());
+        }
+        Some(Err(OpenError::NoRouter(_))) => return proxy.endpoints.away(router),
+        Some(Err(OpenError::Refused { code, .. })) if *code == RefuseCode::Draining => {
+            return proxy.endpoints.away(router);
+        }
+        Some(Err(error)) => backend_failed(error),
+        None => Some(Failure::Silent),
+    };
+    let Some(failure) = failure else { return };
+    if let Some(pause) = proxy.endpoints.failed(key, &way.provider, failure) {
+        proxy.metrics.ejections.inc();
+        tracing::warn!(service = %key.service, port = key.port, provider = %way.provider, ?pause, "provider fails and is tried last");
     }
+}
+
+/// How the backend failed, if it did.
+fn backend_failed(error: &OpenError) -> Option<Failure> {
+    match error {
+        OpenError::Refused { code, .. } => match code {
+            RefuseCode::BackendRefused | RefuseCode::BackendUnreachable => Some(Failure::Refused),
+            RefuseCode::BackendTimeout => Some(Failure::Silent),
+            _ => None,
+        },
+        OpenError::Lost => Some(Failure::Silent),
+        _ => None,
+    }
+}
+
+/// Whether somebody said no for good. A backend that says nothing may still do so until the connection's own deadline, and
+/// a provider that is not where the directory has it, or stops, may be just about to come back.
+fn is_answer(error: &OpenError) -> bool {
+    let OpenError::Refused { code, .. } = error else {
+        return false;
+    };
+    !matches!(
+        code,
+        RefuseCode::BackendTimeout
+            | RefuseCode::NoProvider
+            | RefuseCode::UnknownService
+            | RefuseCode::Draining
+    )
 }
 
 /// The connections to routers, once there is an identity to make them with.
@@ -233,40 +315,25 @@ async fn identified(proxy: &Proxy, deadline: Instant) -> Result<Links, Unserved>
     }
 }
 
-fn next<'a>(
-    proxy: &Proxy,
-    directory: &Directory,
-    ways: &[&'a Candidate],
-    links: &Links,
-    tried: &[Candidate],
-) -> Option<&'a Candidate> {
-    let here = Here {
-        node: directory.own_node(),
-        cluster: directory.own_cluster(),
-    };
-    let away = |way: &Candidate| proxy.away.is_away(&way.router.node);
-    let latency = |way: &Candidate| links.rtt(&way.router.node);
-    pick(
-        ways.iter().copied(),
-        tried,
-        here,
-        away,
-        latency,
-        &mut rand::rng(),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_backend_that_says_nothing_is_waited_for_until_the_deadline() {
+    fn only_a_no_for_good_is_an_answer() {
         let refused = |code| OpenError::Refused {
             code,
             text: String::new(),
         };
-        assert!(is_answer(&refused(RefuseCode::BackendRefused)));
-        assert!(!is_answer(&refused(RefuseCode::BackendTimeout)));
+        for (code, answer) in [
+            (RefuseCode::BackendRefused, true),
+            (RefuseCode::Limit, true),
+            (RefuseCode::BackendTimeout, false),
+            (RefuseCode::NoProvider, false),
+            (RefuseCode::UnknownService, false),
+            (RefuseCode::Draining, false),
+        ] {
+            assert_eq!(is_answer(&refused(code)), answer, "{code}");
+        }
     }
 }

@@ -25,6 +25,7 @@ use crate::dns::DnsSockets;
 use crate::dns::forward::Forwarder;
 use crate::dns::handler::{DnsView, Handler, Others};
 use crate::dns::view::NameSources;
+use crate::endpoints::Endpoints;
 use crate::error::{RunError, StartError};
 use crate::following::Following;
 use crate::identity::{Found, Lookup};
@@ -32,7 +33,8 @@ use crate::listener::{Listeners, MappingState};
 use crate::mapper::Mapper;
 use crate::metrics::SidecarMetrics;
 use crate::options::AllOptions;
-use crate::proxy::{Away, Proxy};
+use crate::parked::Parked;
+use crate::proxy::Proxy;
 use crate::remember::{self, Sources};
 use crate::snapshot::{Snapshot, SnapshotFiles};
 use crate::spec::{MappedService, PublishedService, ServiceRef};
@@ -171,7 +173,8 @@ impl Sidecar {
             },
             connect_timeout: config.connect_timeout,
             metrics: metrics.clone(),
-            away: Away::default(),
+            endpoints: Endpoints::default(),
+            parked: Parked::new(config.max_parked),
         };
         let mut listeners = Listeners::new(Arc::new(proxy), vips, stop.clone(), config.stop_grace);
         let mut mapper = Mapper::new(&config.mapped);

@@ -48,6 +48,18 @@ pub struct RouterStatus {
     pub extra: Map<String, Value>,
 }
 
+impl RouterStatus {
+    /// Whether the router says that it takes nothing new, because it stops.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.conditions.iter().any(|condition| {
+            condition.kind == "Ready"
+                && condition.status == "False"
+                && condition.reason == "Draining"
+        })
+    }
+}
+
 /// The writing node's number for a status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -1,5 +1,6 @@
 //! The provider's end: publishes at routers, takes legs from them, dials backends.
 
+pub(crate) mod check;
 mod dial;
 mod publish;
 pub(crate) mod terminator;
@@ -22,7 +23,8 @@ pub use crate::options::{Check, Probe, PublicationOptions};
 use crate::pace::Paces;
 use crate::quic::HostPort;
 use crate::wire::Protocol;
-use publish::At;
+use check::Checks;
+use publish::{At, Wanted};
 use terminator::Terminator;
 
 /// A service that is served here.
@@ -156,13 +158,17 @@ impl Provider {
     }
 
     /// Publishes everything in `publications` at every one of `routers` and serves what comes, until `stop`; then withdraws
-    /// it, gives the flows their grace and cuts those that are left. Changes of either list take effect at once; running flows of a withdrawn publication go on.
+    /// it, gives the flows their grace and cuts those that are left. Changes of either list take effect at once; running
+    /// flows of a withdrawn publication go on. Backends are checked as their publications ask for, and routers hear of it.
     pub async fn serve(
         &self,
         publications: watch::Receiver<Arc<Vec<Publication>>>,
         mut routers: watch::Receiver<Arc<Vec<RouterPeer>>>,
         stop: CancellationToken,
     ) {
+        let checks = Checks::new(Arc::clone(&self.inner.metrics));
+        let healths = checks.healths();
+        let mut checking = std::pin::pin!(checks.run(publications.clone()));
         let mut tasks: JoinSet<NodeName> = JoinSet::new();
         let mut number = 0;
         let mut running: HashMap<NodeName, (RouterPeer, CancellationToken)> = HashMap::new();
@@ -188,10 +194,15 @@ impl Provider {
                     router: router.clone(),
                     number,
                 };
-                tasks.spawn(publish::at(at, publications.clone(), cancel));
+                let wanted = Wanted {
+                    publications: publications.clone(),
+                    healths: healths.clone(),
+                };
+                tasks.spawn(publish::at(at, wanted, cancel));
             }
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = &mut checking => {}
                 changed = routers.changed() => if changed.is_err() { stop.cancelled().await; break },
                 Some(ended) = tasks.join_next() => match ended {
                     Ok(node) => tracing::trace!(router = %node, "publisher ended"),

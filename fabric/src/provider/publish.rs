@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use keel_certs::{NodeName, ServiceId, Subject};
+use keel_certs::{NodeName, Subject};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::check::{Healths, Key, key};
 use super::terminator::Via;
 use super::{Backend, Inner, Publication, PublishOutcome};
 use crate::leg::{Header, IncomingLeg};
 use crate::link::{Link, PublishError, RouterPeer};
 use crate::quic::{Lost, RecvStream, SendStream};
-use crate::wire::{Offer, Protocol, RefuseCode, ResetCode};
+use crate::wire::{Offer, RefuseCode, ResetCode};
 
 /// First pause before a router is dialled again; doubles up to [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -31,6 +32,13 @@ const HEADERS: usize = 4096;
 
 type Publications = watch::Receiver<Arc<Vec<Publication>>>;
 
+/// What is to be published, and how well it works.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    pub(super) publications: Publications,
+    pub(super) healths: watch::Receiver<Healths>,
+}
+
 /// The task of one router. A later one for the same node has a higher number.
 pub(super) struct At {
     pub(super) inner: Arc<Inner>,
@@ -39,17 +47,14 @@ pub(super) struct At {
 }
 
 /// Keeps everything published at the router until `cancel`, then withdraws it.
-pub(super) async fn at(
-    at: At,
-    mut publications: Publications,
-    cancel: CancellationToken,
-) -> NodeName {
+pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) -> NodeName {
     let mut pause = BACKOFF;
     let node = &at.router.node;
     loop {
         // Without anything to publish there is no reason for a link.
         let linked = async {
-            if publications
+            if wanted
+                .publications
                 .wait_for(|list| !list.is_empty())
                 .await
                 .is_err()
@@ -63,13 +68,13 @@ pub(super) async fn at(
             linked = linked => match linked {
                 Ok(link) => {
                     pause = BACKOFF;
-                    let Some(lost) = serve(&at, &link, publications.clone(), &cancel).await else { break };
+                    let Some(lost) = serve(&at, &link, wanted.clone(), &cancel).await else { break };
                     tracing::info!(router = %node, %lost, "link to router lost");
-                    at.unreachable(&publications, &lost.to_string());
+                    at.unreachable(&wanted.publications, &lost.to_string());
                 }
                 Err(error) => {
                     tracing::debug!(router = %node, %error, "cannot publish");
-                    at.unreachable(&publications, &error.to_string());
+                    at.unreachable(&wanted.publications, &error.to_string());
                 }
             },
         }
@@ -98,17 +103,18 @@ impl At {
 async fn serve(
     at: &At,
     link: &Link,
-    mut publications: Publications,
+    mut wanted: Wanted,
     cancel: &CancellationToken,
 ) -> Option<Lost> {
     let mut standing = Standing::default();
     let mut legs = JoinSet::new();
-    let current = publications.clone();
+    let current = wanted.publications.clone();
     let publishing = async {
         let mut changed = true;
         loop {
-            let wanted = Arc::clone(&publications.borrow_and_update());
-            let retry = reconcile(at, link, &wanted, changed, &mut standing).await;
+            let list = Arc::clone(&wanted.publications.borrow_and_update());
+            let healths = wanted.healths.borrow_and_update().clone();
+            let retry = reconcile(at, link, &list, &healths, changed, &mut standing).await;
             let retry = async {
                 match retry {
                     Some(pause) => tokio::time::sleep(pause).await,
@@ -116,10 +122,11 @@ async fn serve(
                 }
             };
             changed = tokio::select! {
-                changed = publications.changed() => match changed {
+                changed = wanted.publications.changed() => match changed {
                     Ok(()) => true,
                     Err(_) => return std::future::pending().await,
                 },
+                Ok(()) = wanted.healths.changed() => false,
                 () = retry => false,
             };
         }
@@ -149,21 +156,21 @@ async fn serve(
     };
     if lost.is_none() {
         // A router that does not answer hears of it when the connection ends.
-        let farewell = reconcile(at, link, &[], true, &mut standing);
+        let nothing = Healths::default();
+        let farewell = reconcile(at, link, &[], &nothing, true, &mut standing);
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
     lost
 }
 
-/// What a router knows of a publication: not the backend.
-type Key = (ServiceId, u16, Protocol);
-
 /// What stands at a router over one link.
 #[derive(Default)]
 struct Standing {
-    published: BTreeMap<Key, u64>,
+    published: BTreeMap<Key, (u64, Offer)>,
     /// When each was refused.
     refused: BTreeMap<Key, Instant>,
+    /// Numbers whose publication was said anew under another one. Routers of an earlier version know them still.
+    replaced: Vec<u64>,
     /// Numbers that have to be withdrawn; also those whose publication had no answer, and may stand.
     stale: BTreeSet<u64>,
 }
@@ -173,6 +180,7 @@ async fn reconcile(
     at: &At,
     link: &Link,
     wanted: &[Publication],
+    healths: &Healths,
     changed: bool,
     standing: &mut Standing,
 ) -> Option<Duration> {
@@ -180,7 +188,7 @@ async fn reconcile(
     let control = link.control();
     let stale = &mut standing.stale;
     let is_wanted = |one: &Key| wanted.iter().any(|publication| key(publication) == *one);
-    standing.published.retain(|key, id| {
+    standing.published.retain(|key, (id, _)| {
         let keep = is_wanted(key);
         if !keep {
             stale.insert(*id);
@@ -202,7 +210,9 @@ async fn reconcile(
     let mut missing = !standing.stale.is_empty();
     for publication in wanted {
         let key = key(publication);
-        let outcome = if standing.published.contains_key(&key) {
+        let offer = healths.offer(publication);
+        let stands = standing.published.get(&key);
+        let outcome = if stands.is_some_and(|(_, stands)| *stands == offer) {
             PublishOutcome::Published
         } else if !standing.stale.is_empty() {
             // It takes nothing now, and more questions would only wait behind the others.
@@ -213,7 +223,7 @@ async fn reconcile(
                 continue;
             }
             let again = refused.is_some();
-            match publish(link, &key, standing).await {
+            match publish(link, &key, offer, standing).await {
                 Ok(()) => PublishOutcome::Published,
                 Err(error @ PublishError::Refused { .. }) => {
                     if !again {
@@ -229,6 +239,12 @@ async fn reconcile(
         };
         at.inner.note(at, publication, outcome);
     }
+    for id in std::mem::take(&mut standing.replaced) {
+        if control.withdraw(id).await == Err(PublishError::NoAnswer) {
+            standing.stale.insert(id);
+            missing = true;
+        }
+    }
     if missing {
         Some(BACKOFF_MAX)
     } else {
@@ -236,36 +252,40 @@ async fn reconcile(
     }
 }
 
-async fn publish(link: &Link, key: &Key, standing: &mut Standing) -> Result<(), PublishError> {
+async fn publish(
+    link: &Link,
+    key: &Key,
+    offer: Offer,
+    standing: &mut Standing,
+) -> Result<(), PublishError> {
     let (service, port, protocol) = key;
     let id = link.control().next_id();
     let asked = link
         .control()
-        .publish(id, service.clone(), *port, *protocol, Offer::default())
+        .publish(id, service.clone(), *port, *protocol, offer)
         .await;
     standing.refused.remove(key);
     match &asked {
         Ok(()) => {
-            tracing::info!(%service, port, router = %link.node(), "published");
-            standing.published.insert(key.clone(), id);
+            if let Some((before, _)) = standing.published.insert(key.clone(), (id, offer)) {
+                tracing::debug!(%service, port, router = %link.node(), ?offer, "published anew");
+                standing.replaced.push(before);
+            } else {
+                tracing::info!(%service, port, router = %link.node(), "published");
+            }
         }
         Err(PublishError::Refused { .. }) => {
             standing.refused.insert(key.clone(), Instant::now());
         }
         Err(PublishError::NoAnswer) => {
             standing.stale.insert(id);
+            // If it was taken, it has replaced the one before.
+            let before = standing.published.remove(key);
+            standing.stale.extend(before.map(|(id, _)| id));
         }
         Err(PublishError::Lost) => {}
     }
     asked
-}
-
-fn key(publication: &Publication) -> Key {
-    (
-        publication.service.clone(),
-        publication.port,
-        publication.protocol,
-    )
 }
 
 /// Reads a leg's header, authorises it and hands it on.

@@ -31,11 +31,12 @@ use crate::limits::{ProviderLimits, RouterLimits};
 use crate::link::ALPN;
 pub use crate::metrics::FabricMetrics as RouterMetrics;
 use crate::pace::Paces;
+use crate::provider::check::{Checks, Healths};
 use crate::provider::terminator::Terminator;
 use crate::provider::{Backend, Publication};
 use crate::quic::{BindError, Endpoint, ListenAddr, Profile, QuicKeys};
 use crate::units::Rate;
-use crate::wire::{CloseCode, Offer};
+use crate::wire::CloseCode;
 use clients::{Client, Clients};
 use drain::Drain;
 use identities::Identities;
@@ -208,7 +209,14 @@ impl Router {
         let mut report = tokio::time::interval(REPORT);
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut backends_live = true;
-        set_own(&shared, &backends.borrow_and_update());
+        let checks = Checks::new(Arc::clone(&shared.metrics));
+        let mut healths = checks.healths();
+        let mut checking = std::pin::pin!(checks.run(backends.clone()));
+        set_own(
+            &shared,
+            &backends.borrow_and_update(),
+            &healths.borrow_and_update(),
+        );
         loop {
             tokio::select! {
                 () = stop.cancelled(), if !shared.drain.has_begun() => {
@@ -244,9 +252,13 @@ impl Router {
                     tracing::error!(%error, "a connection's task failed");
                 },
                 changed = backends.changed(), if backends_live => match changed {
-                    Ok(()) => set_own(&shared, &backends.borrow_and_update()),
+                    Ok(()) => set_own(&shared, &backends.borrow_and_update(), &healths.borrow()),
                     Err(_) => backends_live = false,
                 },
+                () = &mut checking => {}
+                Ok(()) = healths.changed() => {
+                    set_own(&shared, &backends.borrow(), &healths.borrow_and_update());
+                }
                 () = shared.changed.notified() => publish_view(&shared, &view),
                 _ = report.tick() => publish_view(&shared, &view),
             }
@@ -260,7 +272,7 @@ impl Router {
     }
 }
 
-fn set_own(shared: &Shared, backends: &[Publication]) {
+fn set_own(shared: &Shared, backends: &[Publication], healths: &Healths) {
     shared.paces.set(backends.iter().map(|one| {
         let service = (one.service.clone(), one.port, one.protocol);
         (service, &one.options)
@@ -271,7 +283,7 @@ fn set_own(shared: &Shared, backends: &[Publication]) {
             port: publication.port,
             protocol: publication.protocol,
         };
-        (key, Backend::from(publication), Offer::default())
+        (key, Backend::from(publication), healths.offer(publication))
     });
     shared.table().set_own(own, SystemTime::now());
     shared.changed.notify_one();

@@ -139,12 +139,32 @@ fn the_shapes_of_older_documents_are_read() {
     let web = target("web.default");
     let web: Vec<_> = directory.candidates(&web, 80, Protocol::Tcp).collect();
     assert_eq!(web.len(), 1);
-    assert!(!web[0].healthy);
+    assert_eq!(web[0].offer.health, Health::Unhealthy);
+    assert!(!web[0].draining);
     assert!(
         directory
             .ports(&target("redis.default"), Protocol::Tcp)
             .is_empty()
     );
+}
+
+#[test]
+fn what_providers_and_routers_say_of_themselves_is_kept() {
+    let status = json!({"addresses": ["b:7000"],
+        "conditions": [{"type": "Ready", "status": "False", "reason": "Draining"}],
+        "activeServices": [{"name": "mysql", "port": 3306, "providers": [
+            {"identity": POD_B, "health": "healthy", "weight": 10, "priority": 2},
+            {"identity": "/node/b", "health": "unknown", "weight": 70_000, "priority": null}]}]});
+    let directory = Directory::build(&own(), &[router("b", status)]);
+    let mysql = target("mysql.default");
+    let found: Vec<_> = directory.candidates(&mysql, 3306, Protocol::Tcp).collect();
+    let offer = Offer {
+        weight: 10,
+        priority: 2,
+        health: Health::Healthy,
+    };
+    assert_eq!((found[0].offer, found[0].draining), (offer, true));
+    assert_eq!(found[1].offer, Offer::default());
 }
 
 #[test]
