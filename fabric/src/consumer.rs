@@ -24,6 +24,7 @@ use crate::pace::Paces;
 use crate::pump::tcp::{self, Socket};
 use crate::pump::{Buffers, Event, Pump};
 use crate::series::At;
+use crate::udp;
 use crate::wire::{
     AbortCode, Decoder, FlowId, Generation, Open, Protocol, RefuseCode, Secret, VERSION,
 };
@@ -93,11 +94,13 @@ impl OpenError {
     }
 }
 
-/// One accepted TCP connection on its way to a provider.
+/// One accepted TCP connection, or the UDP association of one client, on its way to a provider.
 ///
-/// Dropped before its end, the application sees an RST.
+/// Dropped before its end, the application sees an RST; that of an association sees nothing.
 pub struct ConsumerFlow {
     tcp: Option<Socket>,
+    udp: Option<udp::Client>,
+    protocol: Protocol,
     client: Option<SocketAddr>,
     /// What the application connected to.
     service: (ServiceId, u16),
@@ -129,6 +132,30 @@ impl ConsumerFlow {
     /// is opened.
     #[must_use]
     pub fn new(tcp: TcpStream, service: (ServiceId, u16), config: ConsumerConfig) -> Self {
+        let client = tcp.peer_addr().ok();
+        if let Err(error) = tcp::prepare(&tcp) {
+            // The socket is dead already; the flow will see that when it reads.
+            tracing::debug!(%error, "socket options");
+        }
+        let mut flow = Self::empty(Protocol::Tcp, client, service, config);
+        flow.tcp = Some(Socket::new(tcp));
+        flow
+    }
+
+    /// Takes the association of one client of `service` and port. Its packets wait where they are before a flow is opened.
+    #[must_use]
+    pub fn udp(client: udp::Client, service: (ServiceId, u16), config: ConsumerConfig) -> Self {
+        let mut flow = Self::empty(Protocol::Udp, Some(client.address), service, config);
+        flow.udp = Some(client);
+        flow
+    }
+
+    fn empty(
+        protocol: Protocol,
+        client: Option<SocketAddr>,
+        service: (ServiceId, u16),
+        config: ConsumerConfig,
+    ) -> Self {
         config
             .metrics
             .flows_started
@@ -136,13 +163,10 @@ impl ConsumerFlow {
                 role: Side::consumer,
             })
             .inc();
-        let client = tcp.peer_addr().ok();
-        if let Err(error) = tcp::prepare(&tcp) {
-            // The socket is dead already; the flow will see that when it reads.
-            tracing::debug!(%error, "socket options");
-        }
         Self {
-            tcp: Some(Socket::new(tcp)),
+            tcp: None,
+            udp: None,
+            protocol,
             client,
             service,
             config,
@@ -196,12 +220,16 @@ impl ConsumerFlow {
             node: target.router.node.clone(),
             lost,
         })?;
-        let open = open_of(target);
+        let mut open = open_of(target);
+        open.protocol = self.protocol;
+        if self.protocol == Protocol::Udp {
+            open.max_datagram = send.datagrams().max_packet();
+        }
         self.routers.note(&target.router.node);
         let meter = FlowMeter::new(
             &self.config.metrics,
             Side::consumer,
-            At(&target.service, target.port, Protocol::Tcp),
+            At(&target.service, target.port, self.protocol),
             &target.provider,
             None,
         );
@@ -217,17 +245,23 @@ impl ConsumerFlow {
                 let limits = limits_of(target, self.config.limits);
                 let flow = Flow::initiate(open, limits);
                 let buffers = Buffers::new(Arc::clone(&self.config.metrics), limits);
-                let what = (target.service.clone(), target.port, Protocol::Tcp);
+                let what = (target.service.clone(), target.port, self.protocol);
                 let paces = &self.config.paces;
                 let pace = paces.pace(what, target.options.limit, Side::consumer);
-                self.pump.insert(Pump::new(
+                let mut pump = Pump::new(
                     flow,
                     self.tcp.take(),
                     AbortCode::Reset,
                     buffers,
                     meter,
                     pace,
-                ))
+                );
+                if let Some(client) = self.udp.take() {
+                    let metrics = Arc::clone(&self.config.metrics);
+                    let idle = target.options.idle_timeout;
+                    pump.set_udp(udp::End::client(client, idle, metrics));
+                }
+                self.pump.insert(pump)
             }
         };
         pump.flow_mut().set_patience(link.patience());
@@ -340,6 +374,8 @@ impl ConsumerFlow {
         poll_fn(|cx| match (&mut self.tcp, &mut self.pump) {
             (Some(socket), _) => socket.poll_failed(cx),
             (None, Some(pump)) => pump.poll_failed(cx),
+            // A client of UDP says nothing when it goes.
+            (None, None) if self.udp.is_some() => Poll::Pending,
             (None, None) => Poll::Ready(()),
         })
         .await;
@@ -391,10 +427,7 @@ impl ConsumerFlow {
 
     fn tell(&mut self, reason: EndReason) -> FlowEnd {
         self.told = true;
-        let stats = self
-            .pump
-            .as_ref()
-            .map_or(FlowStats::default(), |pump| pump.flow().stats());
+        let stats = self.pump.as_ref().map_or(FlowStats::default(), Pump::stats);
         let stalls = self
             .pump
             .as_mut()

@@ -1,11 +1,12 @@
 //! One attachment of a flow to a pair of QUIC streams.
 
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::quic::{ReadError, RecvStream, SendStream};
+use crate::quic::{Datagrams, ReadError, RecvStream, SendStream};
 use crate::wire::{
     Decoder, Frame, Generation, GoneCode, Open, RefuseCode, ResetCode, Resume, Role, WireError,
     data_header,
@@ -228,6 +229,11 @@ impl Leg {
             finished: false,
             mute: false,
         }
+    }
+
+    /// The datagrams of the leg's connection, and the stream that they are for.
+    pub(crate) fn datagrams(&self) -> (&Arc<Datagrams>, u64) {
+        (self.send.datagrams(), self.send.id())
     }
 
     /// The next frame that arrived.

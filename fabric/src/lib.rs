@@ -28,6 +28,7 @@ mod pump;
 pub mod quic;
 pub mod router;
 mod series;
+pub mod udp;
 pub mod units;
 pub mod wire;
 

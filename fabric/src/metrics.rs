@@ -110,7 +110,7 @@ pub struct CodeLabels {
 /// Why a packet was dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DropLabels {
-    /// `too_large`, `queue`, `no_leg`, `unknown_flow`, `socket` or `malformed`.
+    /// `too_large`, `queue`, `rate`, `no_leg`, `unknown_flow`, `socket` or `malformed`.
     pub reason: &'static str,
 }
 

@@ -155,6 +155,7 @@ impl Flow {
             limit,
             proof: self.secret.prove(self.id, self.generation, Role::Initiator),
             from: None,
+            protocol: open.protocol,
             rest: Bytes::new(),
         })))
     }

@@ -58,10 +58,20 @@ impl Flow {
     }
 
     /// Bytes for the application, in order; empty before the flow is accepted.
-    pub fn readable(&self) -> impl Iterator<Item = &Bytes> {
+    pub fn readable(&self) -> impl Iterator<Item = &Bytes> + Clone {
         self.recv
             .chunks()
             .take(if self.accepted { usize::MAX } else { 0 })
+    }
+
+    /// Bytes that arrived and were not taken, also before the flow is accepted.
+    pub(crate) fn arrived(&self) -> impl Iterator<Item = &Bytes> + Clone {
+        self.recv.chunks()
+    }
+
+    /// Whether ACCEPT was received or decided.
+    pub(crate) fn is_accepted(&self) -> bool {
+        self.accepted
     }
 
     /// The application took the first `count` bytes of [`readable`](Self::readable). Credit for the other end follows.

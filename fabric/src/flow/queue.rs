@@ -31,7 +31,7 @@ impl Queue {
         self.len == 0
     }
 
-    pub(crate) fn chunks(&self) -> impl Iterator<Item = &Bytes> {
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &Bytes> + Clone {
         self.chunks.iter()
     }
 

@@ -54,7 +54,7 @@ impl RecvHalf {
         }
     }
 
-    pub(crate) fn chunks(&self) -> impl Iterator<Item = &Bytes> {
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &Bytes> + Clone {
         self.queue.chunks()
     }
 

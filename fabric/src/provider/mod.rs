@@ -3,6 +3,7 @@
 pub(crate) mod check;
 mod dial;
 mod publish;
+mod reach;
 pub(crate) mod terminator;
 
 use std::collections::{BTreeMap, HashMap};

@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Backend;
-use super::dial::{Dialled, Reset, dial};
+use super::dial::{Dialled, Reset};
+use super::reach::{Reached, reach};
 use crate::end::{EndReason, FlowEnd, Route, Told, tell};
 use crate::flow::{Finished, Flow, FlowLimits};
 use crate::leg::{Header, IncomingLeg, Leg};
@@ -23,6 +24,7 @@ use crate::options::MAX_RESUME_WINDOW;
 use crate::pace::{Limit, Paces};
 use crate::pump::{Buffers, Event, Pump};
 use crate::series::At;
+use crate::udp;
 use crate::wire::{AbortCode, FlowId, Frame, GoneCode, Open, Protocol, RefuseCode, ResetCode};
 
 /// Legs that wait for one flow.
@@ -185,10 +187,10 @@ impl Terminator {
         backend: Option<Backend>,
         live: usize,
     ) -> Result<Backend, (RefuseCode, String)> {
-        if open.protocol != Protocol::Tcp || open.flags != 0 {
+        if open.flags != 0 {
             return Err((
                 RefuseCode::Unsupported,
-                "only plain TCP flows are served here".to_owned(),
+                "only plain flows are served here".to_owned(),
             ));
         }
         let backend = backend.ok_or_else(|| {
@@ -272,11 +274,16 @@ impl Terminator {
         let mut pump = Pump::new(flow, None, AbortCode::BackendReset, buffers, meter, pace);
         let mut routers = Route::default();
         routers.note(&router);
+        if open.protocol == Protocol::Udp {
+            let idle = backend.options.idle_timeout;
+            pump.set_udp(udp::End::provider(idle, Arc::clone(&self.metrics)));
+        }
         pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
         {
             // The leg is served meanwhile: the initiator may give up, and its early bytes would else stay in the window
             // that all flows of the connection share.
-            let mut dialling = pin!(dial(&backend.address, self.limits.dial_time));
+            let reached = reach(&backend.address, open.protocol, self.limits.dial_time);
+            let mut dialling = pin!(reached);
             let mut dialled = false;
             let mut more = true;
             loop {
@@ -284,13 +291,17 @@ impl Terminator {
                     socket = &mut dialling, if !dialled => {
                         dialled = true;
                         match socket {
-                            Ok(Dialled { socket, reset: None }) => {
+                            Ok(Reached::Tcp(Dialled { socket, reset: None })) => {
                                 pump.set_tcp(socket);
                                 pump.flow_mut().accept(0);
                             }
-                            Ok(Dialled { socket, reset: Some(reset) }) => {
+                            Ok(Reached::Tcp(Dialled { socket, reset: Some(reset) })) => {
                                 pump.flow_mut().accept(0);
                                 pump.set_tcp_reset(socket, reset == Reset::Ended);
+                            }
+                            // It is accepted once the backend did not refuse the first packets.
+                            Ok(Reached::Udp(socket)) => if let Some(udp) = pump.udp_mut() {
+                                udp.connected(socket);
                             }
                             Err((code, text)) => {
                                 tracing::debug!(flow = %open.flow, service = %open.service, backend = %backend.address, text, "backend cannot be reached");
@@ -320,7 +331,7 @@ impl Terminator {
         let end = FlowEnd::new(
             Side::provider,
             reason,
-            pump.flow().stats(),
+            pump.stats(),
             pump.meter().stalls(),
             started.elapsed(),
         );

@@ -7,6 +7,7 @@
 
 mod buffers;
 pub(crate) mod tcp;
+mod udp;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -20,6 +21,7 @@ use crate::flow::{Flow, State};
 use crate::leg::{Leg, LegEnd};
 use crate::meter::FlowMeter;
 use crate::pace::Pace;
+use crate::udp::End;
 use crate::wire::{AbortCode, ResetCode};
 use tcp::Socket;
 
@@ -54,6 +56,8 @@ pub(crate) struct Pump {
     flow: Flow,
     /// The application's socket; none before the backend is dialled, and after the end.
     tcp: Option<Socket>,
+    /// The application's side of a UDP association instead.
+    udp: Option<Box<End>>,
     leg: Option<Leg>,
     buffers: Buffers,
     meter: FlowMeter,
@@ -81,6 +85,7 @@ impl Pump {
         Self {
             flow,
             tcp,
+            udp: None,
             leg: None,
             buffers,
             meter,
@@ -118,6 +123,7 @@ impl Pump {
     pub(crate) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.tcp {
             Some(socket) => socket.poll_failed(cx),
+            None if self.udp.is_some() => Poll::Pending,
             None => Poll::Ready(()),
         }
     }
@@ -144,6 +150,9 @@ impl Pump {
     /// Uses a new leg; the one before is abandoned.
     pub(crate) fn attach(&mut self, leg: Leg) {
         self.leg_wanted = false;
+        if let Some(udp) = &mut self.udp {
+            udp.attach(&leg);
+        }
         if let Some(old) = self.leg.replace(leg) {
             old.cut(ResetCode::Abandoned);
         }
@@ -164,7 +173,8 @@ impl Pump {
             moved |= self.poll_leg_out(cx, now);
             self.settle();
             self.buffers.follow(&mut self.flow);
-            self.meter.follow(&self.flow.stats(), now);
+            let stats = self.stats();
+            self.meter.follow(&stats, now);
             if let Some(event) = self.next_event() {
                 return Poll::Ready(event);
             }
@@ -287,6 +297,10 @@ impl Pump {
 
     /// Bytes from the application into the flow.
     fn poll_tcp_in(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(udp) = &mut self.udp {
+            let has_leg = self.leg.is_some();
+            return udp.poll_in(cx, &mut self.flow, has_leg, &mut self.pace.read);
+        }
         if !self.read_open {
             return false;
         }
@@ -342,6 +356,9 @@ impl Pump {
 
     /// Bytes from the flow to the application, and the end behind them.
     fn poll_tcp_out(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(udp) = &mut self.udp {
+            return udp.poll_out(cx, &mut self.flow, &mut self.pace.write);
+        }
         let Some(socket) = &self.tcp else {
             return false;
         };

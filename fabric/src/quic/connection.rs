@@ -237,6 +237,11 @@ impl Connection {
         }
     }
 
+    /// The datagrams beside its streams.
+    pub(crate) fn datagrams(&self) -> &Arc<Datagrams> {
+        &self.shared.datagrams
+    }
+
     fn sending(&self, send: quinn::SendStream, half: Half) -> SendStream {
         SendStream::new(send, Arc::clone(&self.shared.datagrams), half)
     }

@@ -202,3 +202,51 @@ async fn a_killed_server_is_noticed_by_the_next_packet_to_its_successor() {
     let noticed = tokio::time::timeout(Duration::from_secs(5), near.closed()).await;
     assert_eq!(noticed.unwrap(), Lost::Restarted);
 }
+
+/// Keeps what it takes.
+#[derive(Debug, Default)]
+struct Taken(std::sync::Mutex<Vec<bytes::Bytes>>);
+
+impl Sink for Taken {
+    fn take(&self, packet: bytes::Bytes) {
+        self.0.lock().unwrap().push(packet);
+    }
+}
+
+#[tokio::test]
+async fn datagrams_reach_their_stream_and_one_for_nobody_is_counted() {
+    let (near, far, _endpoints) = pair().await;
+    let metrics = std::sync::Arc::new(crate::metrics::FabricMetrics::default());
+    let taken = std::sync::Arc::new(Taken::default());
+    let route = far.datagrams().route(1 << 40, taken.clone(), &metrics);
+    let nobody = near.datagrams().sender(4);
+    let sender = near.datagrams().sender(1 << 40);
+    nobody.send(b"lost").unwrap();
+    sender.send(b"").unwrap();
+    sender.send(&vec![7; SAFE_DATAGRAM as usize]).unwrap();
+    let too_large = vec![0; near.datagrams().max_packet() as usize + 1];
+    assert_eq!(sender.send(&too_large), Err(NotSent::TooLarge));
+    let unknown = || {
+        let reason = "unknown_flow";
+        metrics
+            .packets_dropped
+            .get_or_create(&crate::metrics::DropLabels { reason })
+            .get()
+    };
+    let arrived = async {
+        while taken.0.lock().unwrap().len() < 2 || unknown() < 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon(arrived).await;
+    let lengths: Vec<usize> = taken.0.lock().unwrap().iter().map(|p| p.len()).collect();
+    assert_eq!(lengths, [0, SAFE_DATAGRAM as usize]);
+    drop(route);
+    sender.send(b"late").unwrap();
+    soon(async {
+        while unknown() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}

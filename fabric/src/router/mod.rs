@@ -5,6 +5,7 @@
 mod clients;
 mod conn;
 mod control;
+mod datagrams;
 mod drain;
 mod identities;
 mod park;

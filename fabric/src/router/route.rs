@@ -61,8 +61,7 @@ pub(super) enum Next<C> {
 pub(super) struct Request<'a> {
     pub(super) service: &'a ServiceId,
     pub(super) port: u16,
-    /// A RESUME does not say; then any protocol of that port is meant.
-    pub(super) protocol: Option<Protocol>,
+    pub(super) protocol: Protocol,
     pub(super) provider: &'a Subject,
     /// The provider may have the flow already. Then it gets the leg also if it does not publish the service any more:
     /// what was withdrawn takes no new flows, but those that run go on.
@@ -181,28 +180,22 @@ impl<C: Clone> Table<C> {
     /// # Errors
     /// The refusal that the initiator gets.
     pub(super) fn route(&self, request: &Request<'_>) -> Result<Next<C>, (RefuseCode, String)> {
-        let protocols: &[Protocol] = match &request.protocol {
-            Some(protocol) => std::slice::from_ref(protocol),
-            None => &[Protocol::Tcp, Protocol::Udp],
-        };
         let mut known = false;
-        for &protocol in protocols {
-            let key = ServiceKey {
-                service: request.service.clone(),
-                port: request.port,
-                protocol,
-            };
-            if let Some(own) = self.own.get(&key) {
-                known = true;
-                if *request.provider == self.node {
-                    return Ok(Next::Own(own.backend.clone()));
-                }
+        let key = ServiceKey {
+            service: request.service.clone(),
+            port: request.port,
+            protocol: request.protocol,
+        };
+        if let Some(own) = self.own.get(&key) {
+            known = true;
+            if *request.provider == self.node {
+                return Ok(Next::Own(own.backend.clone()));
             }
-            if let Some(providers) = self.published.get(&key) {
-                known = true;
-                if let Some(provider) = providers.get(request.provider) {
-                    return Ok(Next::Provider(provider.connection.clone()));
-                }
+        }
+        if let Some(providers) = self.published.get(&key) {
+            known = true;
+            if let Some(provider) = providers.get(request.provider) {
+                return Ok(Next::Provider(provider.connection.clone()));
             }
         }
         let connected = self.connected.get(request.provider);
@@ -279,7 +272,7 @@ mod tests {
         let request = Request {
             service: &service,
             port: 80,
-            protocol: Some(Protocol::Tcp),
+            protocol: Protocol::Tcp,
             provider: &provider,
             known: false,
         };
@@ -326,7 +319,7 @@ mod tests {
         let request = |known| Request {
             service: &service,
             port: 80,
-            protocol: None,
+            protocol: Protocol::Tcp,
             provider: &pod,
             known,
         };

@@ -7,6 +7,7 @@ use keel_certs::Subject;
 
 use super::Shared;
 use super::clients::Client;
+use super::datagrams::Beside;
 use super::park;
 use super::route::{Next, Request, ServiceKey};
 use super::splice::{Side, Spliced, Stream, splice};
@@ -14,13 +15,10 @@ use crate::leg::{Header, HeaderError, IncomingLeg};
 use crate::metrics::CodeLabels;
 use crate::pace::{Limit, Pace};
 use crate::provider::terminator::Via;
-use crate::quic::{RecvStream, SendStream};
+use crate::quic::{Connection, RecvStream, SendStream};
 use crate::wire::{
-    Frame, Generation, MAX_HEADER, MAX_HEADER_FRAME, Protocol, RefuseCode, ResetCode,
+    Frame, Generation, MAX_HEADER, MAX_HEADER_FRAME, Open, Protocol, RefuseCode, ResetCode,
 };
-
-/// Largest datagram payload that this router forwards: what a 1,200 byte packet leaves, less stream id and header.
-const MAX_DATAGRAM: u64 = 1100;
 
 /// What came of a leg, as far as its connection has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +57,7 @@ pub(super) async fn serve(
     };
     let _passage = shared.drain.leg(client.id);
     let from = stamp(&mut leg.header, &client.identity);
-    let next = match admit(&shared, &mut leg.header) {
+    let next = match admit(&shared, &client, &mut leg.header) {
         Ok(()) => find(&shared, &client, &request(&leg.header)).await,
         Err(refusal) => Err(refusal),
     };
@@ -118,7 +116,11 @@ async fn find(
 }
 
 /// Counts this hop; a router that stops refuses it.
-fn admit(shared: &Shared, header: &mut Header) -> Result<(), (RefuseCode, String)> {
+fn admit(
+    shared: &Shared,
+    client: &Client,
+    header: &mut Header,
+) -> Result<(), (RefuseCode, String)> {
     if shared.drain.has_begun() {
         return Err((RefuseCode::Draining, "this router stops".to_owned()));
     }
@@ -126,7 +128,7 @@ fn admit(shared: &Shared, header: &mut Header) -> Result<(), (RefuseCode, String
         return Ok(());
     };
     open.hops = open.hops.saturating_add(1);
-    open.max_datagram = open.max_datagram.min(MAX_DATAGRAM);
+    lower(open, &client.connection);
     if open.hops > shared.limits.hops {
         shared.metrics.hit("hops");
         return Err((
@@ -137,26 +139,33 @@ fn admit(shared: &Shared, header: &mut Header) -> Result<(), (RefuseCode, String
     Ok(())
 }
 
+/// A packet has to fit into the datagrams of every connection on the way.
+fn lower(open: &mut Open, connection: &Connection) {
+    if open.protocol == Protocol::Udp {
+        open.max_datagram = open.max_datagram.min(connection.datagrams().max_packet());
+    }
+}
+
 fn request(header: &Header) -> Request<'_> {
     match header {
         Header::Open(open) => Request {
             service: &open.service,
             port: open.port,
-            protocol: Some(open.protocol),
+            protocol: open.protocol,
             provider: &open.provider,
             known: open.generation > Generation::FIRST,
         },
         Header::Resume(resume) => Request {
             service: &resume.service,
             port: resume.port,
-            protocol: None,
+            protocol: resume.protocol,
             provider: &resume.provider,
             known: true,
         },
     }
 }
 
-/// Under which service a leg is counted; a RESUME is of a TCP flow.
+/// Under which service a leg is counted.
 fn key(header: &Header) -> ServiceKey {
     let Request {
         service,
@@ -167,7 +176,7 @@ fn key(header: &Header) -> ServiceKey {
     ServiceKey {
         service: service.clone(),
         port,
-        protocol: protocol.unwrap_or(Protocol::Tcp),
+        protocol,
     }
 }
 
@@ -207,8 +216,11 @@ async fn forward(
     client: &Client,
     provider: &Client,
     limit: Option<Arc<Limit>>,
-    leg: IncomingLeg,
+    mut leg: IncomingLeg,
 ) {
+    if let Header::Open(open) = &mut leg.header {
+        lower(open, &provider.connection);
+    }
     let head = match head(&leg.header) {
         Ok(head) => head,
         Err((code, text)) => {
@@ -230,10 +242,12 @@ async fn forward(
             return refuse(shared, client, leg, RefuseCode::Limit, text).await;
         }
     };
+    let key = key(&leg.header);
     let resumed = matches!(leg.header, Header::Resume(_));
     let passing = shared
         .clients
-        .passing(&key(&leg.header), client, Some(provider), resumed);
+        .passing(&key, client, Some(provider), resumed);
+    let passing = Arc::new(passing);
     shared.metrics.router_legs.inc();
     let IncomingLeg {
         header: _,
@@ -241,6 +255,8 @@ async fn forward(
         send,
         recv,
     } = leg;
+    let beside = (key.protocol == Protocol::Udp)
+        .then(|| Beside::join(&send, &far_send, &passing, limit.as_ref(), &shared.metrics));
     let mut chunks = vec![head];
     chunks.extend(decoder.into_rest());
     let ahead = chunks.iter().map(|chunk| chunk.len() as u64);
@@ -256,7 +272,18 @@ async fn forward(
         stream: (far_send, far_recv),
     };
     let limits = limit.as_ref().map(Pace::between);
-    if splice(near, far, (&passing.up, &passing.down), limits).await == Spliced::Cut {
+    let narrowed = async {
+        match &beside {
+            Some(beside) => beside.narrowed().await,
+            None => std::future::pending().await,
+        }
+    };
+    let spliced = tokio::select! {
+        spliced = splice(near, far, (&passing.up, &passing.down), limits) => spliced,
+        // Dropped, both streams are cut, and the ends go on over another leg.
+        () = narrowed => Spliced::Cut,
+    };
+    if spliced == Spliced::Cut {
         shared.metrics.router_legs_cut.inc();
         passing.pair.reset(ResetCode::LegLost.name());
     }

@@ -326,6 +326,11 @@ fn resume(mut body: Body<'_>) -> Result<Resume, WireError> {
         limit: body.number("limit")?,
         proof: Proof(body.array("proof")?),
         from: body.from()?,
+        protocol: if body.fields.is_empty() {
+            Protocol::Tcp
+        } else {
+            Protocol::from_wire(body.number("protocol")?).ok_or(body.malformed("protocol"))?
+        },
         rest: body.fields.rest(),
     })
 }

@@ -8,7 +8,7 @@
 //! | 1 | OPEN | v version, 16 flow, v generation, 32 secret, t service, v port, v protocol, t provider, v limit, v max_datagram, v hops, v flags, t from, the rest |
 //! | 2 | ACCEPT | v limit, v max_datagram |
 //! | 3 | REFUSE | v code, t text |
-//! | 4 | RESUME | v version, 16 flow, v generation, t service, v port, t provider, v recv, v limit, 32 proof, t from, the rest |
+//! | 4 | RESUME | v version, 16 flow, v generation, t service, v port, t provider, v recv, v limit, 32 proof, t from, v protocol (absent: TCP), the rest |
 //! | 5 | RESUMED | v generation, v recv, v limit, 32 proof |
 //! | 6 | GONE | v code |
 //! | 7 | DATA | v offset, the rest: bytes |
@@ -150,6 +150,8 @@ pub struct Resume {
     pub proof: Proof,
     /// The initiator's identity. Written by the first router only, from the peer's certificate.
     pub from: Option<Subject>,
+    /// As in the OPEN; a router carries datagrams beside a leg of UDP.
+    pub protocol: Protocol,
     /// Fields of later versions, as they came: a router passes them on.
     pub rest: Bytes,
 }
@@ -323,6 +325,9 @@ impl Resume {
         varint::write(self.limit, out);
         out.put_slice(&self.proof.0);
         write_from(self.from.as_ref(), out);
+        if self.protocol != Protocol::Tcp || !self.rest.is_empty() {
+            varint::write(self.protocol.to_wire(), out);
+        }
         out.put_slice(&self.rest);
     }
 }

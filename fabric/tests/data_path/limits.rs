@@ -235,6 +235,7 @@ async fn a_provider_takes_only_what_is_for_it_and_from_whom_it_is() {
             limit: 1000,
             proof: open.secret.prove(open.flow, generation, Role::Initiator),
             from: Some(from.parse().unwrap()),
+            protocol: Protocol::Tcp,
             rest: Bytes::new(),
         }))
     };

@@ -18,5 +18,6 @@ mod publications;
 mod repeated;
 mod resets;
 mod resume;
+mod udp;
 mod unread;
 mod world;

@@ -311,7 +311,7 @@ impl RunningProvider {
 /// The mapped side of an application's connection.
 pub(crate) struct Consumer {
     pub(crate) links: Links,
-    config: ConsumerConfig,
+    pub(crate) config: ConsumerConfig,
 }
 
 impl Consumer {

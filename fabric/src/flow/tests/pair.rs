@@ -161,6 +161,7 @@ impl Pair {
             limit: 0,
             proof,
             from: None,
+            protocol: crate::wire::Protocol::Tcp,
             rest: bytes::Bytes::new(),
         }
     }
