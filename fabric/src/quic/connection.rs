@@ -228,8 +228,9 @@ impl Connection {
     pub(crate) fn traffic(&self) -> Traffic {
         let stats = self.inner.stats();
         let sent = stats.frame_tx;
-        // A probe of the path's MTU that is lost is not sent again and says nothing about the peer.
-        let pings = sent.ping.saturating_sub(stats.path.sent_plpmtud_probes);
+        // A probe of the path's MTU, which is both of these, says nothing about the peer if it is lost.
+        let mtu = stats.path.sent_plpmtud_probes;
+        let pings = sent.ping.saturating_sub(mtu) + sent.immediate_ack.saturating_sub(mtu);
         let credit = sent.max_data + sent.max_stream_data;
         Traffic {
             eliciting: sent.stream + sent.datagram + sent.reset_stream + pings + credit,

@@ -54,6 +54,12 @@ struct Numbers {
 const KIB: u32 = 1 << 10;
 const MIB: u32 = 1 << 20;
 
+/// Bytes of all streams of a connection that wait to be sent or acknowledged; what one identity may have buffered.
+///
+/// It must not be what holds flows back: streams that wait for room in it are woken last come, first served, and some
+/// then get nothing for seconds. Each flow is bounded by its own credit, and the streams take turns below.
+const SEND_WINDOW: u64 = 64 << 20;
+
 impl Profile {
     const fn numbers(self) -> Numbers {
         match self {
@@ -61,7 +67,7 @@ impl Profile {
             Self::Router => Numbers {
                 stream_window: 4 * MIB + 64 * KIB,
                 receive_window: 16 * MIB,
-                send_window: 8 << 20,
+                send_window: SEND_WINDOW,
                 datagrams_in: 1 << 20,
                 bidi_at_start: 1024,
                 bidi_max: MAX_BIDI,
@@ -70,7 +76,7 @@ impl Profile {
             Self::Sidecar => Numbers {
                 stream_window: MIB + 64 * KIB,
                 receive_window: 4 * MIB,
-                send_window: 2 << 20,
+                send_window: SEND_WINDOW,
                 datagrams_in: 256 << 10,
                 bidi_at_start: 512,
                 bidi_max: MAX_BIDI,
