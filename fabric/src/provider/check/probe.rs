@@ -23,6 +23,8 @@ const PEACE: Duration = Duration::from_millis(250);
 pub(super) enum Failed {
     #[error("{0}")]
     Dial(String),
+    #[error("it reset the connection at once")]
+    Reset,
     #[error("no answer within {0:?}")]
     Late(Duration),
     #[error("the answer cannot be read: {0}")]
@@ -36,9 +38,12 @@ pub(super) enum Failed {
 /// Looks once, within `time`.
 pub(super) async fn probe(backend: &HostPort, probe: &Probe, time: Duration) -> Result<(), Failed> {
     let look = async {
-        let socket = dial(backend, time)
-            .await
-            .map_err(|(_, text)| Failed::Dial(text))?;
+        let dialled = dial(backend, time).await;
+        let dialled = dialled.map_err(|(_, text)| Failed::Dial(text))?;
+        if dialled.reset.is_some() {
+            return Err(Failed::Reset);
+        }
+        let socket = dialled.socket;
         // The dialler's sockets end with RST, which servers log as a fault of the client.
         SockRef::from(&socket).set_linger(None)?;
         match probe {
