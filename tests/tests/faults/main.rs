@@ -2,4 +2,6 @@
 //!
 //! The short form runs in CI; `KEEL_LONG=1` (`tests/run --long`) runs the spans and numbers that are promised.
 
+mod kills;
 mod plain;
+mod rolling;
