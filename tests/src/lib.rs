@@ -12,7 +12,6 @@ pub mod load;
 pub mod need;
 pub mod nodes;
 pub mod process;
-pub mod readme;
 pub mod servers;
 pub mod site;
 pub mod wait;

@@ -405,6 +405,14 @@ impl Process {
         Ok(())
     }
 
+    /// How many files it holds open, sockets included.
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn open_files(&self) -> anyhow::Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    }
+
     /// Resident memory in KiB (`VmRSS`).
     ///
     /// # Errors

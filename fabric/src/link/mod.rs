@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use keel_certs::{LiveIdentity, NodeName};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::limits::LinkLimits;
@@ -48,6 +49,8 @@ struct Inner {
     limits: LinkLimits,
     metrics: Arc<FabricMetrics>,
     slots: Mutex<HashMap<NodeName, Arc<Slot>>>,
+    /// Aborted with the links. The lock only makes the handle shareable.
+    _following: Mutex<JoinSet<()>>,
 }
 
 /// One node's connection. The lock is held while dialling, so that there is one attempt at a time.
@@ -71,7 +74,7 @@ impl fmt::Debug for Links {
 }
 
 impl Links {
-    /// Dials from `endpoint` as `live`.
+    /// Dials from `endpoint` as `live`. Must be called inside its runtime.
     #[must_use]
     pub fn new(
         endpoint: Endpoint,
@@ -79,15 +82,21 @@ impl Links {
         limits: LinkLimits,
         metrics: Arc<FabricMetrics>,
     ) -> Self {
-        Self {
-            inner: Arc::new(Inner {
+        let inner = Arc::new_cyclic(|links| {
+            let mut following = JoinSet::new();
+            if let Some(changes) = endpoint.network_changes() {
+                following.spawn(follow(changes, links.clone()));
+            }
+            Inner {
                 endpoint,
                 live,
                 limits,
                 metrics,
                 slots: Mutex::default(),
-            }),
-        }
+                _following: Mutex::new(following),
+            }
+        });
+        Self { inner }
     }
 
     /// The connection to `router`; makes it if there is none that lives and answers.
@@ -252,6 +261,13 @@ fn renewal(links: &Arc<Inner>, router: &RouterPeer) -> impl Fn() -> Renew + Send
                 tracing::debug!(router = %router.node, %error, "no other connection yet");
             }
         })
+    }
+}
+
+async fn follow(mut changes: watch::Receiver<u64>, links: Weak<Inner>) {
+    while changes.changed().await.is_ok() {
+        let Some(inner) = links.upgrade() else { return };
+        Links { inner }.network_changed();
     }
 }
 

@@ -21,7 +21,7 @@ use anyhow::Context;
 
 pub use link::{Conditions, Direction, Link, Profile, Tally};
 pub use nat::{Nat, NatKind};
-use tools::{ip, nft};
+use tools::{ip, nft, sysctl};
 
 /// The address of a NAT inside the network behind it; the one host there is `.2`.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 1);
@@ -210,6 +210,27 @@ impl Lab {
         self.cable(&format!("delete element bridge keel out {{ {public} }}"))
     }
 
+    /// Takes the cable of a host (or a NAT) out at its own end, so that its kernel sees the carrier go.
+    ///
+    /// # Errors
+    /// If the host is not on the internet.
+    pub fn pull(&self, public: Ipv4Addr) -> anyhow::Result<()> {
+        self.port_of(public, "down")
+    }
+
+    /// Puts back the cable that [`Lab::pull`] took out.
+    ///
+    /// # Errors
+    /// If the host is not on the internet.
+    pub fn push(&self, public: Ipv4Addr) -> anyhow::Result<()> {
+        self.port_of(public, "up")
+    }
+
+    fn port_of(&self, public: Ipv4Addr, state: &str) -> anyhow::Result<()> {
+        let port = format!("port{}", public.octets()[3]);
+        ip(&["-n", &self.core, "link", "set", &port, state])
+    }
+
     /// Loses this many of a thousand IPv4 packets on the internet, in both directions.
     ///
     /// # Errors
@@ -325,6 +346,30 @@ impl Host {
         });
         std::fs::write(folder.join("resolv.conf"), lines)?;
         Ok(self)
+    }
+
+    /// Gives this host another address on the internet (`198.51.100.77/24`, `2001:db8::1/64`).
+    ///
+    /// # Errors
+    /// If it has it already.
+    pub fn add_address(&self, address: &str) -> anyhow::Result<()> {
+        // Usable at once, without asking the others whether it is theirs.
+        let nodad: &[&str] = if address.contains(':') {
+            &["nodad"]
+        } else {
+            &[]
+        };
+        let add = ["-n", &self.netns, "addr", "add", address, "dev", "eth0"];
+        ip(&[&add, nodad].concat())
+    }
+
+    /// Takes an address from this host. Others on the same network stay.
+    ///
+    /// # Errors
+    /// If it does not have it.
+    pub fn remove_address(&self, address: &str) -> anyhow::Result<()> {
+        sysctl(&self.netns, "net.ipv4.conf.eth0.promote_secondaries=1")?;
+        ip(&["-n", &self.netns, "addr", "del", address, "dev", "eth0"])
     }
 
     /// Makes this host swallow what comes in for a TCP port: whoever connects hears nothing, not even a refusal.

@@ -2,6 +2,11 @@
 //!
 //! The short form runs in CI; `KEEL_LONG=1` (`tests/run --long`) runs the spans and numbers that are promised.
 
-mod kills;
+mod address;
+mod crowd;
+mod ground;
+mod outage;
+mod paused;
 mod plain;
-mod rolling;
+mod rebinding;
+mod rough;

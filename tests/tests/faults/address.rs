@@ -1,0 +1,128 @@
+//! The host moves: another address, another family, a cable that was out. Connections go on within moments.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::Context;
+use keel_tests::lab::Lab;
+use keel_tests::load::{Load, Running, Server};
+use keel_tests::need::{self, Need, lacking};
+use keel_tests::site::{DNS, Node, Sidecar};
+use keel_tests::wait;
+
+/// How soon bytes come after the host can reach the router again.
+const BACK: Duration = Duration::from_secs(2);
+/// What a machine that runs four scenarios at once may add.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// A node and a provider that stay where they are, and a consumer that moves.
+struct Walk {
+    consumer: Sidecar,
+    load: Running,
+    // Dropped from top to bottom: processes before the namespaces they run in.
+    _provider: Sidecar,
+    _node: Node,
+    _server: Server,
+    lab: Lab,
+}
+
+impl Walk {
+    fn new() -> anyhow::Result<Self> {
+        let mut lab = Lab::new()?;
+        let home = lab.host("a")?;
+        home.add_address("2001:db8::1/64")?;
+        let node = Node::up(
+            &home,
+            "a",
+            &[
+                "--apiserver-listen",
+                "0.0.0.0:7443",
+                "--advertise",
+                &format!("{}:7000", home.address),
+                "--advertise",
+                "[2001:db8::1]:7000",
+            ],
+        )?;
+        let server = Server::on(&home, 2003)?;
+        let published = ["--published-services", "load=127.0.0.1:2003"];
+        let provider = Sidecar::beside(&node, "provider", &published)?;
+        let host = lab.host("c")?.resolves_by(Some(DNS))?;
+        let mapped = ["--mapped-services", "load"];
+        let consumer = Sidecar::joining(&host, "consumer", &node, &mapped)?;
+        let address = consumer.listens("load", 2003)?;
+        let load = Load::steady(10, 0xADD2_E550).start(&host, address)?;
+        load.moves(100_000, wait::SOON)?;
+        Ok(Self {
+            consumer,
+            load,
+            _provider: provider,
+            _node: node,
+            _server: server,
+            lab,
+        })
+    }
+
+    /// Waits for bytes that were not under way before.
+    fn goes_on(&self, what: &str) -> anyhow::Result<()> {
+        let took = self.load.moves(100_000, BACK + BUSY);
+        let took = took.with_context(|| format!("{what}\n{}", self.consumer.process.log()))?;
+        println!("{what}: bytes after {took:.1?}");
+        // So that the next change meets connections that have settled.
+        self.load.moves(500_000, wait::SOON)?;
+        Ok(())
+    }
+
+    /// Gives the host one address and takes the other.
+    fn moves(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let host = &self.consumer.host;
+        host.remove_address(from)?;
+        host.add_address(to)?;
+        self.goes_on(&format!("from {from} to {to}"))
+    }
+
+    fn end(self) -> anyhow::Result<()> {
+        let report = self.load.finish()?;
+        println!("{report}");
+        report.exact().with_context(|| self.consumer.process.log())
+    }
+}
+
+#[test]
+fn another_address_is_a_pause() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let walk = Walk::new()?;
+    let first = format!("{}/24", walk.consumer.host.address);
+    walk.moves(&first, "198.51.100.77/24")?;
+    walk.moves("198.51.100.77/24", "2001:db8::77/64")?;
+    walk.moves("2001:db8::77/64", "198.51.100.78/24")?;
+    walk.moves("198.51.100.78/24", "198.51.100.79/24")?;
+    // Nowhere to go for a while: that must not end the endpoint.
+    let host = &walk.consumer.host;
+    host.remove_address("198.51.100.79/24")?;
+    wait::pause(Duration::from_secs(3));
+    host.add_address(&first)?;
+    walk.goes_on("without any address for 3 s")?;
+    walk.end()
+}
+
+#[test]
+fn a_cable_that_was_out_is_a_pause() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let out = Duration::from_secs(if need::long() { 30 } else { 5 });
+    let walk = Walk::new()?;
+    let at: Ipv4Addr = walk.consumer.host.address;
+    walk.lab.pull(at)?;
+    wait::pause(out);
+    walk.lab.push(at)?;
+    walk.goes_on(&format!("the cable was out for {out:?}"))?;
+    // The same without a sign that anything has changed.
+    walk.lab.unplug(at)?;
+    wait::pause(out);
+    walk.lab.plug(at)?;
+    walk.goes_on(&format!("nothing came for {out:?}"))?;
+    walk.end()
+}

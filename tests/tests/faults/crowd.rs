@@ -1,0 +1,124 @@
+//! Very many connections through all the faults at once, and afterwards nothing is left of them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use keel_tests::lab::{Conditions, Profile};
+use keel_tests::load::Load;
+use keel_tests::need::{self, Need, lacking};
+use keel_tests::wait::{self, SOON};
+use nix::sys::signal::Signal;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::ground::{Ground, Holding};
+
+/// What memory may keep besides 5 %: allocators give back by the page, and the first crowd touches pages that stay.
+const SLACK_KIB: u64 = 4 << 10;
+
+/// One fault, chosen by chance.
+fn fault(ground: &Ground, random: &mut SmallRng) -> anyhow::Result<&'static str> {
+    let link = ground.links()[random.random_range(0..2)];
+    let short = Duration::from_millis(random.random_range(200..1500));
+    let name = match random.random_range(0..7) {
+        0 => {
+            ground.consumer_nat.rebind()?;
+            "the consumer's NAT rebinds"
+        }
+        1 => {
+            ground.provider_nat.rebind()?;
+            "the provider's NAT rebinds"
+        }
+        2 => {
+            link.change(|conditions| conditions.cut = true);
+            wait::pause(short);
+            "an outage"
+        }
+        3 => {
+            link.set(Profile::Wifi.conditions());
+            wait::pause(short);
+            "a bad link"
+        }
+        4 => {
+            link.set(Conditions {
+                loss: 0.03,
+                reorder: 0.02,
+                duplicate: 0.02,
+                corrupt: 0.01,
+                ..Conditions::default()
+            });
+            wait::pause(short);
+            "a rough link"
+        }
+        5 => {
+            let processes = [
+                &ground.consumer.process,
+                &ground.provider.process,
+                &ground.node.process,
+            ];
+            let process = processes[random.random_range(0..3)];
+            process.signal(Signal::SIGSTOP)?;
+            wait::pause(short);
+            process.signal(Signal::SIGCONT)?;
+            "a process stands still"
+        }
+        _ => {
+            link.change(|conditions| conditions.mtu = 1300);
+            wait::pause(short);
+            "a hole for long packets"
+        }
+    };
+    link.set(Conditions::default());
+    Ok(name)
+}
+
+fn back_to(before: [Holding; 3], now: [Holding; 3]) -> Result<(), String> {
+    for (before, now) in before.iter().zip(now) {
+        let most = before.resident_kib * 105 / 100 + SLACK_KIB;
+        if now.files > before.files || now.resident_kib > most {
+            return Err(format!("{now:?} is more than {before:?}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_crowd_leaves_nothing_behind() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig, Need::Curl]) {
+        return Ok(());
+    }
+    let (flows, span) = if need::long() {
+        (2000, Duration::from_secs(600))
+    } else {
+        (200, Duration::from_secs(20))
+    };
+    let ground = Ground::new(0xC20D_0001, &[])?;
+    let mut random = SmallRng::seed_from_u64(ground.seed);
+    let crowd = |seed| Load {
+        block: 512,
+        pause: Duration::from_millis(250),
+        ..Load::steady(flows, seed)
+    };
+    // The same crowd without a fault is the baseline: what it leaves are pools and caches, not leaks.
+    ground.carry(&crowd(1))?.finish()?.exact()?;
+    ground.is_quiet(SOON)?;
+    let before = ground.holding()?;
+
+    let load = ground.carry(&crowd(ground.seed))?;
+    let (end, mut faults) = (Instant::now() + span, 0);
+    while Instant::now() < end {
+        let name = fault(&ground, &mut random)?;
+        faults += 1;
+        load.moves(50_000, Duration::from_secs(10))
+            .with_context(|| format!("after {name}{}", ground.logs()))?;
+    }
+    let report = load.finish()?;
+    println!("{faults} faults in {span:?}: {report}");
+    report.exact().with_context(|| ground.logs())?;
+
+    ground.is_quiet(SOON).with_context(|| ground.logs())?;
+    println!("before {before:?}\nafter  {:?}", ground.holding()?);
+    wait::until_some("all is given back", SOON, || {
+        back_to(before, ground.holding().map_err(|error| error.to_string())?)
+    })
+}

@@ -1,0 +1,89 @@
+//! An outage that is longer than the window in which a flow may go on: an honest end on both sides, and nothing left.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use keel_tests::load::{End, Load};
+use keel_tests::need::{self, Need, lacking};
+use keel_tests::wait::{self, SOON};
+
+use crate::ground::Ground;
+
+/// All that was held must be given back by then.
+const GIVEN_BACK: Duration = Duration::from_secs(15);
+
+#[test]
+fn past_the_window_both_ends_are_reset() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig, Need::Curl]) {
+        return Ok(());
+    }
+    let window = Duration::from_secs(if need::long() { 60 } else { 5 });
+    let option = format!("load=resume-window:{}s", window.as_secs());
+    let ground = Ground::new(0x0417_A6E1, &["--service-option", &option])?;
+    // What a first flow leaves for good (a pool, a file) is no leak.
+    ground.carry(&Load::steady(8, 1))?.finish()?.exact()?;
+    ground.is_quiet(SOON)?;
+    let before = ground.holding()?;
+
+    let load = ground.carry(&Load::steady(8, ground.seed))?;
+    let mut idle = ground
+        .consumer
+        .host
+        .run(|| TcpStream::connect(ground.address))??;
+    idle.set_read_timeout(Some(window + SOON))?;
+    // An open that nobody answers is not part of this: the provider's end is there.
+    idle.write_all(&[0])?;
+    wait::pause(Duration::from_millis(500));
+
+    let began = Instant::now();
+    ground.lab.unplug(ground.consumer_nat.public)?;
+    let read = idle.read(&mut [0; 16]);
+    let after = began.elapsed();
+    anyhow::ensure!(
+        matches!(&read, Err(error) if error.kind() == ErrorKind::ConnectionReset),
+        "{read:?} instead of a reset for the connection that idled{}",
+        ground.logs()
+    );
+    println!("window {window:?}: reset after {after:.1?}");
+    // What is silent is noticed when the connection to the router is given up, 15 s after the last packet.
+    anyhow::ensure!(
+        after >= window && after < window + Duration::from_secs(15 + 5),
+        "reset after {after:.1?}"
+    );
+    wait::until("all connections are reset at the consumer", SOON, || {
+        load.ended() == 8
+    })?;
+    let report = load.finish()?;
+    anyhow::ensure!(report.count(End::Reset) == 8, "{report}");
+    wait::until("all are at the provider", SOON + GIVEN_BACK, || {
+        ground.server.open() == 0
+    })?;
+    let ends = ground.server.ends();
+    anyhow::ensure!(
+        ends.iter().filter(|end| **end == End::Reset).count() >= 8
+            && ends
+                .iter()
+                .all(|end| matches!(end, End::Reset | End::Exact)),
+        "{ends:?}"
+    );
+
+    ground.is_quiet(GIVEN_BACK)?;
+    ground.lab.plug(ground.consumer_nat.public)?;
+    let back = Instant::now();
+    // New connections work soon after the network is back.
+    ground.carry(&Load::steady(1, 2))?.finish()?.exact()?;
+    println!("a new connection carries after {:.1?}", back.elapsed());
+    wait::until_some("files are given back", GIVEN_BACK, || {
+        let now = ground.holding().map_err(|error| error.to_string())?;
+        let more = now
+            .iter()
+            .zip(before)
+            .any(|(now, then)| now.files > then.files);
+        if more {
+            Err(format!("{now:?}, before {before:?}"))
+        } else {
+            Ok(())
+        }
+    })
+}
