@@ -172,8 +172,9 @@ impl Flow {
     }
 
     pub(super) fn last_words(&self) -> Option<AbortCode> {
+        let possible = self.leg != Leg::None || self.outbox.tell_until.is_some();
         match self.state {
-            State::Aborted(_) => self.outbox.abort.or(self.outbox.unconfirmed),
+            State::Aborted(_) if possible => self.outbox.abort.or(self.outbox.unconfirmed),
             _ => None,
         }
     }

@@ -3,9 +3,12 @@
 mod bugs;
 mod cases;
 mod check;
+mod deliver;
+mod faults;
 mod judge;
 mod legs;
 mod pair;
 mod properties;
 mod resumes;
+mod trace;
 mod world;

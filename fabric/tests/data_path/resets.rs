@@ -75,10 +75,14 @@ async fn a_reset_of_the_backend_reaches_the_client_behind_its_bytes() {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         // The reset drops what the backend's kernel had not sent yet, as it does without us; what came is in order.
         assert!(noise(3, len).starts_with(&all));
-        assert_eq!(
-            end(&mut tasks).await.unwrap().reason,
-            EndReason::Aborted(AbortCode::BackendReset)
-        );
+        // A backend may be gone before its answer was looked at.
+        match end(&mut tasks).await {
+            Ok(end) => assert_eq!(end.reason, EndReason::Aborted(AbortCode::BackendReset)),
+            Err(error) => assert!(
+                matches!(error, OpenError::Cut(AbortCode::BackendReset)),
+                "{error}"
+            ),
+        }
     }
 }
 

@@ -12,6 +12,8 @@ pub(super) enum Bug {
     StaleGenerationAccepted,
     DoubleDial,
     CutTakenForEnd,
+    /// Planted where headers are forged.
+    ForgeryAccepted,
 }
 
 /// What a broken machine would make of a frame; `None` if it loses it.

@@ -28,11 +28,13 @@ pub(super) struct App {
     pub(super) read: u64,
     pub(super) eof: bool,
     pub(super) reset: bool,
-    stalled_until: Option<Instant>,
+    pub(super) stalled_until: Option<Instant>,
+    /// Its end of file was said, before a reset.
+    pub(super) finished: bool,
 }
 
 /// What an application knows of the one at the other end.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Peer {
     pub(super) key: u64,
     pub(super) written: u64,
@@ -56,6 +58,7 @@ impl App {
             eof: false,
             reset: false,
             stalled_until: None,
+            finished: false,
         }
     }
 
@@ -63,7 +66,7 @@ impl App {
         Peer {
             key: self.key,
             written: self.written,
-            finished: self.ended && self.ending == Ending::Fin,
+            finished: self.finished || self.ended && self.ending == Ending::Fin,
         }
     }
 

@@ -52,6 +52,7 @@ pub(super) struct Pipe {
     last: Option<Instant>,
     /// The sender finished the stream.
     pub(super) finished: bool,
+    swallowed: bool,
 }
 
 impl Pipe {
@@ -67,6 +68,7 @@ impl Pipe {
             delay: random.millis(60),
             last: None,
             finished: false,
+            swallowed: false,
         }
     }
 
@@ -78,7 +80,7 @@ impl Pipe {
         let whole = bytes.len() as u64 <= self.left;
         bytes.truncate(self.left.min(bytes.len() as u64) as usize);
         self.left -= bytes.len() as u64;
-        while !bytes.is_empty() {
+        while !bytes.is_empty() && !self.swallowed {
             let piece = bytes.split_to(bytes.len().min(1 + random.spread(20_000) as usize));
             let at = (now + self.delay + random.millis(3)).max(self.last.unwrap_or(now));
             self.last = Some(at);
@@ -108,7 +110,26 @@ impl Pipe {
     }
 
     pub(super) fn is_drained(&self) -> bool {
-        self.finished && self.chunks.is_empty()
+        self.finished && self.chunks.is_empty() && !self.swallowed
+    }
+
+    /// Breaks after so many more bytes.
+    pub(super) fn cut_in(&mut self, bytes: u64) {
+        self.left = self.left.min(bytes);
+    }
+
+    /// Nothing arrives before `until`.
+    pub(super) fn stall(&mut self, until: Instant) {
+        for (at, _) in &mut self.chunks {
+            *at = until.max(*at);
+        }
+        self.last = self.last.max(Some(until));
+    }
+
+    /// What has not arrived by now never will.
+    pub(super) fn swallow(&mut self) {
+        self.chunks.clear();
+        self.swallowed = true;
     }
 }
 
@@ -162,6 +183,12 @@ impl Leg {
         if !self.broken && !self.down.send(frame, now, random) {
             self.cut(now, random);
         }
+    }
+
+    /// Both ends learn at the latest by then that the leg is of no use.
+    pub(super) fn notice(&mut self, at: Instant) {
+        self.up_notice.get_or_insert(at);
+        self.down_notice.get_or_insert(at);
     }
 
     /// Nothing more is sent; what is under way still arrives, and each end notices at its own time.

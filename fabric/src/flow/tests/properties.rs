@@ -1,3 +1,6 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
 use super::bugs::Bug;
 use super::legs::Random;
 use super::world::{Report, World};
@@ -5,40 +8,73 @@ use super::world::{Report, World};
 /// Every failing seed is printed; a world is the same for the same seed.
 #[test]
 fn random_worlds_keep_all_invariants() {
-    let mut total = Report::default();
-    let mut failed = Vec::new();
-    for seed in 0..SEEDS {
-        match World::new(scramble(seed), None).run() {
-            Ok(report) => {
-                total.breaks += report.breaks;
-                total.resumes += report.resumes;
-                total.done += report.done;
-                total.expired += report.expired;
-                total.refused += report.refused;
-                total.lapses += report.lapses;
-                total.bytes += report.bytes;
+    let seeds = if std::env::var_os("KEEL_LONG").is_some() {
+        LONG
+    } else {
+        SEEDS
+    };
+    let began = Instant::now();
+    let next = AtomicU64::new(0);
+    let run = || {
+        let (mut total, mut failed) = (Report::default(), Vec::new());
+        while failed.len() < 5 {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds {
+                break;
             }
-            Err(error) => failed.push(format!("seed {seed}: {error}")),
+            match World::new(scramble(seed), None).run() {
+                Ok(report) => total.add(&report),
+                Err(error) => failed.push(format!("seed {seed}: {error}")),
+            }
         }
-        if failed.len() >= 5 {
-            break;
-        }
-    }
-    println!("{SEEDS} worlds: {total:?}");
+        (total, failed)
+    };
+    let (total, failed) = std::thread::scope(|scope| {
+        let other = scope.spawn(run);
+        let (mut total, mut failed) = run();
+        let (more, also) = other.join().expect("a world does not panic");
+        total.add(&more);
+        failed.extend(also);
+        (total, failed)
+    });
+    let faults = total.faults.total();
+    println!(
+        "{seeds} worlds, {faults} faults, {:?}: {total:?}",
+        began.elapsed()
+    );
     assert!(
         failed.is_empty(),
-        "{SEEDS} worlds, the first that failed:\n{}",
+        "{seeds} worlds, the first that failed:\n{}",
         failed.join("\n")
     );
     // The worlds must not become peaceful unnoticed.
+    assert!(faults >= 50 * seeds, "only {faults} faults");
+    assert_eq!(total.faults.kinds(), KINDS, "{:?}", total.faults);
     assert!(
-        total.resumes > SEEDS
-            && total.done > SEEDS / 2
+        total.resumes > seeds
+            && total.done > seeds / 3
             && total.expired > 0
             && total.refused > 0
             && total.lapses > 0,
         "{total:?}"
     );
+}
+
+/// Otherwise a seed that failed could not be looked at again.
+#[test]
+fn a_world_is_the_same_for_the_same_seed() {
+    let trace = |seed| {
+        let world = World::new(scramble(seed), None).run();
+        world.map(|report| (report.trace, report.faults.total(), report.bytes))
+    };
+    let mut all = Vec::new();
+    for seed in 0..TWICE {
+        let first = trace(seed);
+        assert_eq!(first, trace(seed), "seed {seed}");
+        all.push(first.map(|(trace, ..)| trace));
+    }
+    let distinct = all.iter().filter(|one| **one == all[0]).count();
+    assert_eq!(distinct, 1, "other seeds, other worlds");
 }
 
 /// A checker that never complains proves nothing: each planted bug is caught, by the invariant it breaks.
@@ -53,6 +89,10 @@ fn planted_bugs_are_caught() {
         ),
         (Bug::DoubleDial, &["I8"]),
         (Bug::CutTakenForEnd, &["I2"]),
+        (
+            Bug::ForgeryAccepted,
+            &["I3: a forged RESUME", "without a reason"],
+        ),
     ] {
         let found =
             (0..BUG_SEEDS).find_map(|seed| World::new(scramble(seed), Some(bug)).run().err());
@@ -70,5 +110,9 @@ fn scramble(seed: u64) -> u64 {
     Random(seed).next()
 }
 
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 2_000;
+const LONG: u64 = 20_000;
+const TWICE: u64 = 20;
+/// All that [`Fault`](super::faults::Fault) names.
+const KINDS: usize = 15;
 const BUG_SEEDS: u64 = 200;

@@ -1,17 +1,17 @@
 //! A random world: one consumer, one provider's process with its table, legs that break, under virtual time.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::bugs::{Bug, sabotage};
+use super::bugs::Bug;
 use super::check::{App, Ending, Peer};
+use super::faults::{Fault, Faults, Past};
 use super::legs::{Bound, Leg, Random};
+use super::trace::Trace;
 use crate::flow::{Finished, Flow, FlowLimits, State};
-use crate::wire::{
-    FlowId, Frame, Generation, GoneCode, Open, Protocol, RefuseCode, Secret, VERSION,
-};
+use crate::wire::{FlowId, Generation, Open, Protocol, RefuseCode, Secret, VERSION};
 
 /// One flow at the provider's process.
 pub(super) struct Served {
@@ -22,9 +22,9 @@ pub(super) struct Served {
 }
 
 /// What a run did, to see that the worlds are not too peaceful.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Report {
-    pub(super) breaks: u64,
+    pub(super) faults: Faults,
     pub(super) resumes: u64,
     pub(super) done: u64,
     pub(super) expired: u64,
@@ -32,6 +32,20 @@ pub(super) struct Report {
     /// Repeated opens that a router refused.
     pub(super) lapses: u64,
     pub(super) bytes: u64,
+    /// Of all that happened.
+    pub(super) trace: Trace,
+}
+
+impl Report {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.faults.add(&other.faults);
+        self.resumes += other.resumes;
+        self.done += other.done;
+        self.expired += other.expired;
+        self.refused += other.refused;
+        self.lapses += other.lapses;
+        self.bytes += other.bytes;
+    }
 }
 
 pub(super) struct World {
@@ -41,39 +55,52 @@ pub(super) struct World {
     pub(super) limits: FlowLimits,
     pub(super) consumer: Flow,
     pub(super) app: App,
-    pub(super) served: HashMap<FlowId, Served>,
-    pub(super) finished: HashMap<FlowId, Finished>,
-    pub(super) dials: HashMap<FlowId, u32>,
+    pub(super) served: BTreeMap<FlowId, Served>,
+    pub(super) finished: BTreeMap<FlowId, Finished>,
+    pub(super) dials: BTreeMap<FlowId, u32>,
     pub(super) legs: Vec<Leg>,
     pub(super) redial_at: Option<Instant>,
-    /// Breaks that are still allowed; a world that breaks for ever proves nothing about the end.
-    pub(super) breaks_left: u64,
+    /// Faults that are still allowed; a world that breaks for ever proves nothing about the end.
+    pub(super) faults_left: u64,
     pub(super) refusals_left: u64,
     /// How often the router on the way will not know the provider.
     pub(super) lapses_left: u64,
     pub(super) long_outage: bool,
+    /// The provider's process has started anew, or the consumer's is gone: the flow ends with an RST.
+    pub(super) died: bool,
+    pub(super) consumer_gone: bool,
+    /// What the consumer's application may still read of a provider's process that is gone.
+    pub(super) gone_peer: Peer,
     pub(super) consumer_ended: Option<Instant>,
+    /// Frames and headers of the past, for those who bring them again.
+    pub(super) past: Past,
+    pub(super) start: Instant,
     pub(super) report: Report,
 }
 
 impl World {
     pub(super) fn new(seed: u64, bug: Option<Bug>) -> Self {
         let mut random = Random(seed);
+        let start = Instant::now();
         let window = 2048 << random.below(8);
         let limits = FlowLimits {
             window,
             max_window: window << random.below(4),
-            resume_window: Duration::from_secs(60),
+            resume_window: if random.once_in(40) && bug.is_none() {
+                Duration::ZERO
+            } else {
+                Duration::from_secs(60)
+            },
         };
         let mut app = App::new(
             "the consumer's application",
             random.below(60_000),
             &mut random,
         );
-        let breaks_left = if random.once_in(10) {
+        let faults_left = if random.once_in(20) {
             0
         } else {
-            random.below(30)
+            60 + random.below(60)
         };
         let refusals_left = if random.once_in(5) {
             1 + random.below(2)
@@ -92,19 +119,24 @@ impl World {
             consumer: Flow::initiate(open(&mut random), limits),
             random,
             bug,
-            now: Instant::now(),
+            now: start,
+            start,
             limits,
             app,
-            served: HashMap::new(),
-            finished: HashMap::new(),
-            dials: HashMap::new(),
+            served: BTreeMap::new(),
+            finished: BTreeMap::new(),
+            dials: BTreeMap::new(),
             legs: Vec::new(),
             redial_at: None,
-            breaks_left,
+            faults_left,
             refusals_left,
             lapses_left,
             long_outage: false,
+            died: false,
+            consumer_gone: false,
+            gone_peer: Peer::default(),
             consumer_ended: None,
+            past: Past::default(),
             report: Report::default(),
         };
         world.dial(Generation::FIRST);
@@ -142,10 +174,10 @@ impl World {
             1..20 => Duration::from_millis(30),
             _ => Duration::from_millis(1),
         };
-        if self.breaks_left > 0 && self.random.once_in(100) {
-            self.break_any();
-        }
         self.check_quiet()?;
+        if self.faults_left > 0 && self.random.once_in(FAULT_STEPS) {
+            self.fault()?;
+        }
         self.consumer.tick(self.now);
         self.served
             .values_mut()
@@ -161,21 +193,15 @@ impl World {
         self.leave_table()
     }
 
-    fn break_any(&mut self) {
-        let index = self.random.below(self.legs.len() as u64) as usize;
-        if let Some(leg) = self.legs.get_mut(index).filter(|leg| !leg.broken) {
-            leg.cut(self.now, &mut self.random);
-            self.breaks_left -= 1;
-            self.report.breaks += 1;
-        }
-    }
-
     /// The consumer's driver.
     fn consume(&mut self) -> Result<(), String> {
+        if self.consumer_gone {
+            return Ok(());
+        }
         let peer = match self.served.get(&self.consumer.id()) {
             Some(served) => served.app.as_peer(),
             // The provider's end is through; what it wrote was checked while it was there.
-            None => self.gone_peer(),
+            None => self.gone_peer,
         };
         self.app
             .act(&mut self.consumer, peer, self.now, &mut self.random)?;
@@ -196,6 +222,9 @@ impl World {
     }
 
     fn flush_consumer(&mut self) {
+        if self.consumer_gone {
+            return;
+        }
         let (flow, generation) = (self.consumer.id(), self.consumer.generation());
         if let Some(leg) = self
             .legs
@@ -218,7 +247,8 @@ impl World {
         }
         let delay = if suspect {
             Duration::ZERO
-        } else if self.random.once_in(150) {
+        } else if self.random.once_in(200) && self.faults_left > 0 && self.redial_at.is_none() {
+            self.note(Fault::Outage);
             Duration::from_secs(90)
         } else {
             self.random.millis(1500)
@@ -231,16 +261,19 @@ impl World {
         self.redial_at = None;
         // Sometimes two legs race, and the later one may be the faster one.
         for _ in 0..1 + u64::from(self.random.once_in(4)) {
-            if let Some(generation) = self.consumer.resume(self.now) {
-                self.dial(generation);
-                self.flush_consumer();
-            }
+            self.resume();
+        }
+    }
+
+    pub(super) fn resume(&mut self) {
+        if let Some(generation) = self.consumer.resume(self.now) {
+            self.dial(generation);
+            self.flush_consumer();
         }
     }
 
     fn dial(&mut self, generation: Generation) {
-        let breaks = self.breaks_left > 0;
-        self.breaks_left = self.breaks_left.saturating_sub(1);
+        let breaks = self.faults_left > 0;
         self.legs.push(Leg::new(
             self.consumer.id(),
             generation,
@@ -273,148 +306,6 @@ impl World {
         }
         Ok(())
     }
-
-    /// Everything that arrived by now, on any leg, also on those that are fenced.
-    fn deliver(&mut self) -> Result<(), String> {
-        for index in 0..self.legs.len() {
-            while let Some(frame) = self.legs[index].up.receive(self.now)? {
-                self.at_provider(index, frame)?;
-            }
-            while let Some(frame) = self.legs[index].down.receive(self.now)? {
-                self.at_consumer(index, frame)?;
-            }
-            let leg = &mut self.legs[index];
-            if leg.down_notice.is_some_and(|at| at <= self.now) || leg.down.is_drained() {
-                leg.down_notice = None;
-                if leg.flow == self.consumer.id() {
-                    if leg.down.is_drained() {
-                        self.consumer.leg_finished(leg.generation);
-                    }
-                    self.consumer.leg_lost(leg.generation, self.now);
-                }
-            }
-            if leg.up_notice.is_some_and(|at| at <= self.now) || leg.up.is_drained() {
-                leg.up_notice = None;
-                if let Bound::To(id) = leg.bound
-                    && let Some(served) = self.served.get_mut(&id)
-                {
-                    if leg.up.is_drained() {
-                        served.flow.leg_finished(leg.generation);
-                    }
-                    served.flow.leg_lost(leg.generation, self.now);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn at_consumer(&mut self, index: usize, frame: Frame) -> Result<(), String> {
-        let leg = &self.legs[index];
-        if leg.flow != self.consumer.id() {
-            return Ok(());
-        }
-        match sabotage(self.bug, frame, leg.generation, self.consumer.generation()) {
-            Some((frame, generation)) => receive(&mut self.consumer, generation, frame, self.now),
-            None => Ok(()),
-        }
-    }
-
-    fn at_provider(&mut self, index: usize, frame: Frame) -> Result<(), String> {
-        let leg = &self.legs[index];
-        let Bound::To(id) = leg.bound else {
-            return if leg.bound == Bound::Unread {
-                self.header(index, &frame)
-            } else {
-                Ok(())
-            };
-        };
-        let Some(served) = self.served.get_mut(&id) else {
-            return Ok(());
-        };
-        match sabotage(self.bug, frame, leg.generation, served.flow.generation()) {
-            Some((frame, generation)) => receive(&mut served.flow, generation, frame, self.now),
-            None => Ok(()),
-        }
-    }
-
-    /// The listener: first frame of a leg.
-    fn header(&mut self, index: usize, frame: &Frame) -> Result<(), String> {
-        let (id, generation) = match frame {
-            Frame::Open(open) => (open.flow, open.generation),
-            Frame::Resume(resume) => (resume.flow, resume.generation),
-            other => return Err(format!("a leg began with {}", other.name())),
-        };
-        if matches!(frame, Frame::Open(_)) && self.lapses_left > 0 && self.random.once_in(2) {
-            self.lapses_left -= 1;
-            self.report.lapses += u64::from(generation > Generation::FIRST);
-            let refuse = Frame::Refuse {
-                code: RefuseCode::NoProvider,
-                text: String::new(),
-            };
-            let leg = &mut self.legs[index];
-            leg.send_down(&refuse, self.now, &mut self.random);
-            leg.down.finished = true;
-            leg.bound = Bound::Refused;
-            return Ok(());
-        }
-        let known = self
-            .served
-            .get_mut(&id)
-            .filter(|_| self.bug != Some(Bug::DoubleDial));
-        let outcome = match (known, self.finished.get(&id), frame) {
-            (Some(served), _, Frame::Open(open)) => served.flow.attach_open(open, self.now),
-            (Some(served), _, Frame::Resume(resume)) => served.flow.attach(resume, self.now),
-            (None, Some(finished), _) if self.bug != Some(Bug::DoubleDial) => Err(finished.code),
-            (None, _, Frame::Open(open)) => {
-                self.admit(open);
-                Ok(())
-            }
-            _ => Err(GoneCode::Unknown),
-        };
-        self.report.resumes += u64::from(outcome.is_ok() && generation > Generation::FIRST);
-        let leg = &mut self.legs[index];
-        leg.bound = match outcome {
-            Ok(()) => Bound::To(id),
-            Err(code) => {
-                leg.send_down(&Frame::Gone { code }, self.now, &mut self.random);
-                leg.down.finished = true;
-                Bound::Refused
-            }
-        };
-        match self.dials.get(&id) {
-            Some(2..) => Err(format!("I8: the backend of {id} was dialled twice")),
-            _ => Ok(()),
-        }
-    }
-
-    fn admit(&mut self, open: &Open) {
-        *self.dials.entry(open.flow).or_default() += 1;
-        let refuse = self.refusals_left > 0;
-        self.refusals_left -= u64::from(refuse);
-        let mut app = App::new("the backend", self.random.below(60_000), &mut self.random);
-        if self.bug.is_some_and(|bug| bug != Bug::CutTakenForEnd) {
-            app.ending = Ending::Fin;
-        }
-        let decide_at = self.now + self.random.millis(400);
-        let flow = Flow::terminate(open, self.limits);
-        self.served.insert(
-            open.flow,
-            Served {
-                flow,
-                app,
-                decide_at,
-                refuse,
-            },
-        );
-    }
-
-    fn gone_peer(&self) -> Peer {
-        Peer {
-            key: 0,
-            written: 0,
-            finished: false,
-        }
-    }
 }
 
 /// Whether a driver would finish the leg and forget the machine.
@@ -435,24 +326,8 @@ fn flush(served: &mut Served, id: FlowId, legs: &mut [Leg], now: Instant, random
     }
 }
 
-fn receive(
-    flow: &mut Flow,
-    generation: Generation,
-    frame: Frame,
-    now: Instant,
-) -> Result<(), String> {
-    let (fenced, owned, name) = (
-        generation < flow.generation(),
-        flow.recv.owned(),
-        frame.name(),
-    );
-    flow.receive(generation, frame, now)
-        .map_err(|violation| format!("{name}: {violation}"))?;
-    if fenced && flow.recv.owned() != owned {
-        return Err("I3: a fenced leg delivered".to_owned());
-    }
-    Ok(())
-}
+/// A fault once in so many steps.
+const FAULT_STEPS: u64 = 4;
 
 /// Many times what the longest world takes.
 const STEPS: u32 = 30_000;
