@@ -246,6 +246,7 @@ impl World {
                     generation,
                     service: open.service,
                     port: open.port,
+                    protocol: open.protocol,
                     provider: open.provider,
                     recv: 0,
                     limit: u64::from(u32::MAX),
