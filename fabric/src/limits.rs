@@ -64,7 +64,7 @@ pub struct LinkLimits {
     pub connect_time: Duration,
     /// Head start of one address before the next is tried too.
     pub stagger: Duration,
-    /// Time after which addresses that are silent are tried afresh, beside the attempts that run.
+    /// Time after which addresses that are silent are tried afresh, beside the attempts that run; a quarter of it at first.
     pub again: Duration,
     /// Time for the router's answer on the control stream.
     pub answer_time: Duration,

@@ -12,6 +12,7 @@ pub mod load;
 pub mod need;
 pub mod nodes;
 pub mod process;
+pub mod readme;
 pub mod servers;
 pub mod site;
 pub mod wait;

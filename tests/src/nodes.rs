@@ -29,6 +29,19 @@ pub async fn node(
     name: &str,
     first: Option<&RunningNode>,
 ) -> anyhow::Result<RunningNode> {
+    node_with(folder, name, first, NodeFlags::default()).await
+}
+
+/// As [`node`], with more flags; names, addresses and directories are filled in.
+///
+/// # Errors
+/// What keeps it from starting.
+pub async fn node_with(
+    folder: &Path,
+    name: &str,
+    first: Option<&RunningNode>,
+    flags: NodeFlags,
+) -> anyhow::Result<RunningNode> {
     let join = match first {
         Some(first) => Some(token(first, name).await?.parse::<TokenSource>()?),
         None => None,
@@ -46,7 +59,7 @@ pub async fn node(
             Vec::new()
         },
         join,
-        ..NodeFlags::default()
+        ..flags
     };
     Node::start(flags.resolve(folder.to_owned(), name.to_owned())?).await
 }

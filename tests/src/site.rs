@@ -75,6 +75,28 @@ impl Node {
         Ok(node)
     }
 
+    /// Only the APIServer of a node, the owner of its data directory; the other parts are the caller's to start.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub fn apiserver(host: &Host, name: &str, flags: &[&str]) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let process = Program::ours("keel-apiserver")?
+            .args(["--node-name", name, "--data-dir"])
+            .arg(folder.path())
+            .args(flags)
+            .on(host)
+            .start()?;
+        let mut node = Self {
+            process,
+            host: host.clone(),
+            name: name.to_owned(),
+            folder,
+        };
+        node.ready()?;
+        Ok(node)
+    }
+
     /// The command line of a node, not started.
     ///
     /// # Errors

@@ -3,10 +3,13 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::{AbortHandle, Aborted, abortable};
 use futures_util::stream::FuturesUnordered;
 use keel_certs::{LiveIdentity, NodeName};
+use tokio::time::Instant;
 
 use super::{ALPN, RouterPeer};
 use crate::limits::LinkLimits;
@@ -47,6 +50,8 @@ pub enum LinkError {
 
 /// Attempts at one address that run at once.
 const ATTEMPTS: usize = 3;
+/// At first a silent address is tried afresh more often: a router that restarts is away for a moment only.
+const EAGER: Duration = Duration::from_secs(2);
 
 /// Races the addresses of `router` within the time of `limits`.
 pub(super) async fn dial(
@@ -104,7 +109,8 @@ fn note(tried: &mut String, what: &str, error: &dyn std::fmt::Display) {
 /// The first connection wins; a failed attempt lets the next one start at once.
 ///
 /// A handshake that nobody answers repeats its packets at growing distances, so a router that comes back would be found
-/// late: silent addresses are tried afresh while the old attempts run.
+/// late: silent addresses are tried afresh while the first attempts run. Those in between give way to newer ones; the first
+/// go on, because a handshake over a slow network takes its time.
 async fn race(
     endpoint: &Endpoint,
     live: &LiveIdentity,
@@ -113,19 +119,32 @@ async fn race(
     limits: &LinkLimits,
     tried: &mut String,
 ) -> Result<Connection, LinkError> {
-    let most = addrs.len() * ATTEMPTS;
+    let begun = Instant::now();
     let mut next = addrs.clone();
+    let mut first_round = addrs.len();
+    let mut later: VecDeque<AbortHandle> = VecDeque::new();
     let tls = live.client_config(&[ALPN], &router.node);
     let mut running = FuturesUnordered::new();
     loop {
         if let Some(addr) = next.pop_front() {
             let tls = tls.clone();
-            running.push(async move {
+            let (attempt, handle) = abortable(async move {
                 (
                     addr,
                     endpoint.connect(addr, &addr.ip().to_string(), tls).await,
                 )
             });
+            running.push(attempt);
+            if first_round > 0 {
+                first_round -= 1;
+            } else {
+                later.push_back(handle);
+                if later.len() > addrs.len() * (ATTEMPTS - 1)
+                    && let Some(oldest) = later.pop_front()
+                {
+                    oldest.abort();
+                }
+            }
         } else if running.is_empty() {
             let node = router.node.clone();
             let tried = std::mem::take(tried);
@@ -137,24 +156,24 @@ async fn race(
         }
         let pause = if !next.is_empty() {
             limits.stagger
-        } else if running.len() + addrs.len() <= most {
-            limits.again
+        } else if begun.elapsed() < EAGER {
+            limits.again / 4
         } else {
-            // Longer than the whole attempt may take.
-            limits.connect_time
+            limits.again
         };
         tokio::select! {
             biased;
             done = running.next() => match done {
-                Some((_, Ok(connection))) => return Ok(connection),
-                Some((addr, Err(error))) => {
+                Some(Ok((_, Ok(connection)))) => return Ok(connection),
+                Some(Ok((addr, Err(error)))) => {
                     note(tried, &addr.to_string(), &error);
                     addrs.retain(|other| *other != addr);
                     next.retain(|other| *other != addr);
                 }
-                None => {}
+                // One that gave way, or all are done.
+                Some(Err(Aborted)) | None => {}
             },
-            () = tokio::time::sleep(pause) => if next.is_empty() && running.len() + addrs.len() <= most {
+            () = tokio::time::sleep(pause) => if next.is_empty() {
                 next.clone_from(&addrs);
             },
         }

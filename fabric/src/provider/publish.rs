@@ -21,6 +21,8 @@ use crate::wire::{Offer, RefuseCode, ResetCode};
 
 /// First pause before a router is dialled again; doubles up to [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_millis(100);
+/// A router that was lost just now may only restart: for so long the pause stays short.
+const EAGER: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// After which time a refused publication is tried again, if nothing changes before.
@@ -49,6 +51,7 @@ pub(super) struct At {
 /// Keeps everything published at the router until `cancel`, then withdraws it.
 pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) -> NodeName {
     let mut pause = BACKOFF;
+    let mut lost_at: Option<Instant> = None;
     let node = &at.router.node;
     loop {
         // Without anything to publish there is no reason for a link.
@@ -70,6 +73,7 @@ pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) ->
                     pause = BACKOFF;
                     let Some(lost) = serve(&at, &link, wanted.clone(), &cancel).await else { break };
                     tracing::info!(router = %node, %lost, "link to router lost");
+                    lost_at = Some(Instant::now());
                     at.unreachable(&wanted.publications, &lost.to_string());
                 }
                 Err(error) => {
@@ -82,7 +86,9 @@ pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) ->
             () = cancel.cancelled() => break,
             () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => {}
         }
-        pause = (pause * 2).min(BACKOFF_MAX);
+        if lost_at.is_none_or(|lost_at| lost_at.elapsed() > EAGER) {
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
     }
     at.inner.keep_only(&at, &[]);
     at.router.node

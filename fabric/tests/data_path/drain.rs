@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use keel_fabric::consumer::OpenError;
 use keel_fabric::wire::{
-    FlowId, Frame, Generation, MAX_HEADER_FRAME, Open, Protocol, RefuseCode, Secret, VERSION,
+    Decoder, FlowId, Frame, Generation, GoneCode, MAX_HEADER_FRAME, Open, Protocol, RefuseCode,
+    ResetCode, Resume, Role, Secret, VERSION,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 use crate::admission::connect;
 use crate::backend::Backend;
-use crate::limits::{answer, hits, silent};
+use crate::limits::{answer, cut, hits, silent};
 use crate::world::{World, end, publication, soon, target};
 
 #[tokio::test]
@@ -106,19 +107,64 @@ async fn a_router_that_is_hurried_waits_for_nothing() {
 #[tokio::test]
 async fn an_end_that_does_not_answer_is_waited_for_until_the_deadline() {
     let mut world = World::new();
-    world.drain_timeout = Duration::from_millis(500);
+    world.drain_timeout = Duration::from_secs(1);
     let mut router = world.router("r").await;
     let backend = Backend::echo().await;
     let (_provider, target) = world.echo(&router, backend.addr).await;
     let live = world.fabric.pod("a", "default", "c");
     let connection = connect(&router, &live).await;
     let _control = silent(&connection).await;
-    let (accepted, _leg) = answer(&connection, open(&target, 0)).await;
+    let (accepted, (_send, mut recv)) = answer(&connection, open(&target, 0)).await;
     assert!(matches!(accepted, Frame::Accept { .. }), "{accepted:?}");
     let begun = Instant::now();
+    router.stop.cancel();
+    // The provider's end asks for a leg elsewhere, should the router not be heard.
+    let mut decoder = Decoder::new();
+    let asked = loop {
+        match decoder.next().unwrap() {
+            Some(Frame::Move) => break begun.elapsed(),
+            Some(_) => {}
+            None => decoder.push(soon(recv.read_chunk(1000)).await.unwrap().unwrap()),
+        }
+    };
+    assert!(asked < Duration::from_secs(5), "{asked:?}");
     router.stopped().await;
     assert!(begun.elapsed() >= world.drain_timeout, "{begun:?}");
     assert!(hits(&world).contains(&("drain_time", 1)));
+}
+
+/// As after a restart of the router: the consumer is back before the provider.
+#[tokio::test]
+async fn a_resumed_leg_waits_a_moment_for_its_provider() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let live = world.fabric.pod("b", "default", "p");
+    let target = target("echo.default", 80, live.identity().subject, &router);
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = silent(&connection).await;
+    let waiting = answer(&connection, resume(&target));
+    let coming = async {
+        // By then the leg waits.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.echo(&router, backend.addr).await
+    };
+    let ((frame, _), (provider, _)) = tokio::join!(waiting, coming);
+    // The provider was asked, and has no such flow.
+    let code = GoneCode::Unknown;
+    assert_eq!(frame, Frame::Gone { code });
+
+    provider.stop.cancel();
+    let mut done = provider.done.clone();
+    soon(done.wait_for(|done| *done)).await.unwrap();
+    world.close_links().await;
+    let begun = Instant::now();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let mut out = bytes::BytesMut::new();
+    resume(&target).encode(&mut out);
+    send.write_chunk(out.freeze()).await.unwrap();
+    assert_eq!(cut(&mut recv).await, ResetCode::LegLost);
+    assert!(begun.elapsed() >= world.router_limits.park_time / 2);
 }
 
 #[tokio::test]
@@ -155,6 +201,24 @@ async fn a_header_that_the_router_makes_too_long_is_refused() {
         other => panic!("{other:?}"),
     }
     assert!(hits(&world).contains(&("header_size", 1)));
+}
+
+fn resume(target: &keel_fabric::consumer::Target) -> Frame {
+    let (flow, generation) = (FlowId::random(), Generation(2));
+    Frame::Resume(Box::new(Resume {
+        version: VERSION,
+        flow,
+        generation,
+        service: target.service.clone(),
+        port: target.port,
+        provider: target.provider.clone(),
+        recv: 0,
+        limit: 1000,
+        proof: Secret::random().prove(flow, generation, Role::Initiator),
+        from: None,
+        protocol: Protocol::Tcp,
+        rest: Bytes::new(),
+    }))
 }
 
 /// An open of a later version, whose fields that nobody knows have that length.

@@ -52,7 +52,7 @@ pub(crate) async fn silent(connection: &Connection) -> (SendStream, RecvStream) 
     (send, recv)
 }
 
-async fn cut(recv: &mut RecvStream) -> ResetCode {
+pub(crate) async fn cut(recv: &mut RecvStream) -> ResetCode {
     match soon(recv.read_chunk(100)).await {
         Err(ReadError::Reset(code)) => ResetCode::from_wire(code),
         other => panic!("{other:?}"),

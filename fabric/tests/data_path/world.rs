@@ -198,6 +198,14 @@ impl World {
         links
     }
 
+    /// Closes the connections of all consumers and providers, as the end of their processes does.
+    pub(crate) async fn close_links(&self) {
+        let kept = std::mem::take(&mut *self.kept.lock().unwrap());
+        for links in kept {
+            soon(links.close("the end")).await;
+        }
+    }
+
     pub(crate) fn provider(
         &mut self,
         live: &LiveIdentity,

@@ -5,8 +5,10 @@
 mod address;
 mod crowd;
 mod ground;
+mod kills;
 mod outage;
 mod paused;
 mod plain;
 mod rebinding;
+mod rolling;
 mod rough;

@@ -1,0 +1,116 @@
+//! Routers that are upgraded: each stops by SIGTERM and comes back, and no connection notices more than a pause.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use keel_tests::lab::Lab;
+use keel_tests::load::{Load, Server};
+use keel_tests::need::{Need, lacking, long};
+use keel_tests::site::{COMMAND, DNS, Node, Sidecar};
+use keel_tests::wait::{self, SOON};
+
+/// The promise is 500 ms. The short form runs beside other tests on a small machine, unoptimised at times.
+fn stall() -> Duration {
+    Duration::from_millis(if long() { 500 } else { 3000 })
+}
+
+/// What a node may take to stop: it waits for its flows to leave, and then for its own part.
+const STOP: Duration = Duration::from_secs(25);
+
+fn public(name: &str, lab: &mut Lab, first: Option<&Node>) -> anyhow::Result<(Node, [String; 4])> {
+    let host = lab.host(name)?;
+    let flags = [
+        "--apiserver-listen".to_owned(),
+        "0.0.0.0:7443".to_owned(),
+        "--advertise".to_owned(),
+        format!("{}:7000", host.address),
+    ];
+    let mut all: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let token = first
+        .map(|first| first.token(&["--node", name]))
+        .transpose()?;
+    let join = token.map(|token| (format!("@{}", token.path().display()), token));
+    if let Some((join, _)) = &join {
+        all.extend(["--join", join]);
+    }
+    let node = Node::up(&host, name, &all)?;
+    Ok((node, flags))
+}
+
+/// The routers that list a provider of `echo`, as one node sees them.
+fn listing(node: &Node) -> anyhow::Result<Vec<String>> {
+    let text = node.keel(&["get", "routers", "-o", "json"])?.ok(COMMAND)?;
+    let json: serde_json::Value = serde_json::from_str(&text)?;
+    let provides = |service: &serde_json::Value| {
+        let providers = service["providers"].as_array();
+        service["name"] == "echo" && providers.is_some_and(|all| !all.is_empty())
+    };
+    let lists = |router: &&serde_json::Value| {
+        let services = router["status"]["activeServices"].as_array();
+        services.is_some_and(|all| all.iter().any(provides))
+    };
+    let routers = json["items"].as_array().context("a list")?;
+    let names = routers.iter().filter(lists);
+    Ok(names
+        .map(|router| router["metadata"]["name"].to_string())
+        .collect())
+}
+
+/// Waits until the first node, which knows all others, says that the routers of all list the provider.
+fn published(nodes: &[(Node, [String; 4])]) -> anyhow::Result<()> {
+    let (node, _) = nodes.first().context("a node")?;
+    let all = wait::until_some("all routers list the provider", SOON * 2, || {
+        // A command costs a process and a certificate.
+        wait::pause(Duration::from_millis(200));
+        match listing(node) {
+            Ok(names) if names.len() == nodes.len() => Ok(()),
+            Ok(names) => Err(format!("only {names:?}")),
+            Err(error) => Err(format!("{error:#}")),
+        }
+    });
+    all.with_context(|| node.process.log())
+}
+
+#[test]
+fn a_rolling_restart_of_all_routers_resets_nothing() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let flows = if long() { 200 } else { 40 };
+    let mut lab = Lab::new()?;
+    let first = public("a", &mut lab, None)?;
+    let second = public("b", &mut lab, Some(&first.0))?;
+    let third = public("c", &mut lab, Some(&first.0))?;
+    let mut nodes = [first, second, third];
+    let (servers, apps) = (lab.host("p")?, lab.host("d")?.resolves_by(Some(DNS))?);
+    let server = Server::on(&servers, 2003)?;
+    let published_service = ["--published-services", "echo=127.0.0.1:2003"];
+    let _provider = Sidecar::joining(&servers, "provider", &nodes[0].0, &published_service)?;
+    let consumer = Sidecar::joining(
+        &apps,
+        "consumer",
+        &nodes[0].0,
+        &["--mapped-services", "echo"],
+    )?;
+    published(&nodes)?;
+    let address = consumer.listens("echo", 2003)?;
+
+    let load = Load::steady(flows, 7).start(&apps, address)?;
+    load.moves(flows as u64 * 40_000, SOON)?;
+    for index in 0..nodes.len() {
+        let (node, flags) = &mut nodes[index];
+        let begun = Instant::now();
+        node.process.stop(STOP)?;
+        println!("node {index} stopped in {:?}", begun.elapsed());
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        node.again(&flags)?;
+        published(&nodes)?;
+        load.moves(flows as u64 * 40_000, SOON)?;
+    }
+    let report = load.finish()?;
+    println!("{report}");
+    report.exact().with_context(|| consumer.process.log())?;
+    assert!(report.stall(1.0) <= stall(), "{report}");
+    assert_eq!(server.open(), 0);
+    Ok(())
+}
