@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::options::AllOptions;
 use crate::spec::{MappedService, PublishedService};
+use crate::udp::MaxAssociations;
 use crate::vip::IpRange;
 
 /// Where DNS listens if nobody says: an address of its own, as resolv.conf has no syntax for ports.
@@ -138,6 +139,8 @@ pub struct SidecarConfig {
     pub connect_timeout: Duration,
     /// Connections of one service that may wait for a provider at a time (`parked`); more are reset at once.
     pub max_parked: usize,
+    /// UDP associations at a time; beyond that the idlest one makes room.
+    pub max_associations: MaxAssociations,
     /// How long an identity is looked for before the sidecar gives up; `None` for ever.
     pub identity_timeout: Option<Duration>,
     /// How long live connections may go on when the sidecar stops; then they are reset.
@@ -168,6 +171,7 @@ impl SidecarConfig {
             metrics: ListenOn::default_of(DEFAULT_METRICS_ADDR),
             connect_timeout: Duration::from_secs(10),
             max_parked: 1024,
+            max_associations: MaxAssociations::default(),
             identity_timeout: None,
             stop_grace: Duration::from_secs(5),
         }

@@ -35,6 +35,7 @@ mod start;
 pub mod state;
 mod survey;
 mod table;
+pub mod udp;
 pub mod vip;
 mod ways;
 

@@ -6,13 +6,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use keel_fabric::wire::Protocol;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::proxy::{self, Proxy};
-use crate::spec::ServiceRef;
+use crate::spec::{Port, ServiceRef};
+use crate::udp::Listening;
 use crate::vip::VipTable;
 
 /// Connections that one sidecar proxies at a time; beyond it they wait in the kernel's backlog.
@@ -30,7 +33,7 @@ const MAX_ADDRESSES: usize = 64;
 /// What became of one port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PortState {
-    /// It accepts connections.
+    /// It accepts connections, or packets.
     Listening,
     /// It does not; the text says why and what to do.
     Failed(String),
@@ -44,7 +47,7 @@ pub struct MappingState {
     /// Its address.
     pub address: IpAddr,
     /// Its ports.
-    pub ports: BTreeMap<u16, PortState>,
+    pub ports: BTreeMap<Port, PortState>,
 }
 
 /// All listeners. One task owns it.
@@ -62,8 +65,8 @@ pub(crate) struct Listeners {
 
 #[derive(Debug, Default)]
 struct Service {
-    open: BTreeMap<u16, Open>,
-    failed: BTreeMap<u16, String>,
+    open: BTreeMap<Port, Open>,
+    failed: BTreeMap<Port, String>,
 }
 
 /// An open listener; dropping it stops accepting, its connections go on.
@@ -104,13 +107,13 @@ impl Listeners {
     }
 
     /// Opens what is wanted and not open, closes what is open and not wanted. Failed ports are tried again.
-    pub(crate) fn reconcile(&mut self, wanted: &BTreeMap<ServiceRef, BTreeSet<u16>>) {
+    pub(crate) fn reconcile(&mut self, wanted: &BTreeMap<ServiceRef, BTreeSet<Port>>) {
         self.services
             .retain(|target, _| wanted.contains_key(target));
         for (target, ports) in wanted {
             let service = self.services.entry(target.clone()).or_default();
             service.open.retain(|port, _| ports.contains(port));
-            let missing: BTreeSet<u16> = ports
+            let missing: BTreeSet<Port> = ports
                 .iter()
                 .copied()
                 .filter(|port| !service.open.contains_key(port))
@@ -125,7 +128,7 @@ impl Listeners {
     }
 
     /// Opens `missing` at the service's address; if one is taken there, `all` at the next address where none is.
-    fn open(&mut self, target: &ServiceRef, missing: &BTreeSet<u16>, all: &BTreeSet<u16>) {
+    fn open(&mut self, target: &ServiceRef, missing: &BTreeSet<Port>, all: &BTreeSet<Port>) {
         let Some(current) = self.vips.get(target) else {
             return;
         };
@@ -155,25 +158,40 @@ impl Listeners {
         }
         for (port, outcome) in bound {
             match outcome {
-                Ok(listener) => {
+                Ok(socket) => {
                     service.failed.remove(&port);
-                    tracing::info!(service = %target, address = %SocketAddr::new(address, port), "listening");
+                    tracing::info!(service = %target, %address, %port, "listening");
                     let retired = self.stop.child_token();
-                    let accepting = Accepting {
-                        listener,
-                        target: target.clone(),
-                        port,
-                        proxy: self.proxy.clone(),
-                        permits: self.permits.clone(),
-                        retired: retired.clone(),
-                        stop: self.stop.clone(),
-                        grace: self.grace,
+                    let (target, proxy) = (target.clone(), self.proxy.clone());
+                    match socket {
+                        Socket::Tcp(listener) => self.tasks.spawn(
+                            Accepting {
+                                listener,
+                                target,
+                                port: port.number,
+                                proxy,
+                                permits: self.permits.clone(),
+                                retired: retired.clone(),
+                                stop: self.stop.clone(),
+                                grace: self.grace,
+                            }
+                            .run(),
+                        ),
+                        Socket::Udp(socket) => self.tasks.spawn(
+                            Listening {
+                                socket,
+                                target,
+                                port: port.number,
+                                proxy,
+                                retired: retired.clone(),
+                            }
+                            .run(),
+                        ),
                     };
-                    self.tasks.spawn(accepting.run());
                     service.open.insert(port, Open(retired));
                 }
                 Err(error) => {
-                    let text = explain(SocketAddr::new(address, port), &error);
+                    let text = explain(SocketAddr::new(address, port.number), &error);
                     if service.failed.get(&port) != Some(&text) {
                         tracing::warn!("{target} port {port} cannot be mapped: {text}");
                     }
@@ -239,13 +257,22 @@ impl Listeners {
     }
 }
 
-type Bound = BTreeMap<u16, io::Result<TcpListener>>;
+enum Socket {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
 
-fn bind_all(address: IpAddr, ports: &BTreeSet<u16>) -> Bound {
-    ports
-        .iter()
-        .map(|port| (*port, bind(SocketAddr::new(address, *port))))
-        .collect()
+type Bound = BTreeMap<Port, io::Result<Socket>>;
+
+fn bind_all(address: IpAddr, ports: &BTreeSet<Port>) -> Bound {
+    let bind = |port: &Port| {
+        let address = SocketAddr::new(address, port.number);
+        match port.protocol {
+            Protocol::Tcp => bind_tcp(address).map(Socket::Tcp),
+            Protocol::Udp => bind_udp(address).map(Socket::Udp),
+        }
+    };
+    ports.iter().map(|port| (*port, bind(port))).collect()
 }
 
 fn taken(bound: &Bound) -> bool {
@@ -254,7 +281,7 @@ fn taken(bound: &Bound) -> bool {
         .any(|outcome| matches!(outcome, Err(error) if error.kind() == io::ErrorKind::AddrInUse))
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -264,6 +291,17 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// All clients of the port share its socket, so it holds more than a few of their packets, as far as the system lets it.
+fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    const BUFFER: usize = 1 << 20;
+    let socket = std::net::UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    let socket = UdpSocket::from_std(socket)?;
+    // Only a wish.
+    let _ = SockRef::from(&socket).set_recv_buffer_size(BUFFER);
+    Ok(socket)
 }
 
 /// Why an address cannot be listened on, and what helps.
@@ -379,12 +417,15 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_is_not_ours_fails_alone_and_says_so() {
         // TEST-NET-1: nobody has it.
-        let outcomes = bind_all("192.0.2.1".parse().unwrap(), &BTreeSet::from([8080]));
+        let outcomes = bind_all(
+            "192.0.2.1".parse().unwrap(),
+            &BTreeSet::from([Port::tcp(8080)]),
+        );
         assert!(!taken(&outcomes));
         assert!(
             explain(
                 "192.0.2.1:8080".parse().unwrap(),
-                outcomes[&8080].as_ref().unwrap_err()
+                outcomes[&Port::tcp(8080)].as_ref().err().unwrap()
             )
             .contains("no address of this machine")
         );

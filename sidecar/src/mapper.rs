@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keel_fabric::wire::Protocol;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
 use crate::listener::Listeners;
-use crate::spec::{MappedService, ServiceRef};
+use crate::spec::{MappedService, Port, ServiceRef};
 
 /// How often ports that could not be opened are tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -20,40 +19,30 @@ const RETRY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Mapper {
     mapped: Vec<MappedService>,
-    seen: BTreeMap<ServiceRef, BTreeSet<u16>>,
+    seen: BTreeMap<ServiceRef, BTreeSet<Port>>,
 }
 
 impl Mapper {
-    /// Nothing was seen yet. Mappings of UDP are left out, with a warning.
+    /// Nothing was seen yet.
     pub(crate) fn new(mapped: &[MappedService]) -> Self {
-        for one in mapped.iter().filter(|one| one.protocol == Protocol::Udp) {
-            let port = one
-                .port
-                .map(|port| format!(" port {port}"))
-                .unwrap_or_default();
-            tracing::warn!(
-                "{}{port}/udp is not mapped: UDP is not carried yet; its name resolves",
-                one.target
-            );
-        }
-        let tcp = mapped
-            .iter()
-            .filter(|one| one.protocol == Protocol::Tcp)
-            .cloned()
-            .collect();
         Self {
-            mapped: tcp,
+            mapped: mapped.to_vec(),
             seen: BTreeMap::new(),
         }
     }
 
     /// What is to be listened on, now that this is known.
-    pub(crate) fn wanted(&mut self, directory: &Directory) -> BTreeMap<ServiceRef, BTreeSet<u16>> {
+    pub(crate) fn wanted(&mut self, directory: &Directory) -> BTreeMap<ServiceRef, BTreeSet<Port>> {
         for one in &self.mapped {
             let ports = self.seen.entry(one.target.clone()).or_default();
+            let protocol = one.protocol;
+            let port = |number| Port { number, protocol };
             match one.port {
-                Some(port) => _ = ports.insert(port),
-                None => ports.extend(directory.ports(&one.target, Protocol::Tcp)),
+                Some(number) => _ = ports.insert(port(number)),
+                None => {
+                    let offered = directory.ports(&one.target, protocol);
+                    ports.extend(offered.into_iter().map(port));
+                }
             }
         }
         self.seen.clone()
@@ -90,12 +79,23 @@ mod tests {
 
     #[test]
     fn a_named_port_is_there_at_once_and_others_with_their_first_provider() {
-        let mapped = parse_mapped("mysql,redis:6379,dns/udp", &"default".parse().unwrap()).unwrap();
+        let mapped = parse_mapped(
+            "mysql,redis:6379,dns:53/udp,ntp/udp",
+            &"default".parse().unwrap(),
+        )
+        .unwrap();
         let mut mapper = Mapper::new(&mapped);
         let none = mapper.wanted(&Directory::default());
-        assert_eq!(none[&target("redis.default")], BTreeSet::from([6379]));
+        assert_eq!(
+            none[&target("redis.default")],
+            BTreeSet::from([Port::tcp(6379)])
+        );
         assert!(none[&target("mysql.default")].is_empty());
-        assert!(!none.contains_key(&target("dns.default")));
+        assert_eq!(
+            none[&target("dns.default")],
+            BTreeSet::from([Port::udp(53)])
+        );
+        assert!(none[&target("ntp.default")].is_empty());
         let own = "a".parse().unwrap();
         let serving = router(
             "b",
@@ -103,12 +103,12 @@ mod tests {
         );
         assert_eq!(
             mapper.wanted(&Directory::build(&own, [&serving]))[&target("mysql.default")],
-            BTreeSet::from([3306])
+            BTreeSet::from([Port::tcp(3306)])
         );
         let after = mapper.wanted(&Directory::default());
         assert_eq!(
             after[&target("mysql.default")],
-            BTreeSet::from([3306]),
+            BTreeSet::from([Port::tcp(3306)]),
             "it stays when the provider goes"
         );
     }

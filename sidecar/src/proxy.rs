@@ -20,6 +20,7 @@ use crate::parked::Parked;
 use crate::pick::{Class, Here, Rules, Tried, pick};
 use crate::reach::{Late, Race, reach};
 use crate::spec::ServiceRef;
+use crate::udp::MaxAssociations;
 
 /// The pause before providers that could not be reached are tried once more; those that refused are not.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -43,6 +44,8 @@ pub(crate) struct Proxy {
     pub(crate) endpoints: Endpoints,
     /// Who waits for a provider.
     pub(crate) parked: Parked,
+    /// How many UDP associations there may be.
+    pub(crate) max_associations: MaxAssociations,
 }
 
 /// Why no provider took a connection.

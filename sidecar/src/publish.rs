@@ -6,7 +6,6 @@ use std::sync::Arc;
 use keel_certs::{ClusterName, NodeName};
 use keel_fabric::link::RouterPeer;
 use keel_fabric::provider::{Publication, PublishOutcome, PublishedAt};
-use keel_fabric::wire::Protocol;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -24,12 +23,7 @@ pub(crate) fn publications(
     let mut all = Vec::new();
     let mut problems = Vec::new();
     for one in published {
-        if one.protocol == Protocol::Udp {
-            problems.push(format!(
-                "{} port {}/udp is not published: UDP is not carried yet",
-                one.target, one.port
-            ));
-        } else if let (Some(asked), Some(own)) = (&one.target.cluster, cluster)
+        if let (Some(asked), Some(own)) = (&one.target.cluster, cluster)
             && asked != own
         {
             problems.push(format!(
@@ -157,16 +151,13 @@ mod tests {
             .iter()
             .map(|p| format!("{}:{}", p.service, p.port))
             .collect();
-        assert_eq!(names, ["web.default:80", "b.default:82"]);
-        assert_eq!(problems.len(), 2);
-        assert!(
-            problems[0].contains("UDP is not carried yet") && problems[1].contains("cluster home")
-        );
+        assert_eq!(names, ["web.default:80", "dns.default:53", "b.default:82"]);
+        assert!(problems.len() == 1 && problems[0].contains("cluster home"));
         assert_eq!(
             publications(&published, &AllOptions::default(), None)
                 .0
                 .len(),
-            3
+            4
         );
     }
 }

@@ -175,6 +175,7 @@ impl Sidecar {
             metrics: metrics.clone(),
             endpoints: Endpoints::default(),
             parked: Parked::new(config.max_parked),
+            max_associations: config.max_associations,
         };
         let mut listeners = Listeners::new(Arc::new(proxy), vips, stop.clone(), config.stop_grace);
         let mut mapper = Mapper::new(&config.mapped);

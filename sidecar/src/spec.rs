@@ -51,6 +51,45 @@ impl std::str::FromStr for ServiceRef {
     }
 }
 
+/// A port of a service, as it is listened on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port {
+    /// Its number.
+    pub number: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+impl Port {
+    /// A TCP port.
+    #[must_use]
+    pub const fn tcp(number: u16) -> Self {
+        Self {
+            number,
+            protocol: Protocol::Tcp,
+        }
+    }
+
+    /// A UDP port.
+    #[must_use]
+    pub const fn udp(number: u16) -> Self {
+        Self {
+            number,
+            protocol: Protocol::Udp,
+        }
+    }
+}
+
+/// As people write it: TCP goes without saying.
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            Protocol::Tcp => write!(f, "{}", self.number),
+            Protocol::Udp => write!(f, "{}/udp", self.number),
+        }
+    }
+}
+
 /// One item of `--mapped-services`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MappedService {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use crate::dns::names::NameTable;
 use crate::listener::{MappingState, PortState};
+use crate::spec::Port;
 
 /// Names, addresses and ports of all mappings, and how to make the names work if DNS listens at `dns`.
 pub(crate) fn table(names: &NameTable, states: &[MappingState], dns: SocketAddr) -> String {
@@ -14,7 +15,7 @@ pub(crate) fn table(names: &NameTable, states: &[MappingState], dns: SocketAddr)
         let ports = if state.ports.is_empty() {
             "(ports appear with their first provider)".to_owned()
         } else {
-            let port = |(port, what): (&u16, &PortState)| match what {
+            let port = |(port, what): (&Port, &PortState)| match what {
                 PortState::Listening => port.to_string(),
                 PortState::Failed(_) => format!("{port} (failed)"),
             };
@@ -79,8 +80,9 @@ mod tests {
         };
         let (names, _) = NameTable::build(&[mapping], &"default".parse().unwrap(), &[], &[]);
         let ports = BTreeMap::from([
-            (3306, PortState::Listening),
-            (80, PortState::Failed("no".to_owned())),
+            (Port::tcp(3306), PortState::Listening),
+            (Port::udp(53), PortState::Listening),
+            (Port::tcp(80), PortState::Failed("no".to_owned())),
         ]);
         let text = table(
             &names,
@@ -94,7 +96,7 @@ mod tests {
         for part in [
             "mysql.default",
             "127.0.66.1",
-            "80 (failed), 3306",
+            "53/udp, 80 (failed), 3306",
             "-p 40053",
             "  127.0.66.1 mysql mysql.default mysql.default.svc",
             "ip_unprivileged_port_start",

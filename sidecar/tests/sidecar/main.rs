@@ -5,3 +5,4 @@
 mod path;
 mod start;
 mod support;
+mod udp;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::support::{Counted, Frozen, LONG, Node, Pod, echo, ending, exchange, range, state_dir};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
+use keel_sidecar::spec::Port;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -133,7 +134,7 @@ async fn a_restart_without_the_apiserver_resolves_and_connects() {
         while !first
             .states()
             .iter()
-            .any(|state| state.ports.contains_key(&3306))
+            .any(|state| state.ports.contains_key(&Port::tcp(3306)))
         {
             tokio::task::yield_now().await
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::support::{LONG, ending, range};
 use keel_sidecar::config::ListenOn;
 use keel_sidecar::listener::PortState;
+use keel_sidecar::spec::Port;
 use keel_sidecar::spec::parse_mapped;
 use keel_sidecar::{Sidecar, SidecarConfig, StartError};
 use prometheus_client::registry::Registry;
@@ -208,7 +209,7 @@ async fn a_port_that_is_not_permitted_fails_alone_and_says_how_to_allow_it() {
         let found = states
             .iter()
             .find(|state| state.target.service.name.as_ref() == name);
-        found.unwrap().ports[&port].clone()
+        found.unwrap().ports[&Port::tcp(port)].clone()
     };
     assert_eq!(state("mysql", 3306), PortState::Listening);
     assert_eq!(state("web", 8080), PortState::Listening);

@@ -209,7 +209,7 @@ async fn report(
             .map(|service| {
                 let providers: Vec<_> =
                     service.providers.iter().map(|p| json!({"identity": p.identity.path(), "health": health})).collect();
-                json!({"name": service.service.name, "namespace": service.service.namespace, "protocol": "TCP",
+                json!({"name": service.service.name, "namespace": service.service.namespace, "protocol": service.protocol.to_string(),
                     "port": service.port, "providers": providers})
             })
             .collect();
@@ -261,7 +261,7 @@ impl Pod {
                     .ports
                     .iter()
                     .find(|(_, what)| **what == PortState::Listening)?;
-                Some(SocketAddr::new(state.address, *port.0))
+                Some(SocketAddr::new(state.address, port.0.number))
             })
         };
         let states = timeout(
