@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::end::{EndReason, FlowEnd, Route, Told, tell};
 use crate::flow::{Flow, FlowLimits, FlowStats, State};
 use crate::leg::Leg;
-use crate::legs::{Current, Found, Seek, Sought, Ways, sought, stirred};
+use crate::legs::{Current, Found, Seek, Sought, Ways, Why, sought, stirred, why};
 use crate::link::{LinkError, Links, RouterPeer};
 use crate::meter::FlowMeter;
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
@@ -315,8 +315,8 @@ impl ConsumerFlow {
             return;
         };
         let flow = pump.flow();
-        let left = self.current.as_ref().is_some_and(Current::is_left);
-        let wanted = flow.wants_leg() || (left && flow.has_leg() && flow.may_move());
+        let why = why(flow, self.current.as_ref());
+        let wanted = flow.wants_leg() || (why.is_some() && flow.may_move());
         if !wanted {
             if let Some(seek) = &mut self.seek {
                 seek.stop();
@@ -333,21 +333,22 @@ impl ConsumerFlow {
         self.seek.take_if(|seek| seek.resumes() != resumes);
         let crowd = self.current.as_ref().map_or(1, Current::crowd);
         let mut lost = false;
-        let (last, alive) = match &mut self.current {
+        let last = match &mut self.current {
             Some(current) => {
                 lost = !flow.has_leg() && current.leg_lost();
-                (current.router(), current.is_alive())
+                current.router()
             }
-            None => (&target.router, false),
+            None => &target.router,
         };
         let seek = self.seek.get_or_insert_with(|| {
             let what = (target.service.clone(), target.port, target.provider.clone());
             let ways = Arc::clone(&self.config.ways);
-            Box::new(Seek::new(links.clone(), ways, what, last.clone(), resumes))
+            let metrics = Arc::clone(&self.config.metrics);
+            let (links, last) = (links.clone(), last.clone());
+            Box::new(Seek::new(links, ways, metrics, what, last, resumes))
         });
         if !seek.is_active() || lost {
-            // A router that is gone may be back at once. One that is there and does not carry the flow has the last turn.
-            seek.begin(last, alive, crowd);
+            seek.begin(last, why.unwrap_or(Why::LinkLost), crowd);
         }
     }
 

@@ -192,10 +192,24 @@ async fn read_header(recv: &mut RecvStream) -> Result<(Header, Decoder), HeaderE
 pub(crate) enum LegEnd {
     /// Its stream was finished by the other side.
     Finished,
-    /// The stream was cut or its connection lost.
+    /// The stream was cut.
+    Reset(ResetCode),
+    /// Its connection is lost.
     Lost,
     /// What came is not our protocol.
     Wire(WireError),
+}
+
+impl LegEnd {
+    /// The name in metrics.
+    pub(crate) fn cause(&self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Reset(code) => code.name(),
+            Self::Lost => "connection",
+            Self::Wire(_) => "protocol",
+        }
+    }
 }
 
 /// A leg in use by a flow.
@@ -246,7 +260,10 @@ impl Leg {
             let count = match ready!(self.recv.poll_read_chunks(cx, &mut chunks)) {
                 Ok(Some(count)) => count,
                 Ok(None) => return Poll::Ready(Err(LegEnd::Finished)),
-                Err(ReadError::Reset(_) | ReadError::Lost(_) | ReadError::Closed) => {
+                Err(ReadError::Reset(code)) => {
+                    return Poll::Ready(Err(LegEnd::Reset(ResetCode::from_wire(code))));
+                }
+                Err(ReadError::Lost(_) | ReadError::Closed) => {
                     return Poll::Ready(Err(LegEnd::Lost));
                 }
             };

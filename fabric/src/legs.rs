@@ -11,7 +11,9 @@ use keel_certs::{NodeName, ServiceId, Subject};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::flow::Flow;
 use crate::link::{Link, Links, Rider, RouterPeer};
+use crate::metrics::{FabricMetrics, RoleLabels, Side};
 use crate::quic::{RecvStream, SendStream};
 
 /// Knows the routers that list a provider, now.
@@ -49,6 +51,19 @@ pub(crate) struct Found {
     pub(crate) recv: RecvStream,
 }
 
+/// Why another leg is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The link is gone with the leg. Its router may be back at once, and has the first turn.
+    LinkLost,
+    /// The router is there and does not carry the flow: it has the last turn.
+    LegLost,
+    /// As before, but the leg stands and may still turn out to be good.
+    Suspected,
+    /// The router stops, or the other end asks to move.
+    Asked,
+}
+
 /// What came of a search.
 pub(crate) enum Sought {
     Found(Found),
@@ -65,6 +80,7 @@ type Attempt = Pin<Box<dyn Future<Output = (NodeName, Option<Found>)> + Send>>;
 pub(crate) struct Seek {
     links: Links,
     ways: Arc<dyn Ways>,
+    metrics: Arc<FabricMetrics>,
     service: ServiceId,
     port: u16,
     provider: Subject,
@@ -78,6 +94,7 @@ pub(crate) struct Seek {
     pause: Duration,
     stuck: bool,
     active: bool,
+    why: Why,
     /// Resumes of the flow when the search was made: once there are more, it was a success and is over.
     resumes: u32,
 }
@@ -101,6 +118,7 @@ impl Seek {
     pub(crate) fn new(
         links: Links,
         ways: Arc<dyn Ways>,
+        metrics: Arc<FabricMetrics>,
         (service, port, provider): (ServiceId, u16, Subject),
         last: RouterPeer,
         resumes: u32,
@@ -108,6 +126,7 @@ impl Seek {
         Self {
             links,
             ways,
+            metrics,
             service,
             port,
             provider,
@@ -119,6 +138,7 @@ impl Seek {
             pause: Duration::ZERO,
             stuck: false,
             active: false,
+            why: Why::LinkLost,
             resumes,
         }
     }
@@ -131,13 +151,19 @@ impl Seek {
         self.active
     }
 
-    /// Searches from now on. With `crowd` flows on the link that was left, they do not all come at once. The router `last`
-    /// has the first turn, unless there is a reason to `leave` it.
-    pub(crate) fn begin(&mut self, last: &RouterPeer, leave: bool, crowd: usize) {
+    /// Searches from now on. With `crowd` flows on the link that is left, they do not all come at once. `last` is the router
+    /// of the leg before.
+    pub(crate) fn begin(&mut self, last: &RouterPeer, why: Why, crowd: usize) {
         self.active = true;
         self.last = last.clone();
-        if leave {
+        self.why = why;
+        if why != Why::LinkLost {
             self.tried(&last.node).times += 1;
+        }
+        if why == Why::Suspected {
+            let role = Side::consumer;
+            let suspicions = &self.metrics.flow_suspicions;
+            suspicions.get_or_create(&RoleLabels { role }).inc();
         }
         let spread = SPREAD.min(SPREAD_EACH * u32::try_from(crowd).unwrap_or(u32::MAX));
         self.next_at = Instant::now() + self.pause + spread.mul_f64(rand::random_range(0.0..1.0));
@@ -211,6 +237,9 @@ impl Seek {
                 biased;
                 Some((node, found)) = self.running.next() => {
                     if let Some(found) = found {
+                        if self.why == Why::Suspected {
+                            self.metrics.leg_lost(Side::consumer, "suspected");
+                        }
                         self.stop();
                         return Sought::Found(found);
                     }
@@ -240,6 +269,10 @@ impl Seek {
         tried.times += 1;
         tried.state = TriedState::Running;
         self.begun += 1;
+        self.metrics.legs_dialled.inc();
+        if matches!(self.why, Why::Suspected | Why::Asked) || !self.running.is_empty() {
+            self.metrics.legs_raced.inc();
+        }
         self.next_at = Instant::now() + if self.begun == 1 { HEAD_START } else { STEP };
         self.running.push(Box::pin(async move {
             let found = attempt(&links, &router).await;
@@ -308,12 +341,7 @@ impl Current {
         }
     }
 
-    /// Whether a flow should leave the link although its leg stands.
-    pub(crate) fn is_left(&self) -> bool {
-        self.link.is_draining() || self.link.is_suspected()
-    }
-
-    /// Waits until that may have changed. Cancel safe.
+    /// Waits until there may be a reason to leave the link, or none any more. Cancel safe.
     pub(crate) async fn stirred(&mut self) {
         let draining = self.link.is_draining();
         tokio::select! {
@@ -365,4 +393,17 @@ pub(crate) async fn stirred(current: &mut Option<Current>) {
         Some(current) => current.stirred().await,
         None => std::future::pending().await,
     }
+}
+
+/// Why a flow should have another leg than the one it has, or had last.
+pub(crate) fn why(flow: &Flow, current: Option<&Current>) -> Option<Why> {
+    if !flow.has_leg() {
+        let alive = current.is_some_and(Current::is_alive);
+        return Some(if alive { Why::LegLost } else { Why::LinkLost });
+    }
+    let link = current.map(|current| &current.link);
+    if flow.is_suspected() || link.is_some_and(Link::is_suspected) {
+        return Some(Why::Suspected);
+    }
+    (flow.move_requested() || link.is_some_and(Link::is_draining)).then_some(Why::Asked)
 }

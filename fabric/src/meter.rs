@@ -10,9 +10,10 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 
 use crate::end::{EndReason, FlowEnd};
-use crate::flow::FlowStats;
+use crate::flow::{FlowStats, Violation};
 use crate::metrics::{FabricMetrics, FlowLabels, RoleLabels, Side};
 use crate::series::{At, Running};
+use crate::wire::{Frame, GoneCode};
 
 /// Bytes of one direction.
 #[derive(Debug, Default)]
@@ -161,6 +162,28 @@ impl FlowMeter {
             }
         }
         self.counted = Counted { up, down, resumes };
+    }
+
+    /// A leg was lost.
+    pub(crate) fn leg_lost(&self, cause: &'static str) {
+        self.metrics.leg_lost(self.side, cause);
+    }
+
+    /// The other end broke the protocol on a leg, or the leg led to somebody else.
+    pub(crate) fn broken(&self, violation: Violation) {
+        if violation == Violation::Proof {
+            self.metrics.forged.inc();
+        }
+        self.leg_lost("protocol");
+    }
+
+    /// A frame came.
+    pub(crate) fn heard(&self, frame: &Frame) {
+        if let Frame::Gone { code } = frame
+            && *code != GoneCode::Complete
+        {
+            self.metrics.gone(self.side, *code);
+        }
     }
 
     /// When [`follow`](Self::follow) wants to be called at the latest.

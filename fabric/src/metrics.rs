@@ -12,6 +12,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::flow::FlowStats;
 use crate::series::PairsCollector;
 pub use crate::series::{MAX_PAIRS, OTHER, PairCounts, Pairs};
+use crate::wire::GoneCode;
 
 /// Which limit was hit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -240,6 +241,16 @@ impl FabricMetrics {
         self.packets_dropped
             .get_or_create(&DropLabels { reason })
             .inc();
+    }
+
+    pub(crate) fn leg_lost(&self, role: Side, cause: &'static str) {
+        let labels = LossLabels { role, cause };
+        self.legs_lost.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn gone(&self, role: Side, code: GoneCode) {
+        let code = code.name();
+        self.gone.get_or_create(&GoneLabels { role, code }).inc();
     }
 
     pub(crate) fn hit(&self, name: &'static str) {

@@ -149,12 +149,9 @@ impl Terminator {
                 tracing::debug!(%flow, from = %via.from, %code, text, "flow refused");
                 leg.refuse(code, text).await;
             }
-            (Found::Finished(code), _) => leg.answer(&Frame::Gone { code }).await,
+            (Found::Finished(code), _) => gone(leg, code, &self.metrics).await,
             (Found::Unknown | Found::New(..), _) => {
-                leg.answer(&Frame::Gone {
-                    code: GoneCode::Unknown,
-                })
-                .await;
+                gone(leg, GoneCode::Unknown, &self.metrics).await;
             }
         }
     }
@@ -311,7 +308,7 @@ impl Terminator {
                     }
                     event = pump.event() => if event == Event::Over { break },
                     arrival = legs.recv(), if more => match arrival {
-                        Some(arrival) => if offer(&mut pump, arrival.leg).await {
+                        Some(arrival) => if offer(&mut pump, arrival.leg, &self.metrics).await {
                             routers.note(&arrival.router);
                             drain = arrival.drain;
                         },
@@ -348,7 +345,7 @@ impl Terminator {
         legs.close();
         while let Ok(Arrival { leg, .. }) = legs.try_recv() {
             let code = finished.map_or(GoneCode::Unknown, |finished| finished.code);
-            leg.answer(&Frame::Gone { code }).await;
+            gone(leg, code, &self.metrics).await;
         }
     }
 
@@ -417,7 +414,7 @@ async fn begun(drain: Option<&Drain>) {
 }
 
 /// Attaches a later leg, or says on it why not. Returns whether it is the flow's leg now.
-async fn offer(pump: &mut Pump, leg: IncomingLeg) -> bool {
+async fn offer(pump: &mut Pump, leg: IncomingLeg, metrics: &FabricMetrics) -> bool {
     let now = Instant::now();
     let (generation, attached) = match &leg.header {
         Header::Open(open) => (open.generation, pump.flow_mut().attach_open(open, now)),
@@ -429,8 +426,16 @@ async fn offer(pump: &mut Pump, leg: IncomingLeg) -> bool {
             true
         }
         Err(code) => {
-            leg.answer(&Frame::Gone { code }).await;
+            gone(leg, code, metrics).await;
             false
         }
     }
+}
+
+/// Says that a leg is not taken. A leg for a flow that was delivered in whole is no odd one.
+async fn gone(leg: IncomingLeg, code: GoneCode, metrics: &FabricMetrics) {
+    if code != GoneCode::Complete {
+        metrics.gone(Side::provider, code);
+    }
+    leg.answer(&Frame::Gone { code }).await;
 }

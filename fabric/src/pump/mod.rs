@@ -216,15 +216,18 @@ impl Pump {
             match leg.poll_frame(cx) {
                 Poll::Pending => return count > 0,
                 Poll::Ready(Ok(frame)) => {
+                    self.meter.heard(&frame);
                     if let Err(violation) = self.flow.receive(generation, frame, now) {
                         tracing::warn!(flow = %self.flow.id(), %violation, "the other end broke the flow protocol");
                         if !self.flow.has_leg() || !self.flow.state().is_final() {
+                            self.meter.broken(violation);
                             self.drop_leg(ResetCode::Protocol, now);
                         }
                         return true;
                     }
                     let goes_on = !self.flow.state().is_final() || self.flow.is_telling();
                     if !self.flow.has_leg() && goes_on {
+                        self.meter.leg_lost("finished");
                         self.drop_leg(ResetCode::Abandoned, now);
                         return true;
                     }
@@ -241,6 +244,7 @@ impl Pump {
                         return false;
                     }
                     tracing::debug!(flow = %self.flow.id(), ?end, "leg lost");
+                    self.meter.leg_lost(end.cause());
                     let code = if matches!(end, LegEnd::Wire(_)) {
                         ResetCode::Protocol
                     } else {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use keel_fabric::consumer::Target;
+use keel_fabric::consumer::{OpenError, Target};
 use keel_fabric::metrics::{RoleLabels, Side};
+use keel_fabric::wire::AbortCode;
 use keel_fabric::{EndReason, FlowEnd};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -75,10 +76,7 @@ async fn rounds(client: &mut TcpStream, seed: u64, time: Duration) -> Duration {
     longest
 }
 
-async fn clean(
-    mut client: TcpStream,
-    tasks: &mut JoinSet<Result<FlowEnd, keel_fabric::consumer::OpenError>>,
-) -> FlowEnd {
+async fn clean(mut client: TcpStream, tasks: &mut JoinSet<Result<FlowEnd, OpenError>>) -> FlowEnd {
     assert!(exchange(&mut client, b"last words").await.unwrap() == b"last words");
     let end = end(tasks).await.unwrap();
     assert_eq!(end.reason, EndReason::Done);
@@ -395,4 +393,35 @@ async fn a_flow_whose_other_end_died_is_reset() {
     let error = soon(client.read_u8()).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(end(&mut tasks).await.unwrap().reason.name(), "PEER_GONE");
+}
+
+/// The flow is accepted and cut in one go; what is said of it is the truth.
+#[tokio::test]
+async fn a_backend_that_resets_at_once_is_called_by_its_name() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::new(|socket| async move {
+        socket2::SockRef::from(&socket)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+    })
+    .await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let mut tasks = JoinSet::new();
+    for _ in 0..20 {
+        let mut client = consumer.connect(&mut tasks, &target).await;
+        let error = soon(client.read_u8()).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        match end(&mut tasks).await {
+            Ok(end) => assert_eq!(end.reason.name(), "BACKEND_RESET"),
+            Err(error) => assert!(
+                matches!(
+                    error,
+                    OpenError::Cut(AbortCode::BackendReset) | OpenError::Refused { .. }
+                ),
+                "{error}"
+            ),
+        }
+    }
 }

@@ -12,6 +12,7 @@ mod bandwidth;
 mod counters;
 mod drain;
 mod flows;
+mod hijack;
 mod legs;
 mod limits;
 mod moved;

@@ -43,6 +43,13 @@ impl Pair {
         self.exchange();
     }
 
+    /// As [`accepted`](Self::accepted), with a provider of other limits.
+    pub(super) fn exchange_first(&mut self, provider: FlowLimits) {
+        let limits = std::mem::replace(&mut self.limits, provider);
+        self.accepted();
+        self.limits = limits;
+    }
+
     pub(super) fn sent_by_consumer(&mut self) -> Vec<Frame> {
         let generation = self.consumer.generation();
         std::iter::from_fn(|| self.consumer.transmit(generation, self.now)).collect()

@@ -300,3 +300,147 @@ fn a_repeated_open_is_refused_by_the_provider_only() {
     assert_eq!(frames, ["RESUMED", "REFUSE"]);
     assert!(pair.consumer.restart(other_open()));
 }
+
+#[test]
+fn without_a_window_nothing_is_kept_and_only_credit_is_acknowledged() {
+    let limits = FlowLimits {
+        resume_window: Duration::ZERO,
+        ..FlowLimits::default()
+    };
+    let mut pair = Pair::with(limits);
+    pair.consumer.write(Bytes::from(vec![1; 1000]));
+    pair.exchange();
+    // Another provider may still get them.
+    assert_eq!(pair.consumer.stats().buffered, 1000);
+    pair.accepted();
+    assert_eq!(pair.consumer.stats().buffered, 0);
+    for round in 0..200u64 {
+        pair.consumer.write(Bytes::from(vec![2; 2000]));
+        for frame in pair.sent_by_consumer() {
+            pair.deliver(frame);
+        }
+        assert_eq!(pair.consumer.stats().buffered, 0);
+        pair.take_all();
+        pair.now += Duration::from_millis(20);
+        let now = pair.now;
+        let provider = pair.provider();
+        if let Some(frame) = provider.transmit(provider.generation(), now) {
+            // The window is 256 KiB, and credit is given once half of it is used.
+            assert!(
+                matches!(frame, Frame::Ack { .. }) && round > 60,
+                "{round}: {frame:?}"
+            );
+            pair.consumer
+                .receive(Generation(1), frame, now)
+                .expect("a good frame");
+        }
+    }
+    pair.consumer.finish();
+    pair.provider().finish();
+    pair.exchange();
+    assert_eq!(pair.take_all(), b"");
+    assert_eq!(pair.states(), (State::Done, State::Done));
+}
+
+#[test]
+fn a_flow_that_one_end_does_not_keep_goes_on_only_if_nothing_was_on_its_way() {
+    let limits = FlowLimits {
+        resume_window: Duration::ZERO,
+        ..FlowLimits::default()
+    };
+    for lost in [false, true] {
+        let mut pair = Pair::new();
+        pair.exchange_first(limits);
+        pair.provider().write(Bytes::from_static(b"bytes"));
+        if lost {
+            let now = pair.now;
+            pair.provider().transmit(Generation(1), now);
+        } else {
+            pair.exchange();
+        }
+        let second = pair.consumer.resume(pair.now).expect("the flow is kept");
+        let Some(Frame::Resume(resume)) = pair.consumer.transmit(second, pair.now) else {
+            panic!("no RESUME")
+        };
+        let now = pair.now;
+        let attached = pair.provider().attach(&resume, now);
+        let expected = if lost { Err(GoneCode::Expired) } else { Ok(()) };
+        assert_eq!(attached, expected);
+    }
+}
+
+#[test]
+fn a_leg_that_says_nothing_is_asked_and_then_left() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.consumer.write(Bytes::from_static(b"anybody there?"));
+    pair.sent_by_consumer();
+    let start = pair.now;
+    let mut frames = Vec::new();
+    while !pair.consumer.wants_leg() {
+        let at = pair
+            .consumer
+            .next_timeout()
+            .expect("the silence is watched");
+        assert!(at <= start + Duration::from_secs(3));
+        pair.consumer.tick(at);
+        pair.now = at;
+        frames.extend(pair.sent_by_consumer());
+    }
+    assert_eq!(
+        (frames, pair.now - start),
+        (vec![Frame::Ping], Duration::from_secs(3))
+    );
+    assert!(pair.consumer.is_suspected() && pair.consumer.has_leg());
+    // It was only slow.
+    let ack = Frame::Ack { recv: 14, limit: 0 };
+    pair.consumer
+        .receive(Generation(1), ack, pair.now)
+        .expect("a good frame");
+    assert!(!pair.consumer.wants_leg());
+    assert_eq!(pair.consumer.next_timeout(), None);
+}
+
+#[test]
+fn a_reader_that_stalls_is_not_taken_for_a_dead_leg() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    let start = pair.now;
+    while pair.now < start + Duration::from_secs(60) {
+        let room = pair.consumer.writable();
+        pair.consumer.write(Bytes::from(vec![0; room]));
+        pair.now += Duration::from_millis(20);
+        pair.exchange();
+        if pair
+            .consumer
+            .next_timeout()
+            .is_some_and(|at| at <= pair.now)
+        {
+            pair.consumer.tick(pair.now);
+        }
+        assert!(!pair.consumer.is_suspected());
+    }
+    assert_eq!(pair.consumer.writable(), 0);
+}
+
+#[test]
+fn a_resume_without_an_answer_is_left_too() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.lose_leg();
+    let mut waited = Vec::new();
+    for _ in 0..4 {
+        pair.consumer.resume(pair.now).expect("a leg is wanted");
+        pair.sent_by_consumer();
+        assert!(!pair.consumer.wants_leg());
+        let begun = pair.now;
+        while !pair.consumer.wants_leg() {
+            pair.now = pair.consumer.next_timeout().expect("watched");
+            pair.consumer.tick(pair.now);
+        }
+        waited.push((pair.now - begun).as_secs());
+    }
+    assert_eq!(waited, [1, 2, 4, 8]);
+    pair.resume();
+    assert_eq!(*pair.consumer.state(), State::Attached(Generation(6)));
+}

@@ -1,0 +1,122 @@
+//! Resumes by somebody else: refused, counted, and without any effect on the flow.
+
+use bytes::{Bytes, BytesMut};
+use keel_fabric::metrics::{GoneLabels, Side};
+use keel_fabric::quic::{RecvStream, SendStream};
+use keel_fabric::wire::{
+    Decoder, FlowId, Frame, Generation, GoneCode, Open, Proof, Protocol, Resume, Role, Secret,
+    VERSION,
+};
+
+use crate::admission::connect;
+use crate::backend::Backend;
+use crate::limits::answer;
+use crate::world::{World, soon};
+
+fn resume(open: &Open, generation: u64, proof: Option<Proof>) -> Frame {
+    let generation = Generation(generation);
+    let right = open.secret.prove(open.flow, generation, Role::Initiator);
+    Frame::Resume(Box::new(Resume {
+        version: VERSION,
+        flow: open.flow,
+        generation,
+        service: open.service.clone(),
+        port: open.port,
+        provider: open.provider.clone(),
+        recv: 0,
+        limit: 1000,
+        proof: proof.unwrap_or(right),
+        from: Some("/node/a/ns/default/pod/c".parse().unwrap()),
+        protocol: Protocol::Tcp,
+        rest: Bytes::new(),
+    }))
+}
+
+/// Sends bytes on a leg, and waits until they are given back on it.
+async fn echo(leg: &mut (SendStream, RecvStream), offset: u64, bytes: &'static [u8]) {
+    let mut out = BytesMut::new();
+    let data = Frame::Data {
+        offset,
+        bytes: Bytes::from_static(bytes),
+    };
+    data.encode(&mut out);
+    leg.0.write_chunk(out.freeze()).await.unwrap();
+    let mut decoder = Decoder::new();
+    loop {
+        match decoder.next().unwrap() {
+            Some(Frame::Data { bytes: back, .. }) => return assert_eq!(&back[..], bytes),
+            Some(_) => {}
+            None => decoder.push(soon(leg.1.read_chunk(1000)).await.unwrap().unwrap()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn forged_replayed_and_foreign_resumes_are_refused_and_counted() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let ours = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let theirs = connect(&router, &world.fabric.pod("a", "default", "thief")).await;
+    let _control = (
+        ours.open_bi().await.unwrap(),
+        theirs.open_bi().await.unwrap(),
+    );
+    let open = Open {
+        version: VERSION,
+        flow: FlowId::random(),
+        generation: Generation::FIRST,
+        secret: Secret::random(),
+        service: target.service.clone(),
+        port: target.port,
+        protocol: Protocol::Tcp,
+        provider: target.provider.clone(),
+        limit: 1000,
+        max_datagram: 0,
+        hops: 0,
+        flags: 0,
+        from: None,
+        rest: Bytes::new(),
+    };
+    let refused = |code: GoneCode| {
+        let labels = GoneLabels {
+            role: Side::provider,
+            code: code.name(),
+        };
+        world.metrics.gone.get_or_create(&labels).get()
+    };
+    let (frame, mut first) = answer(&ours, Frame::Open(Box::new(open.clone()))).await;
+    assert!(matches!(frame, Frame::Accept { .. }), "{frame:?}");
+    echo(&mut first, 0, b"one").await;
+
+    let forged = resume(&open, 2, Some(Proof::from_bytes([7; 32])));
+    let role = Secret::random().prove(open.flow, Generation(2), Role::Initiator);
+    let other_secret = resume(&open, 2, Some(role));
+    let reflected = open
+        .secret
+        .prove(open.flow, Generation(2), Role::Terminator);
+    let reflected = resume(&open, 2, Some(reflected));
+    for frame in [forged, other_secret, reflected] {
+        let (frame, _) = answer(&ours, frame).await;
+        let code = GoneCode::Forbidden;
+        assert_eq!(frame, Frame::Gone { code });
+    }
+    assert_eq!(refused(GoneCode::Forbidden), 3);
+
+    // Whoever else knows everything, is not the one who opened it: the router says who asks.
+    let (frame, _) = answer(&theirs, resume(&open, 2, None)).await;
+    let code = GoneCode::Unknown;
+    assert_eq!(frame, Frame::Gone { code });
+    assert_eq!(refused(GoneCode::Unknown), 1);
+    echo(&mut first, 3, b"two").await;
+
+    let genuine = || resume(&open, 2, None);
+    let (frame, mut second) = answer(&ours, genuine()).await;
+    assert!(matches!(frame, Frame::Resumed { .. }), "{frame:?}");
+    let (frame, _) = answer(&ours, genuine()).await;
+    let code = GoneCode::Stale;
+    assert_eq!(frame, Frame::Gone { code });
+    assert_eq!(refused(GoneCode::Stale), 1);
+    echo(&mut second, 6, b"three").await;
+}
