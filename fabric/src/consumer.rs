@@ -1,8 +1,11 @@
 //! The consumer's end of a flow: from an accepted TCP connection to a provider.
 
+mod error;
+
 use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -28,6 +31,8 @@ use crate::udp;
 use crate::wire::{
     AbortCode, Decoder, FlowId, Generation, Open, Protocol, RefuseCode, Secret, VERSION,
 };
+
+pub use error::OpenError;
 
 /// What a consumer's end needs besides its socket.
 #[derive(Debug, Clone)]
@@ -55,43 +60,6 @@ pub struct Target {
     pub router: RouterPeer,
     /// What the consumer says about the service.
     pub options: FlowOptions,
-}
-
-/// Why a flow was not opened at a target.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum OpenError {
-    /// The provider, or the router on the way, refused. Nothing was delivered.
-    #[error("refused: {code}: {text}")]
-    Refused {
-        /// Why.
-        code: RefuseCode,
-        /// In words.
-        text: String,
-    },
-    /// The router cannot be reached. Nothing was sent.
-    #[error(transparent)]
-    NoRouter(#[from] LinkError),
-    /// The answer was lost and did not come back within the resume window; the provider may have taken the flow.
-    #[error("the answer to the open was lost")]
-    Lost,
-    /// The provider's end took the flow and cut it at once.
-    #[error("cut by the other end: {0}")]
-    Cut(AbortCode),
-    /// The application has gone.
-    #[error("the application closed its connection")]
-    ClientGone,
-}
-
-impl OpenError {
-    /// Whether another provider or router may be tried with the same bytes.
-    #[must_use]
-    pub fn elsewhere(&self) -> bool {
-        match self {
-            Self::Refused { code, .. } => code.elsewhere(),
-            Self::NoRouter(_) => true,
-            Self::Lost | Self::Cut(_) | Self::ClientGone => false,
-        }
-    }
 }
 
 /// One accepted TCP connection, or the UDP association of one client, on its way to a provider.
@@ -196,13 +164,7 @@ impl ConsumerFlow {
         self.failed = None;
         let result = self.try_open(links, target).await;
         if let Err(error) = &result {
-            self.failed = Some(match error {
-                OpenError::Refused { code, .. } => EndReason::Refused(*code),
-                OpenError::NoRouter(_) => EndReason::NoRouter,
-                OpenError::Lost => EndReason::Aborted(AbortCode::WindowExpired),
-                OpenError::Cut(code) => EndReason::Aborted(*code),
-                OpenError::ClientGone => EndReason::Aborted(AbortCode::Reset),
-            });
+            self.failed = Some(error.end());
         }
         result
     }
@@ -268,8 +230,19 @@ impl ConsumerFlow {
         pump.attach(Leg::new(Generation::FIRST, send, recv, Decoder::new()));
         self.seek = None;
         self.current = Some(Current::new(link, target.router.clone()));
+        let patience = target.options.patience;
+        let mut late = pin!(tokio::time::sleep(patience.unwrap_or_default()));
+        let mut waits = patience.is_some();
         loop {
-            self.next_event().await;
+            tokio::select! {
+                _ = self.next_event() => {}
+                () = &mut late, if waits => {
+                    waits = false;
+                    if self.pump.as_mut().is_some_and(Pump::forsake) {
+                        return Err(OpenError::Unanswered);
+                    }
+                }
+            }
             let Some(pump) = &self.pump else {
                 return Err(OpenError::Lost);
             };

@@ -58,6 +58,9 @@ pub struct FlowOptions {
     pub resume_window: Option<Duration>,
     /// How long a UDP association without packets is kept.
     pub idle_timeout: Option<Duration>,
+    /// How long a provider may take to answer an open before it is given up, so that another one can be asked. For ever if
+    /// the application has said something meanwhile: that may have been delivered.
+    pub patience: Option<Duration>,
 }
 
 /// An active check of a backend, made where the backend is.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keel_fabric::EndReason;
-use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, OpenError, Target};
+use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, FlowOptions, OpenError, Target};
 use keel_fabric::link::Links;
 use keel_fabric::wire::{Protocol, RefuseCode};
 use tokio::net::TcpStream;
@@ -17,13 +17,16 @@ use crate::endpoints::{Endpoints, Failure};
 use crate::metrics::SidecarMetrics;
 use crate::options::{AllOptions, ServiceOptions, Sticky};
 use crate::parked::Parked;
-use crate::pick::{Class, Here, Rules, Tried, pick};
+use crate::pick::{Class, Here, Rules, Seen as _, Tried, pick};
 use crate::reach::{Late, Race, reach};
 use crate::spec::ServiceRef;
 use crate::udp::MaxAssociations;
 
 /// The pause before providers that could not be reached are tried once more; those that refused are not.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a provider may take to answer while another one could be asked: longer than a SYN that is sent twice takes.
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// What all connections share.
 #[derive(Debug)]
@@ -197,7 +200,10 @@ pub(crate) async fn open(
             port,
             provider: way.provider.clone(),
             router: (*way.router).clone(),
-            options: options.flow(),
+            options: FlowOptions {
+                patience: patience(proxy, &now, &key, wanted, &way, &tried),
+                ..options.flow()
+            },
         };
         proxy.endpoints.trying(&key, &way.provider);
         let asked = Instant::now();
@@ -253,6 +259,22 @@ fn next(
     Some((way.clone(), class))
 }
 
+/// How long the provider of `way` has for its answer; for ever if nobody else could be asked.
+fn patience(
+    proxy: &Proxy,
+    directory: &Directory,
+    key: &PortKey,
+    wanted: Wanted<'_>,
+    way: &Candidate,
+    tried: &Tried,
+) -> Option<Duration> {
+    directory
+        .candidates(wanted.target, wanted.port, wanted.protocol)
+        .find(|other| other.provider != way.provider && !tried.contains(other))?;
+    let usual = proxy.endpoints.of(key).latency(way).unwrap_or_default();
+    Some(PATIENCE.max(usual * 4))
+}
+
 /// Remembers what came of an open, for the choices after this one. `None`: nothing came of it.
 fn note(
     proxy: &Proxy,
@@ -289,7 +311,7 @@ fn backend_failed(error: &OpenError) -> Option<Failure> {
             RefuseCode::BackendTimeout => Some(Failure::Silent),
             _ => None,
         },
-        OpenError::Lost => Some(Failure::Silent),
+        OpenError::Lost | OpenError::Unanswered => Some(Failure::Silent),
         _ => None,
     }
 }

@@ -124,12 +124,26 @@ impl Flow {
         };
     }
 
+    /// Initiator: gives up an open without an answer, if the application has said nothing yet: nothing can be delivered
+    /// twice, so [`restart`](Self::restart) is possible. Else nothing happens and the answer is `false`. The one that was
+    /// asked is told as by [`abort`](Self::abort).
+    pub fn forsake(&mut self) -> bool {
+        let undecided = matches!(self.state, State::Opening | State::Detached { .. });
+        if self.role != Role::Initiator || self.accepted || !undecided || self.send.is_begun() {
+            return false;
+        }
+        self.abort(AbortCode::Shutdown);
+        self.forsaken = true;
+        true
+    }
+
     /// Initiator: tries another provider with the same early bytes, under the new id and secret of `open`, on a first
-    /// leg again (drop the old one before: its frames must not reach this machine any more). Possible after `Refused`, and while no leg has been given the OPEN; otherwise nothing happens and the
+    /// leg again (drop the old one before: its frames must not reach this machine any more). Possible after `Refused`,
+    /// after [`forsake`](Self::forsake), and while no leg has been given the OPEN; otherwise nothing happens and the
     /// answer is `false` (the provider may have dialled: only a resume is allowed).
     pub fn restart(&mut self, open: Open) -> bool {
-        let possible =
-            matches!(self.state, State::Refused { .. }) || (!self.opened && !self.is_over());
+        let refused = matches!(self.state, State::Refused { .. });
+        let possible = refused || self.forsaken || (!self.opened && !self.is_over());
         if self.role != Role::Initiator || !possible {
             return false;
         }
@@ -142,6 +156,7 @@ impl Flow {
         self.state = State::Opening;
         self.leg = Leg::Header(Header::Open, false);
         self.opened = false;
+        self.forsaken = false;
         self.outbox = Outbox::default();
         debug_assert!(
             self.send.written() <= EARLY,

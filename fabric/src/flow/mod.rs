@@ -75,6 +75,8 @@ pub struct Flow {
     leg: Leg,
     /// OPEN was handed to some leg, so the other end may know the flow.
     opened: bool,
+    /// The open was given up before it had an answer, and nothing was said.
+    forsaken: bool,
     /// ACCEPT was received or decided.
     accepted: bool,
     /// ACCEPT's or OPEN's value, whichever is lower.
@@ -311,6 +313,7 @@ impl Flow {
             generation: Generation::FIRST,
             leg: Leg::None,
             opened: false,
+            forsaken: false,
             accepted: false,
             max_datagram: open.max_datagram,
             send: SendHalf::new(limit, limits.window, limits.max_window),

@@ -99,6 +99,11 @@ impl SendHalf {
         self.held_back |= self.queue.len() >= self.cap && self.limit > self.written();
     }
 
+    /// Whether the application has said anything, its end of file included.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.written() > 0 || self.fin != Fin::Open
+    }
+
     pub(crate) fn finish(&mut self) {
         if self.fin == Fin::Open {
             self.fin = Fin::Written;

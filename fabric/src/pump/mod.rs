@@ -469,6 +469,17 @@ impl Pump {
     pub(crate) fn abort(&mut self, code: AbortCode) {
         self.flow.abort(code);
         self.settle();
+        self.leave();
+        self.over = true;
+    }
+
+    /// As [`Flow::forsake`]; the application waits on.
+    pub(crate) fn forsake(&mut self) -> bool {
+        self.flow.forsake().then(|| self.leave()).is_some()
+    }
+
+    /// Sends what goes at once, and has no leg from then on.
+    fn leave(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
         self.poll_leg_out(&mut cx, Instant::now());
         if let Some(mut leg) = self.leg.take() {
@@ -477,7 +488,6 @@ impl Pump {
             }
             leg.cut(ResetCode::Abandoned);
         }
-        self.over = true;
     }
 }
 

@@ -16,6 +16,7 @@ mod hijack;
 mod legs;
 mod limits;
 mod moved;
+mod offers;
 mod publications;
 mod relay;
 mod repeated;
