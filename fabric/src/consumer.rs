@@ -19,13 +19,14 @@ use crate::flow::{Flow, FlowLimits, FlowStats, State};
 use crate::leg::Leg;
 use crate::legs::{Current, Found, Seek, Sought, Ways, Why, sought, stirred, why};
 use crate::link::{LinkError, Links, RouterPeer};
+use crate::memory::{Buffers, Memory};
 use crate::meter::FlowMeter;
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 pub use crate::options::FlowOptions;
 use crate::options::MAX_RESUME_WINDOW;
 use crate::pace::Paces;
 use crate::pump::tcp::{self, Socket};
-use crate::pump::{Buffers, Event, Pump};
+use crate::pump::{Event, Pump};
 use crate::series::At;
 use crate::udp;
 use crate::wire::{
@@ -43,6 +44,8 @@ pub struct ConsumerConfig {
     pub metrics: Arc<FabricMetrics>,
     /// Bandwidth.
     pub paces: Arc<Paces>,
+    /// The memory of the process.
+    pub memory: Arc<Memory>,
     /// The routers over which a flow may go on, besides the one that it was opened at.
     pub ways: Arc<dyn Ways>,
 }
@@ -170,11 +173,12 @@ impl ConsumerFlow {
     }
 
     async fn try_open(&mut self, links: &Links, target: &Target) -> Result<(), OpenError> {
-        if self.pump.is_none() && !Buffers::have_room(&self.config.metrics) {
-            self.config.metrics.hit("buffers");
+        if self.pump.is_none()
+            && let Err(why) = self.config.memory.admit(None)
+        {
             return Err(OpenError::Refused {
                 code: RefuseCode::Limit,
-                text: "the memory for flows of this process is used up".to_owned(),
+                text: why.to_owned(),
             });
         }
         let link = links.link(&target.router).await?;
@@ -206,7 +210,7 @@ impl ConsumerFlow {
             None => {
                 let limits = limits_of(target, self.config.limits);
                 let flow = Flow::initiate(open, limits);
-                let buffers = Buffers::new(Arc::clone(&self.config.metrics), limits);
+                let buffers = Buffers::new(Arc::clone(&self.config.memory), None, limits);
                 let what = (target.service.clone(), target.port, self.protocol);
                 let paces = &self.config.paces;
                 let pace = paces.pace(what, target.options.limit, Side::consumer);

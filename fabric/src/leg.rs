@@ -61,6 +61,15 @@ pub(crate) enum HeaderError {
 }
 
 impl HeaderError {
+    /// The limit that was hit, if it was one.
+    pub(crate) const fn limit(&self) -> Option<&'static str> {
+        match self {
+            Self::Late => Some("header_time"),
+            Self::Wire(WireError::Oversized { .. }) => Some("header_size"),
+            _ => None,
+        }
+    }
+
     /// The code with which the stream is cut.
     pub(crate) const fn code(&self) -> ResetCode {
         match self {
@@ -75,13 +84,13 @@ impl IncomingLeg {
     /// Reads the header of a stream that a peer opened; cuts the stream if there is none.
     ///
     /// # Errors
-    /// [`HeaderError`]; at most one frame of 4 KiB is held while waiting.
+    /// [`HeaderError`]; at most one frame of `size` bytes is held while waiting.
     pub(crate) async fn read(
         mut send: SendStream,
         mut recv: RecvStream,
-        time: Duration,
+        (time, size): (Duration, usize),
     ) -> Result<Self, HeaderError> {
-        let read = tokio::time::timeout(time, read_header(&mut recv))
+        let read = tokio::time::timeout(time, read_header(&mut recv, size))
             .await
             .unwrap_or(Err(HeaderError::Late));
         match read {
@@ -167,8 +176,8 @@ async fn refuse_version(send: &mut SendStream, error: &WireError) {
     }
 }
 
-async fn read_header(recv: &mut RecvStream) -> Result<(Header, Decoder), HeaderError> {
-    let mut decoder = Decoder::new();
+async fn read_header(recv: &mut RecvStream, size: usize) -> Result<(Header, Decoder), HeaderError> {
+    let mut decoder = Decoder::with_header(size);
     let mut empty = true;
     loop {
         match decoder.next()? {

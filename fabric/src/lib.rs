@@ -19,6 +19,7 @@ mod leg;
 pub mod legs;
 pub mod limits;
 pub mod link;
+pub mod memory;
 mod meter;
 pub mod metrics;
 pub mod options;

@@ -1,12 +1,86 @@
 //! Limits and deadlines of the fabric, each with its default and the reason for it.
 
+mod keys;
+
 use std::time::Duration;
+
+use crate::flow::FlowLimits;
+use crate::wire::MAX_HEADER;
+pub use keys::{KEYS, Key, Kind, LimitError};
+
+/// Every limit that has a name in the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Of a router on its peers.
+    pub router: RouterLimits,
+    /// Of a provider's end.
+    pub provider: ProviderLimits,
+    /// Of one flow.
+    pub flow: FlowLimits,
+    /// Of what flows hold together.
+    pub memory: MemoryLimits,
+    /// Of connections.
+    pub windows: WindowLimits,
+}
+
+impl Limits {
+    /// The defaults of a sidecar: one process of many on a machine, with few peers.
+    #[must_use]
+    pub fn sidecar() -> Self {
+        Self {
+            windows: WindowLimits {
+                connection: 4 << 20,
+            },
+            ..Self::default()
+        }
+    }
+}
+
+/// How much flows that end in one process may hold together.
+///
+/// At three quarters flows get no more than the window that they start with; at nine tenths new ones are refused and those
+/// that run are slowed down; above, the newest is cut. Bytes are never dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryLimits {
+    /// Bytes for flows of one consumer's identity (`identity_buffers`).
+    pub identity: u64,
+    /// Bytes for all flows (`buffers`).
+    pub process: u64,
+}
+
+impl Default for MemoryLimits {
+    fn default() -> Self {
+        Self {
+            identity: 64 << 20,
+            process: 256 << 20,
+        }
+    }
+}
+
+/// Flow control of QUIC connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowLimits {
+    /// Bytes of one connection on their way to this process.
+    pub connection: u32,
+}
+
+impl Default for WindowLimits {
+    fn default() -> Self {
+        Self {
+            connection: 16 << 20,
+        }
+    }
+}
 
 /// Limits of a router; every hit counts in `limit_hit{name}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterLimits {
     /// Handshakes that run at once (`handshakes`). More are asked to prove their address first.
     pub handshakes: usize,
+    /// Handshakes per second of one IPv4 /24 or IPv6 /56 (`handshake_prefix`). More are asked to prove their address first.
+    pub handshakes_per_prefix: u32,
+    /// Handshakes that run at once with proven addresses (`incoming`). More are refused.
+    pub incoming: usize,
     /// Time for one handshake.
     pub handshake_time: Duration,
     /// Open connections (`connections`).
@@ -25,6 +99,8 @@ pub struct RouterLimits {
     pub flood: u32,
     /// See [`Self::flood`].
     pub flood_time: Duration,
+    /// Most bytes of the header of a stream (`header_size`).
+    pub header_size: usize,
     /// Time for the header of a stream (`header_time`).
     pub header_time: Duration,
     /// Routers that a flow may pass, this one included (`hops`).
@@ -39,6 +115,8 @@ impl Default for RouterLimits {
     fn default() -> Self {
         Self {
             handshakes: 256,
+            handshakes_per_prefix: 50,
+            incoming: 1024,
             handshake_time: Duration::from_secs(5),
             connections: 4096,
             connections_per_identity: 64,
@@ -48,12 +126,20 @@ impl Default for RouterLimits {
             opens_burst: 4_000,
             flood: 200,
             flood_time: Duration::from_secs(10),
+            header_size: MAX_HEADER,
             header_time: Duration::from_secs(3),
             hops: 8,
             parked: 4096,
             // A provider that was told of the restart is back sooner; the consumer's end tries again anyway.
             park_time: Duration::from_secs(1),
         }
+    }
+}
+
+impl RouterLimits {
+    /// Time and bytes of a stream's header.
+    pub(crate) const fn header(&self) -> (Duration, usize) {
+        (self.header_time, self.header_size)
     }
 }
 
@@ -89,8 +175,19 @@ pub struct ProviderLimits {
     pub dial_time: Duration,
     /// Flows at once (`provider_flows`).
     pub flows: usize,
-    /// Time for the header of a stream.
+    /// Most bytes of the header of a stream (`header_size`).
+    pub header_size: usize,
+    /// Time for the header of a stream (`header_time`).
     pub header_time: Duration,
+    /// Streams of one link whose header is awaited at once (`headers`).
+    pub headers: usize,
+}
+
+impl ProviderLimits {
+    /// Time and bytes of a stream's header.
+    pub(crate) const fn header(&self) -> (Duration, usize) {
+        (self.header_time, self.header_size)
+    }
 }
 
 impl Default for ProviderLimits {
@@ -98,7 +195,9 @@ impl Default for ProviderLimits {
         Self {
             dial_time: Duration::from_secs(5),
             flows: 65_535,
+            header_size: MAX_HEADER,
             header_time: Duration::from_secs(3),
+            headers: 4096,
         }
     }
 }

@@ -19,6 +19,11 @@ pub enum UnitError {
         "`{0}` is no rate: write a whole number with a unit per second (B, kB, KiB, MB, MiB, GB, GiB, or kbit, Mbit, Gbit), as in `10MB/s` or `100Mbit/s`"
     )]
     Rate(String),
+    /// Not a size.
+    #[error(
+        "`{0}` is no size: write a whole number with a unit (B, kB, KiB, MB, MiB, GB, GiB), as in `64MiB`"
+    )]
+    Size(String),
     /// A rate that cannot be kept.
     #[error("rate `{0}` is out of range: 1kB/s to 1000GB/s")]
     RateRange(String),
@@ -129,21 +134,51 @@ impl FromStr for Rate {
 }
 
 impl fmt::Display for Rate {
-    /// The largest unit that divides it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.0.get();
-        let (size, unit) = [
-            (1_000_000_000, "GB"),
-            (1 << 30, "GiB"),
-            (1_000_000, "MB"),
-            (1 << 20, "MiB"),
-            (1_000, "kB"),
-            (1 << 10, "KiB"),
-        ]
-        .into_iter()
-        .find(|(size, _)| bytes.is_multiple_of(*size))
-        .unwrap_or((1, "B"));
-        write!(f, "{}{unit}/s", bytes / size)
+        write!(f, "{}/s", Size(self.0.get()))
+    }
+}
+
+/// A number of bytes: `64MiB`, `10MB`. Units as in [`Rate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+const SIZES: [(u64, &str); 8] = [
+    (1_000_000_000, "GB"),
+    (1 << 30, "GiB"),
+    (1_000_000, "MB"),
+    (1 << 20, "MiB"),
+    (1_000, "kB"),
+    (1_000, "KB"),
+    (1 << 10, "KiB"),
+    (1, "B"),
+];
+
+impl FromStr for Size {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let bad = || UnitError::Size(text.to_owned());
+        let text = text.trim();
+        let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        let (size, _) = SIZES
+            .into_iter()
+            .find(|(_, name)| *name == unit.trim_start())
+            .ok_or_else(bad)?;
+        number.checked_mul(size).map(Self).ok_or_else(bad)
+    }
+}
+
+impl fmt::Display for Size {
+    /// In the largest unit that divides it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (size, unit) = SIZES
+            .into_iter()
+            .find(|(size, _)| self.0 > 0 && self.0.is_multiple_of(*size))
+            .unwrap_or((1, "B"));
+        write!(f, "{}{unit}", self.0 / size)
     }
 }
 
@@ -203,6 +238,17 @@ mod tests {
         for bad in ["0MB/s", "999B/s", "99999999999GB/s"] {
             let error = parse(bad).unwrap_err().to_string();
             assert!(error.contains("out of range"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_size_prints_what_it_parses() {
+        for text in ["64MiB", "1GB", "3GiB", "1001B", "7kB", "0B"] {
+            assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
+        }
+        for bad in ["", "64", "MiB", "1.5MB", "99999999999GiB"] {
+            let error = bad.parse::<Size>().unwrap_err().to_string();
+            assert!(error.contains("as in `64MiB`"), "{error}");
         }
     }
 

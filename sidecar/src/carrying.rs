@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keel_fabric::flow::FlowLimits;
-use keel_fabric::limits::{LinkLimits, ProviderLimits};
+use keel_fabric::limits::{Limits, LinkLimits};
 use keel_fabric::link::Links;
+use keel_fabric::memory::Memory;
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::pace::Paces;
 use keel_fabric::provider::{Provider, ProviderConfig};
-use keel_fabric::quic::{Endpoint, Profile};
+use keel_fabric::quic::{Endpoint, Profile, Windows};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,8 @@ pub(crate) struct Carrying {
     /// How long flows to published services may go on after the stop.
     pub(crate) grace: Duration,
     pub(crate) paces: Arc<Paces>,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) limits: Limits,
     pub(crate) fabric: Arc<FabricMetrics>,
     pub(crate) links: watch::Sender<Option<Links>>,
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
@@ -43,7 +45,7 @@ impl Carrying {
             found = self.found.wait_for(Option::is_some) => found.ok().and_then(|found| found.clone()),
         };
         let Some(found) = found else { return Ok(()) };
-        let endpoint = Endpoint::client(Profile::Sidecar)?;
+        let endpoint = Endpoint::client_with(Profile::Sidecar, Windows::of(&self.limits))?;
         let links = Links::new(
             endpoint,
             found.live.clone(),
@@ -59,9 +61,10 @@ impl Carrying {
                 found.live,
                 ProviderConfig {
                     grace: self.grace,
-                    limits: ProviderLimits::default(),
-                    flow: FlowLimits::default(),
+                    limits: self.limits.provider.clone(),
+                    flow: self.limits.flow,
                     paces: self.paces,
+                    memory: self.memory,
                 },
                 self.fabric,
             );

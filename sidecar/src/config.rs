@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keel_certs::{JoinToken, Namespace, PodName};
+use keel_fabric::limits::Limits;
 use keel_fabric::quic::HostPort;
 use thiserror::Error;
 
@@ -105,6 +106,8 @@ pub struct SidecarConfig {
     pub published: Vec<PublishedService>,
     /// What is said about single services, and about all together.
     pub options: AllOptions,
+    /// Bounds of what is carried.
+    pub limits: Limits,
     /// Where the local addresses come from.
     pub ip_range: IpRange,
     /// Where DNS listens.
@@ -154,6 +157,7 @@ impl SidecarConfig {
             mapped: Vec::new(),
             published: Vec::new(),
             options: AllOptions::default(),
+            limits: Limits::sidecar(),
             ip_range: IpRange::default(),
             dns: ListenOn::default_of(DEFAULT_DNS_ADDR),
             dns_upstreams: Upstreams::ResolvConf,

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use keel_certs::PodName;
 use keel_fabric::consumer::ConsumerConfig;
-use keel_fabric::flow::FlowLimits;
+use keel_fabric::limits::Limits;
 use keel_fabric::link::Links;
+use keel_fabric::memory::Memory;
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::pace::Paces;
 use prometheus_client::registry::Registry;
@@ -76,6 +77,8 @@ struct Parts {
     options: Arc<AllOptions>,
     grace: Duration,
     paces: Arc<Paces>,
+    memory: Arc<Memory>,
+    limits: Limits,
     files: Option<SnapshotFiles>,
     snapshot: Option<Snapshot>,
     metrics: Arc<SidecarMetrics>,
@@ -161,13 +164,15 @@ impl Sidecar {
         );
         let options = Arc::new(config.options.clone());
         let paces = Paces::new(options.limit, fabric.clone());
+        let memory = Memory::new(config.limits.memory, fabric.clone());
         let proxy = Proxy {
             options: Arc::clone(&options),
             directory: directory.subscribe(),
             links: links.subscribe(),
             consumer: ConsumerConfig {
                 paces: Arc::clone(&paces),
-                limits: FlowLimits::default(),
+                memory: Arc::clone(&memory),
+                limits: config.limits.flow,
                 metrics: fabric.clone(),
                 ways: Arc::new(DirectoryWays(directory.subscribe())),
             },
@@ -216,6 +221,8 @@ impl Sidecar {
                 options,
                 grace: config.stop_grace,
                 paces,
+                memory,
+                limits: config.limits,
                 files,
                 snapshot,
                 metrics,
@@ -351,6 +358,8 @@ impl Sidecar {
             options: parts.options,
             grace: parts.grace,
             paces: parts.paces,
+            memory: parts.memory,
+            limits: parts.limits,
             fabric: parts.fabric,
             links: parts.links,
             directory,

@@ -119,6 +119,7 @@ async fn parts(
         quic_dir: control.quic_dir(),
         status_interval: settings.status_interval,
         drain_timeout: settings.drain_timeout,
+        limits: settings.limits.clone(),
         identity_limit: settings.identity_limit,
     };
     let router = RouterPart::start(router, control.live.clone(), client.clone(), fabric).await?;

@@ -87,6 +87,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
         quic_dir: access.data.quic(),
         status_interval: settings.status_interval,
         drain_timeout: settings.drain_timeout,
+        limits: settings.limits.clone(),
         identity_limit: settings.identity_limit,
     };
     let mut router =

@@ -9,13 +9,13 @@ use anyhow::{Context as _, anyhow};
 use keel_certs::{ClusterName, Hosts, LiveIdentity, NodeName};
 use keel_control::client::{Client, WatchFrom};
 use keel_control::routes::{Plan, ReportContext, Reporter, ReporterConfig, RouterFlags, follow};
-use keel_fabric::flow::FlowLimits;
-use keel_fabric::limits::{LinkLimits, ProviderLimits, RouterLimits};
+use keel_fabric::limits::{Limits, LinkLimits};
 use keel_fabric::link::{Links, RouterPeer};
+use keel_fabric::memory::Memory;
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::pace::Paces;
 use keel_fabric::provider::{Provider, ProviderConfig, Publication};
-use keel_fabric::quic::{Endpoint, HostPort, ListenAddr, Profile};
+use keel_fabric::quic::{Endpoint, HostPort, ListenAddr, Profile, Windows};
 use keel_fabric::router::{Router, RouterConfig, RouterView};
 use keel_fabric::units::Rate;
 use tokio::sync::watch;
@@ -40,6 +40,8 @@ pub(super) struct RouterSettings {
     pub(super) status_interval: Duration,
     /// How long a stop waits at most for flows to go elsewhere.
     pub(super) drain_timeout: Duration,
+    /// Bounds of what peers may do and of what flows may hold.
+    pub(super) limits: Limits,
     /// Bandwidth of one identity.
     pub(super) identity_limit: Option<Rate>,
 }
@@ -89,6 +91,8 @@ impl RouterPart {
             drain_timeout: settings.drain_timeout,
             live,
             paces: Paces::new(None, Arc::clone(&metrics)),
+            memory: Memory::new(settings.limits.memory, Arc::clone(&metrics)),
+            limits: settings.limits,
             identity_limit: settings.identity_limit,
             metrics,
             plan: following.plan,
@@ -178,6 +182,8 @@ struct Serve {
     live: LiveIdentity,
     metrics: Arc<FabricMetrics>,
     paces: Arc<Paces>,
+    memory: Arc<Memory>,
+    limits: Limits,
     identity_limit: Option<Rate>,
     plan: watch::Receiver<Arc<Plan>>,
     others: watch::Receiver<Arc<Vec<RouterPeer>>>,
@@ -243,11 +249,13 @@ impl Serve {
             listen,
             node: self.node.clone(),
             quic_dir: self.quic_dir.clone(),
-            limits: RouterLimits::default(),
-            provider: ProviderLimits::default(),
-            flow: FlowLimits::default(),
+            limits: self.limits.router.clone(),
+            provider: self.limits.provider.clone(),
+            flow: self.limits.flow,
             drain_timeout: self.drain_timeout,
             paces: Arc::clone(&self.paces),
+            memory: Arc::clone(&self.memory),
+            windows: Windows::of(&self.limits),
             identity_limit: self.identity_limit,
         };
         let router = Router::bind(config, self.live.clone(), self.metrics.clone())
@@ -310,7 +318,8 @@ impl Serve {
         &self,
         publications: watch::Receiver<Arc<Vec<Publication>>>,
     ) -> anyhow::Result<impl Future<Output = ()> + use<>> {
-        let endpoint = Endpoint::client(Profile::Router).context("cannot dial other routers")?;
+        let endpoint = Endpoint::client_with(Profile::Router, Windows::of(&self.limits))
+            .context("cannot dial other routers")?;
         let links = Links::new(
             endpoint,
             self.live.clone(),
@@ -322,9 +331,10 @@ impl Serve {
             self.live.clone(),
             ProviderConfig {
                 grace: self.drain_timeout,
-                limits: ProviderLimits::default(),
-                flow: FlowLimits::default(),
+                limits: self.limits.provider.clone(),
+                flow: self.limits.flow,
                 paces: Arc::clone(&self.paces),
+                memory: Arc::clone(&self.memory),
             },
             self.metrics.clone(),
         );

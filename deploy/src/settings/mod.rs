@@ -6,8 +6,10 @@
 
 pub(crate) mod environment;
 mod file;
+mod limits;
 mod node;
 mod options;
+mod scalar;
 mod sidecar;
 mod values;
 

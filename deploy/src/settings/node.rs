@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keel_certs::{ClusterName, Namespace, NodeName, TrustDomain};
+use keel_fabric::limits::Limits;
 use keel_fabric::quic::{HostPort, ListenAddr};
 use keel_fabric::router::DRAIN_TIMEOUT;
 use keel_fabric::units::Rate;
 use serde::Deserialize;
 
+use super::limits::{self, LimitSetting};
 use super::values::{self, PeerArg, Span, TokenSource};
 use super::{FileError, Wanted, or_list, read_file};
 use crate::errors::Usage;
@@ -96,6 +98,15 @@ pub struct NodeFlags {
     #[arg(long, env = "KEEL_DRAIN_TIMEOUT", value_name = "TIME")]
     #[serde(deserialize_with = "values::text")]
     pub drain_timeout: Option<Span>,
+    /// Another value for a limit, e.g. newFlowsPerSecond=5000; README has the table. In the file: `limits: {NAME: VALUE}`
+    #[arg(
+        long = "set-limit",
+        env = "KEEL_LIMITS",
+        value_name = "NAME=VALUE",
+        value_delimiter = ','
+    )]
+    #[serde(rename = "limits", deserialize_with = "limits::settings")]
+    pub set_limit: Vec<LimitSetting>,
     /// Most bytes per second that one identity may carry over this Router, each direction for itself, e.g. 10MB/s
     /// [default: no limit]
     #[arg(long, env = "KEEL_IDENTITY_LIMIT", value_name = "RATE")]
@@ -131,6 +142,7 @@ impl Part {
                 "dashboard_listen",
                 "status_interval",
                 "drain_timeout",
+                "set_limit",
                 "identity_limit",
             ],
             Self::Router => &[
@@ -156,6 +168,7 @@ impl Part {
                 "local_namespaces",
                 "status_interval",
                 "drain_timeout",
+                "set_limit",
                 "identity_limit",
                 "leaf_life",
             ],
@@ -221,6 +234,8 @@ pub struct NodeSettings {
     pub status_interval: Duration,
     /// How long a Router that stops waits at most for its flows to go elsewhere.
     pub drain_timeout: Duration,
+    /// Bounds of what peers may do and of what flows may hold.
+    pub limits: Limits,
     /// Bandwidth of one identity at the Router.
     pub identity_limit: Option<Rate>,
     /// Life of leaves issued here.
@@ -266,6 +281,7 @@ impl NodeFlags {
             local_namespaces: or_list(self.local_namespaces, under.local_namespaces),
             status_interval: self.status_interval.or(under.status_interval),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
+            set_limit: limits::or(self.set_limit, under.set_limit),
             identity_limit: self.identity_limit.or(under.identity_limit),
             leaf_life: self.leaf_life.or(under.leaf_life),
         }
@@ -320,6 +336,7 @@ impl NodeFlags {
             local_namespaces: self.local_namespaces,
             status_interval,
             drain_timeout: self.drain_timeout.map_or(DRAIN_TIMEOUT, |span| span.0),
+            limits: limits::set(Limits::default(), self.set_limit)?,
             identity_limit: self.identity_limit,
             leaf_life,
         })

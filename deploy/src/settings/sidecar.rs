@@ -11,6 +11,7 @@ use keel_sidecar::spec::{parse_mapped, parse_published};
 use keel_sidecar::vip::IpRange;
 use serde::Deserialize;
 
+use super::limits::{self, LimitSetting};
 use super::options;
 use super::values::{self, Span, TokenSource};
 use super::{FileError, or_list, read_file};
@@ -60,6 +61,15 @@ pub struct SidecarFlags {
     )]
     #[serde(deserialize_with = "options::limits")]
     pub limit: Vec<LimitArg>,
+    /// Another value for a limit, e.g. processBuffers=64MiB; README has the table. In the file: `limits: {NAME: VALUE}`
+    #[arg(
+        long = "set-limit",
+        env = "SIDECAR_LIMITS",
+        value_name = "NAME=VALUE",
+        value_delimiter = ','
+    )]
+    #[serde(rename = "limits", deserialize_with = "limits::settings")]
+    pub set_limit: Vec<LimitSetting>,
     /// Addresses that mapped services get [default: 127.0.66.0/24]
     #[arg(long, env = "SIDECAR_IP_RANGE", value_name = "CIDR")]
     pub ip_range: Option<String>,
@@ -170,6 +180,7 @@ impl SidecarFlags {
             published_services: or_list(self.published_services, under.published_services),
             service_options: or_list(self.service_options, under.service_options),
             limit: or_list(self.limit, under.limit),
+            set_limit: limits::or(self.set_limit, under.set_limit),
             ip_range: self.ip_range.or(under.ip_range),
             dns_addr: self.dns_addr.or(under.dns_addr),
             dns_upstream: or_list(self.dns_upstream, under.dns_upstream),
@@ -219,6 +230,7 @@ impl SidecarFlags {
         let services = services.chain(config.published.iter().map(|one| &one.target.service));
         let only = config.options.only_about(services);
         only.map_err(wrong("--service-option"))?;
+        config.limits = limits::set(config.limits, self.set_limit)?;
         if let Some(text) = self.ip_range {
             config.ip_range = parse::<IpRange>("--ip-range", &text)?;
         }

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::flow::FlowLimits;
 use crate::limits::ProviderLimits;
 use crate::link::{Links, PublishError, RouterPeer};
+use crate::memory::Memory;
 use crate::metrics::FabricMetrics;
 pub use crate::options::{Check, Probe, PublicationOptions};
 use crate::pace::Paces;
@@ -70,6 +71,8 @@ pub struct ProviderConfig {
     pub grace: Duration,
     /// Bandwidth.
     pub paces: Arc<Paces>,
+    /// The memory of the process.
+    pub memory: Arc<Memory>,
 }
 
 /// How a publication stands at a router.
@@ -134,7 +137,7 @@ impl Provider {
         let terminator = Terminator::new(
             config.limits.clone(),
             config.flow,
-            Arc::clone(&config.paces),
+            (Arc::clone(&config.paces), Arc::clone(&config.memory)),
             Arc::clone(&metrics),
         );
         let (state, _) = watch::channel(Arc::new(Vec::new()));

@@ -29,8 +29,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const REFUSED: Duration = Duration::from_secs(60);
 /// Time for the router to hear of all withdrawals at the end.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Streams whose header is awaited at once on one link.
-const HEADERS: usize = 4096;
 
 type Publications = watch::Receiver<Arc<Vec<Publication>>>;
 
@@ -141,7 +139,7 @@ async fn serve(
         loop {
             tokio::select! {
                 stream = link.connection().accept_bi() => match stream {
-                    Ok((send, recv)) if legs.len() < HEADERS => {
+                    Ok((send, recv)) if legs.len() < at.inner.config.limits.headers => {
                         legs.spawn(take(Arc::clone(&at.inner), link.clone(), current.clone(), send, recv));
                     }
                     Ok((mut send, mut recv)) => {
@@ -302,10 +300,13 @@ async fn take(
     send: SendStream,
     recv: RecvStream,
 ) {
-    let leg = match IncomingLeg::read(send, recv, inner.config.limits.header_time).await {
+    let leg = match IncomingLeg::read(send, recv, inner.config.limits.header()).await {
         Ok(leg) => leg,
         Err(error) => {
             tracing::debug!(router = %link.node(), %error, "leg without a header");
+            if let Some(limit) = error.limit() {
+                inner.metrics.hit(limit);
+            }
             return;
         }
     };

@@ -18,11 +18,12 @@ use crate::flow::{Finished, Flow, FlowLimits};
 use crate::leg::{Header, IncomingLeg, Leg};
 use crate::limits::ProviderLimits;
 use crate::link::Drain;
+use crate::memory::{Buffers, Memory};
 use crate::meter::{FlowMeter, Passing};
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 use crate::options::MAX_RESUME_WINDOW;
 use crate::pace::{Limit, Paces};
-use crate::pump::{Buffers, Event, Pump};
+use crate::pump::{Event, Pump};
 use crate::series::At;
 use crate::udp;
 use crate::wire::{AbortCode, FlowId, Frame, GoneCode, Open, Protocol, RefuseCode, ResetCode};
@@ -43,6 +44,7 @@ pub(crate) struct Terminator {
     limits: ProviderLimits,
     flow_limits: FlowLimits,
     paces: Arc<Paces>,
+    memory: Arc<Memory>,
     metrics: Arc<FabricMetrics>,
     table: Mutex<Table>,
     tasks: Mutex<JoinSet<()>>,
@@ -104,13 +106,14 @@ impl Terminator {
     pub(crate) fn new(
         limits: ProviderLimits,
         flow_limits: FlowLimits,
-        paces: Arc<Paces>,
+        (paces, memory): (Arc<Paces>, Arc<Memory>),
         metrics: Arc<FabricMetrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             limits,
             flow_limits,
             paces,
+            memory,
             metrics,
             table: Mutex::default(),
             tasks: Mutex::default(),
@@ -168,7 +171,7 @@ impl Terminator {
         let Some(open) = open else {
             return Found::Unknown;
         };
-        match self.admit(open, backend, table.live.len()) {
+        match self.admit(open, &key.0, backend, table.live.len()) {
             Ok(backend) => {
                 let (legs, queue) = mpsc::channel(LEGS);
                 table.live.insert(key.clone(), legs);
@@ -181,6 +184,7 @@ impl Terminator {
     fn admit(
         &self,
         open: &Open,
+        from: &Subject,
         backend: Option<Backend>,
         live: usize,
     ) -> Result<Backend, (RefuseCode, String)> {
@@ -196,12 +200,8 @@ impl Terminator {
                 format!("{}:{} is not published here", open.service, open.port),
             )
         })?;
-        if !Buffers::have_room(&self.metrics) {
-            self.metrics.hit("buffers");
-            return Err((
-                RefuseCode::Limit,
-                "the memory for flows is used up".to_owned(),
-            ));
+        if let Err(why) = self.memory.admit(Some(from)) {
+            return Err((RefuseCode::Limit, why.to_owned()));
         }
         if live >= self.limits.flows {
             self.metrics.hit("provider_flows");
@@ -259,7 +259,7 @@ impl Terminator {
         if let Some(window) = backend.options.resume_window {
             flow_limits.resume_window = window.min(MAX_RESUME_WINDOW);
         }
-        let buffers = Buffers::new(Arc::clone(&self.metrics), flow_limits);
+        let buffers = Buffers::new(Arc::clone(&self.memory), Some(&from), flow_limits);
         let flow = Flow::terminate(&open, flow_limits);
         let service = At(&open.service, open.port, open.protocol);
         let meter = FlowMeter::new(&self.metrics, Side::provider, service, &from, passing);

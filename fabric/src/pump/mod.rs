@@ -5,7 +5,6 @@
 //! idle. Any error on either half of the socket cuts the whole flow: a failed write may have eaten the reset that a
 //! later read would have shown, and a cut must never look like an end.
 
-mod buffers;
 pub(crate) mod tcp;
 mod udp;
 
@@ -19,13 +18,12 @@ use tokio::time::{Instant, Sleep};
 
 use crate::flow::{Flow, State};
 use crate::leg::{Leg, LegEnd};
+use crate::memory::Buffers;
 use crate::meter::FlowMeter;
 use crate::pace::Pace;
 use crate::udp::End;
 use crate::wire::{AbortCode, ResetCode};
 use tcp::Socket;
-
-pub(crate) use buffers::Buffers;
 
 /// Rounds of work before other tasks get their turn.
 const ROUNDS: usize = 16;
@@ -164,6 +162,9 @@ impl Pump {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if self.buffers.poll_cut(cx) && !self.flow.state().is_final() {
+            self.flow.abort(AbortCode::Limit);
+        }
         for _ in 0..ROUNDS {
             let now = Instant::now();
             let mut moved = self.poll_leg_in(cx, now);

@@ -15,7 +15,7 @@ use super::error::{BindError, ConnectError, Lost};
 use super::network::Following;
 use super::noting::Noting;
 use super::peers::Peers;
-use super::{ListenAddr, Profile, QuicKeys, socket, transport};
+use super::{ListenAddr, Profile, QuicKeys, Windows, socket, transport};
 
 /// Handshakes that wait at once; more are ignored.
 const MAX_INCOMING: usize = 1024;
@@ -35,6 +35,7 @@ struct Inner {
     v4: Option<quinn::Endpoint>,
     v6: Option<quinn::Endpoint>,
     profile: Profile,
+    windows: Windows,
     server: Option<ServerConfigs>,
     /// Of an endpoint that only dials: its ports are nobody's business, so it may move to others.
     following: Option<Following>,
@@ -53,8 +54,22 @@ impl Endpoint {
         keys: &QuicKeys,
         profile: Profile,
     ) -> Result<Self, BindError> {
+        Self::bind_with(listen, server, keys, profile, Windows::default())
+    }
+
+    /// As [`Self::bind`], with windows of its own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn bind_with(
+        listen: &ListenAddr,
+        server: Option<Arc<rustls::ServerConfig>>,
+        keys: &QuicKeys,
+        profile: Profile,
+        windows: Windows,
+    ) -> Result<Self, BindError> {
         let server = server
-            .map(|tls| server_configs(tls, keys, profile))
+            .map(|tls| server_configs(tls, keys, profile, windows))
             .transpose()?;
         let (mut v4, mut v6) = (None, None);
         let peers = keys.peers().map(|path| Peers::new(path.to_owned(), keys));
@@ -83,6 +98,7 @@ impl Endpoint {
                 v4,
                 v6,
                 profile,
+                windows,
                 server,
                 following: None,
                 _keeping: Mutex::new(keeping),
@@ -98,6 +114,14 @@ impl Endpoint {
     /// # Errors
     /// [`BindError`] if not even an IPv4 socket can be had.
     pub fn client(profile: Profile) -> Result<Self, BindError> {
+        Self::client_with(profile, Windows::default())
+    }
+
+    /// As [`Self::client`], with windows of its own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn client_with(profile: Profile, windows: Windows) -> Result<Self, BindError> {
         let keys = QuicKeys::ephemeral();
         let v4_addr = unspecified();
         let v6_addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
@@ -119,6 +143,7 @@ impl Endpoint {
                 v4: Some(v4),
                 v6,
                 profile,
+                windows,
                 server: None,
                 following,
                 _keeping: Mutex::default(),
@@ -195,7 +220,11 @@ impl Endpoint {
         let crypto = QuicClientConfig::try_from(tls)
             .map_err(|error| ConnectError::Tls(error.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(self.inner.profile.transport(addr.ip().is_loopback()));
+        config.transport_config(
+            self.inner
+                .profile
+                .transport(addr.ip().is_loopback(), self.inner.windows),
+        );
         let connecting = endpoint
             .connect_with(config, addr, server_name)
             .map_err(|error| match error {
@@ -261,6 +290,7 @@ fn server_configs(
     tls: Arc<rustls::ServerConfig>,
     keys: &QuicKeys,
     profile: Profile,
+    windows: Windows,
 ) -> Result<ServerConfigs, BindError> {
     let crypto =
         QuicServerConfig::try_from(tls).map_err(|error| BindError::Tls(error.to_string()))?;
@@ -268,9 +298,9 @@ fn server_configs(
     network
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size_total(INCOMING_BUFFER)
-        .transport_config(profile.transport(false));
+        .transport_config(profile.transport(false, windows));
     let mut loopback = network.clone();
-    loopback.transport_config(profile.transport(true));
+    loopback.transport_config(profile.transport(true, windows));
     Ok(ServerConfigs {
         network: Arc::new(network),
         loopback: Arc::new(loopback),

@@ -29,7 +29,7 @@ pub use endpoint::Endpoint;
 pub use error::{BindError, ConnectError, Lost, ReadError, WriteError};
 pub use keys::{KeysError, QuicKeys};
 pub use stream::{RecvStream, SendStream};
-pub use transport::Profile;
+pub use transport::{Profile, Windows};
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::limits::Limits;
 use quinn::congestion::CubicConfig;
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
@@ -38,6 +39,43 @@ pub enum Profile {
     Sidecar,
     /// An API server's or its client's endpoint.
     Control,
+}
+
+/// Flow control of an endpoint, where it is not its profile's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Windows {
+    stream: u32,
+    connection: u32,
+}
+
+impl Windows {
+    /// Room for the flows that these limits allow.
+    #[must_use]
+    pub fn of(limits: &Limits) -> Self {
+        let most = u32::try_from(limits.flow.max_window).unwrap_or(u32::MAX);
+        let stream = most.saturating_add(64 * KIB);
+        let usual = Self {
+            stream: 4 * MIB + 64 * KIB,
+            connection: 0,
+        };
+        Self {
+            // A profile's own window is enough for the usual flow, or small on purpose.
+            stream: if stream > usual.stream { stream } else { 0 },
+            connection: limits.windows.connection,
+        }
+    }
+
+    const fn over(self, numbers: &mut Numbers) {
+        if self.stream > numbers.stream_window {
+            numbers.stream_window = self.stream;
+        }
+        if self.connection > 0 {
+            numbers.receive_window = self.connection;
+        }
+        if numbers.receive_window < numbers.stream_window {
+            numbers.receive_window = numbers.stream_window;
+        }
+    }
 }
 
 struct Numbers {
@@ -103,8 +141,9 @@ impl Profile {
     }
 
     /// The parameters towards a peer on this host or elsewhere.
-    pub(super) fn transport(self, loopback: bool) -> Arc<TransportConfig> {
-        let numbers = self.numbers();
+    pub(super) fn transport(self, loopback: bool, windows: Windows) -> Arc<TransportConfig> {
+        let mut numbers = self.numbers();
+        windows.over(&mut numbers);
         let mtu = if loopback { MTU_LOOPBACK } else { MTU_NETWORK };
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(mtu);

@@ -6,6 +6,7 @@ mod clients;
 mod conn;
 mod control;
 mod datagrams;
+mod door;
 mod drain;
 mod identities;
 mod park;
@@ -30,15 +31,17 @@ use tokio_util::sync::CancellationToken;
 use crate::flow::FlowLimits;
 use crate::limits::{ProviderLimits, RouterLimits};
 use crate::link::ALPN;
+use crate::memory::Memory;
 pub use crate::metrics::FabricMetrics as RouterMetrics;
 use crate::pace::Paces;
 use crate::provider::check::{Checks, Healths};
 use crate::provider::terminator::Terminator;
 use crate::provider::{Backend, Publication};
-use crate::quic::{BindError, Endpoint, ListenAddr, Profile, QuicKeys};
+use crate::quic::{BindError, Endpoint, ListenAddr, Profile, QuicKeys, Windows};
 use crate::units::Rate;
 use crate::wire::CloseCode;
 use clients::{Client, Clients};
+use door::{Door, Verdict};
 use drain::Drain;
 use identities::Identities;
 use park::Parking;
@@ -69,6 +72,10 @@ pub struct RouterConfig {
     pub drain_timeout: Duration,
     /// Bandwidth of the backends that the router dials itself.
     pub paces: Arc<Paces>,
+    /// Flow control of connections.
+    pub windows: Windows,
+    /// The memory of the process.
+    pub memory: Arc<Memory>,
     /// Most bytes per second of one identity, each direction for itself.
     pub identity_limit: Option<Rate>,
 }
@@ -130,7 +137,10 @@ impl Router {
         let keys =
             QuicKeys::load_or_create(&config.quic_dir)?.with_peers(config.quic_dir.join("peers"));
         let tls = live.server_config(&[ALPN], ClientCerts::Required);
-        let endpoint = Endpoint::bind(&config.listen, Some(tls), &keys, Profile::Router)?;
+        let endpoint = {
+            let (listen, windows) = (&config.listen, config.windows);
+            Endpoint::bind_with(listen, Some(tls), &keys, Profile::Router, windows)?
+        };
         let started = SystemTime::now();
         let subject = Subject::Node {
             node: config.node.clone(),
@@ -147,7 +157,7 @@ impl Router {
             own: Terminator::new(
                 config.provider,
                 config.flow,
-                config.paces,
+                (config.paces, config.memory),
                 Arc::clone(&metrics),
             ),
             metrics,
@@ -205,6 +215,7 @@ impl Router {
             view,
         } = self;
         let mut deadline = pin!(tokio::time::sleep(drain_timeout));
+        let mut door = Door::default();
         let mut connections = JoinSet::new();
         let mut handshakes: JoinSet<Option<conn::Admitted>> = JoinSet::new();
         let mut report = tokio::time::interval(REPORT);
@@ -237,11 +248,19 @@ impl Router {
                     let Some(incoming) = incoming else { break };
                     if shared.drain.has_begun() {
                         incoming.refuse();
-                    } else if handshakes.len() >= shared.limits.handshakes {
-                        shared.metrics.hit("handshakes");
-                        incoming.retry();
                     } else {
-                        handshakes.spawn(conn::admit(Arc::clone(&shared), incoming));
+                        let from = (incoming.remote_address().ip(), incoming.is_validated());
+                        match door.decide(from, handshakes.len(), &shared.limits, Instant::now()) {
+                            Verdict::Take => { handshakes.spawn(conn::admit(Arc::clone(&shared), incoming)); }
+                            Verdict::Prove(limit) => {
+                                shared.metrics.hit(limit);
+                                incoming.retry();
+                            }
+                            Verdict::Refuse(limit) => {
+                                shared.metrics.hit(limit);
+                                incoming.refuse();
+                            }
+                        }
                     }
                 }
                 Some(done) = handshakes.join_next() => match done {

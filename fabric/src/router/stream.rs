@@ -41,12 +41,12 @@ pub(super) async fn serve(
     send: SendStream,
     recv: RecvStream,
 ) -> Outcome {
-    let mut leg = match IncomingLeg::read(send, recv, shared.limits.header_time).await {
+    let mut leg = match IncomingLeg::read(send, recv, shared.limits.header()).await {
         Ok(leg) => leg,
         Err(error) => {
             tracing::debug!(identity = %client.identity, %error, "stream without a header");
-            if matches!(error, HeaderError::Late) {
-                shared.metrics.hit("header_time");
+            if let Some(limit) = error.limit() {
+                shared.metrics.hit(limit);
             }
             return if matches!(error, HeaderError::Empty) {
                 Outcome::Empty

@@ -21,6 +21,8 @@ use super::varint::{Fields, MAX};
 pub struct Decoder {
     input: Input,
     part: Part,
+    /// Most bytes of a header frame, if fewer than [`MAX_HEADER`].
+    header: Option<usize>,
 }
 
 /// What of the current frame is still to come.
@@ -76,6 +78,14 @@ impl Decoder {
         Self::default()
     }
 
+    /// A decoder at the start of a leg that takes header frames of at most so many bytes.
+    pub fn with_header(most: usize) -> Self {
+        Self {
+            header: Some(most),
+            ..Self::default()
+        }
+    }
+
     /// Adds bytes that arrived.
     pub fn push(&mut self, chunk: Bytes) {
         self.input.push(chunk);
@@ -96,7 +106,7 @@ impl Decoder {
                     let Some(header) = self.input.header() else {
                         return Ok(None);
                     };
-                    self.part = begin(header)?;
+                    self.part = begin(header, self.header)?;
                 }
                 Part::Body(header) => {
                     // begin() bounded the length, so it fits.
@@ -162,9 +172,9 @@ pub const MAX_HEADER_FRAME: usize = 1 + 2 + MAX_HEADER;
 /// Most bytes of any other frame that is not DATA.
 pub const MAX_BODY: usize = 64 * 1024;
 
-fn begin(header: Header) -> Result<Part, WireError> {
+fn begin(header: Header, most: Option<usize>) -> Result<Part, WireError> {
     let max = match header.kind {
-        kind::OPEN | kind::RESUME => MAX_HEADER,
+        kind::OPEN | kind::RESUME => most.map_or(MAX_HEADER, |most| most.min(MAX_HEADER)),
         // The longest offset and the longest payload.
         kind::DATA => MAX_PAYLOAD + 8,
         _ => MAX_BODY,

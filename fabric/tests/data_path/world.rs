@@ -9,14 +9,15 @@ use keel_certs::{LiveIdentity, Subject};
 use keel_fabric::FlowEnd;
 use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, FlowOptions, OpenError, Target};
 use keel_fabric::flow::FlowLimits;
-use keel_fabric::limits::{LinkLimits, ProviderLimits, RouterLimits};
+use keel_fabric::limits::{LinkLimits, MemoryLimits, ProviderLimits, RouterLimits};
 use keel_fabric::link::{Links, RouterPeer};
+use keel_fabric::memory::Memory;
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::pace::Paces;
 use keel_fabric::provider::{
     Provider, ProviderConfig, Publication, PublicationOptions, PublishOutcome, PublishedAt,
 };
-use keel_fabric::quic::{Endpoint, ListenAddr, Profile};
+use keel_fabric::quic::{Endpoint, ListenAddr, Profile, Windows};
 use keel_fabric::router::{DRAIN_TIMEOUT, Router, RouterConfig, RouterView};
 use keel_fabric::units::Rate;
 use keel_fabric::wire::Protocol;
@@ -46,6 +47,7 @@ pub(crate) struct World {
     pub(crate) provider_limits: ProviderLimits,
     pub(crate) router_limits: RouterLimits,
     pub(crate) drain_timeout: Duration,
+    pub(crate) memory: MemoryLimits,
     /// Bandwidth of one identity at a router.
     pub(crate) identity_limit: Option<Rate>,
     doomed: Option<(tokio::runtime::Runtime, SocketAddr)>,
@@ -85,6 +87,7 @@ impl World {
             provider_limits: ProviderLimits::default(),
             router_limits: RouterLimits::default(),
             drain_timeout: DRAIN_TIMEOUT,
+            memory: MemoryLimits::default(),
             identity_limit: None,
             doomed: None,
             kept: std::sync::Mutex::default(),
@@ -157,6 +160,8 @@ impl World {
             flow: self.limits,
             drain_timeout: self.drain_timeout,
             paces: self.paces(),
+            memory: self.memory(),
+            windows: Windows::default(),
             identity_limit: self.identity_limit,
         };
         let router =
@@ -228,6 +233,7 @@ impl World {
             flow: self.limits,
             grace: Duration::ZERO,
             paces: self.paces(),
+            memory: self.memory(),
         };
         let provider = Provider::new(links, live.clone(), config, Arc::clone(&self.metrics));
         let state = provider.state();
@@ -247,6 +253,11 @@ impl World {
             routers: keep,
             done,
         }
+    }
+
+    /// The memory of a part of its own.
+    fn memory(&self) -> Arc<Memory> {
+        Memory::new(self.memory, Arc::clone(&self.metrics))
     }
 
     /// Bandwidth limits of a part of its own.
@@ -281,6 +292,7 @@ impl World {
             limits: self.limits,
             metrics: Arc::clone(&self.metrics),
             paces: self.paces(),
+            memory: self.memory(),
             ways: Arc::new(self.ways.clone()),
         };
         Consumer {

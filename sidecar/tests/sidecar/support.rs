@@ -16,10 +16,11 @@ use keel_control::server::{Api, ApiConfig};
 use keel_control::store::{Store, StoreConfig};
 use keel_control::transport::{ApiServer, Limits, TransportMetrics};
 use keel_fabric::flow::FlowLimits;
-use keel_fabric::limits::{ProviderLimits, RouterLimits};
+use keel_fabric::limits::{MemoryLimits, ProviderLimits, RouterLimits};
+use keel_fabric::memory::Memory;
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::pace::Paces;
-use keel_fabric::quic::{HostPort, ListenAddr, QuicKeys};
+use keel_fabric::quic::{HostPort, ListenAddr, QuicKeys, Windows};
 use keel_fabric::router::{DRAIN_TIMEOUT, Router, RouterConfig, RouterView};
 use keel_sidecar::config::{ListenOn, Upstreams};
 use keel_sidecar::listener::{MappingState, PortState};
@@ -110,6 +111,8 @@ impl Node {
             flow: FlowLimits::default(),
             drain_timeout: DRAIN_TIMEOUT,
             paces: Paces::new(None, Arc::clone(&metrics)),
+            memory: Memory::new(MemoryLimits::default(), Arc::clone(&metrics)),
+            windows: Windows::default(),
             identity_limit: None,
         };
         let router = Router::bind(config, live.clone(), metrics).unwrap();
