@@ -35,7 +35,7 @@ const SILENT: Duration = Duration::from_secs(60);
 /// How long changes are gathered before the file is written.
 const GATHER: Duration = Duration::from_millis(200);
 /// Least time between two writes: flash wears out.
-const REST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(1);
 /// First line of the file; the seconds since 1970 follow.
 const TITLE: &str = "keel quic peers 1 ";
 

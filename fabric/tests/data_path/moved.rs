@@ -166,13 +166,9 @@ async fn with_a_single_router_flows_wait_until_it_is_back() {
     assert!(took < Duration::from_secs(10), "{took:?}");
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut again = world.router_at("r", router.addr.into());
-    let back = Instant::now();
     again.shows(|view| view.totals.connections == 10).await;
-    println!(
-        "drained in {took:?}, all flows back {:?} after the router",
-        back.elapsed()
-    );
     let stall = load.end().await;
+    println!("drained in {took:?}; half a second without a router, longest stall {stall:?}");
     assert!(stall < STALL + Duration::from_millis(500), "{stall:?}");
 }
 
@@ -242,10 +238,10 @@ async fn idle_peers_hear_of_a_restart_at_once() {
     assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
-/// What the test before this one measures comes from the file.
+/// What the test before this one measures comes from the persisted keys: with others nobody believes the resets.
 #[tokio::test]
-async fn without_their_file_idle_peers_notice_at_their_next_keep_alive() {
-    let took = noticed(&["peers"]).await;
+async fn without_its_reset_key_idle_peers_notice_a_restart_late() {
+    let took = noticed(&["reset.key"]).await;
     println!("noticed {took:?} after the start");
-    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert!(took > Duration::from_secs(1), "{took:?}");
 }

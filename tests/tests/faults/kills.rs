@@ -82,7 +82,9 @@ fn storm(kills: u64, flows: usize, total: u64, forget: bool) -> anyhow::Result<R
     for kill in 0..kills {
         load.moves(step * 9 / 10, Duration::from_secs(60))
             .with_context(|| format!("kill {kill}: {}", consumer.process.log()))?;
+        let back = Instant::now();
         parts.kill(forget)?;
+        println!("kill {kill}: back after {:?}", back.elapsed());
     }
     let report = load.complete()?;
     println!(

@@ -76,7 +76,7 @@ fn a_rolling_restart_of_all_routers_resets_nothing() -> anyhow::Result<()> {
     if lacking(&[Need::Root, Need::Dig]) {
         return Ok(());
     }
-    let flows = if long() { 200 } else { 40 };
+    let flows = if long() { 200 } else { 20 };
     let mut lab = Lab::new()?;
     let first = public("a", &mut lab, None)?;
     let second = public("b", &mut lab, Some(&first.0))?;
@@ -95,8 +95,13 @@ fn a_rolling_restart_of_all_routers_resets_nothing() -> anyhow::Result<()> {
     published(&nodes)?;
     let address = consumer.listens("echo", 2003)?;
 
-    let load = Load::steady(flows, 7).start(&apps, address)?;
-    load.moves(flows as u64 * 40_000, SOON)?;
+    let steady = Load {
+        block: if long() { 4096 } else { 1024 },
+        ..Load::steady(flows, 7)
+    };
+    let some = flows as u64 * u64::from(steady.block) * 10;
+    let load = steady.start(&apps, address)?;
+    load.moves(some, SOON)?;
     for index in 0..nodes.len() {
         let (node, flags) = &mut nodes[index];
         let begun = Instant::now();
@@ -105,7 +110,7 @@ fn a_rolling_restart_of_all_routers_resets_nothing() -> anyhow::Result<()> {
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         node.again(&flags)?;
         published(&nodes)?;
-        load.moves(flows as u64 * 40_000, SOON)?;
+        load.moves(some, SOON)?;
     }
     let report = load.finish()?;
     println!("{report}");
