@@ -27,6 +27,8 @@ pub enum Need {
     CurlCffi,
     /// `faketime`, for clocks that are far off.
     Faketime,
+    /// `chronyd`, a time server and client.
+    Chrony,
 }
 
 impl Need {
@@ -40,6 +42,7 @@ impl Need {
             Self::Kubectl => "kubectl",
             Self::CurlCffi => "curl_cffi",
             Self::Faketime => "faketime",
+            Self::Chrony => "chronyd",
         }
     }
 

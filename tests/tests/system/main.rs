@@ -13,6 +13,7 @@ mod outage;
 mod quickstart;
 mod real;
 mod sync;
+mod udp;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
