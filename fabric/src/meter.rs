@@ -186,6 +186,13 @@ impl FlowMeter {
         }
     }
 
+    /// The flow goes on over another connection of its router, where its bytes are counted from now on.
+    pub(crate) fn pass(&mut self, passing: Option<Passing>) {
+        if passing.is_some() {
+            self.passing = passing;
+        }
+    }
+
     /// When [`follow`](Self::follow) wants to be called at the latest.
     pub(crate) fn next_look(&self) -> Option<Instant> {
         self.stall.look

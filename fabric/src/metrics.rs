@@ -226,6 +226,8 @@ metrics! {
     router_bytes: Family<DirectionLabels, Counter> = "router" in Bytes, "Bytes forwarded by the router";
     /// Legs that the router did not forward.
     router_refusals: Family<CodeLabels, Counter> = "router_refusals", "Legs that the router did not forward, by code";
+    /// Opens that ended before they became a flow.
+    provider_refusals: Family<CodeLabels, Counter> = "provider_refusals", "Opens that the provider's end refused before it dialled, by code";
     /// Packets of UDP flows that were dropped.
     packets_dropped: Family<DropLabels, Counter> = "packets_dropped", "Packets of UDP flows dropped, by reason";
     /// Checks of backends.

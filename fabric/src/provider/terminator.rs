@@ -20,7 +20,7 @@ use crate::limits::ProviderLimits;
 use crate::link::Drain;
 use crate::memory::{Buffers, Memory};
 use crate::meter::{FlowMeter, Passing};
-use crate::metrics::{FabricMetrics, RoleLabels, Side};
+use crate::metrics::{CodeLabels, FabricMetrics, RoleLabels, Side};
 use crate::options::MAX_RESUME_WINDOW;
 use crate::pace::{Limit, Paces};
 use crate::pump::{Event, Pump};
@@ -67,6 +67,8 @@ struct Arrival {
     /// The router that it came over, and what is known of that router's stop.
     router: NodeName,
     drain: Option<Drain>,
+    /// Where a router counts it.
+    passing: Option<Passing>,
 }
 
 /// What the table says of a flow that a leg asks for.
@@ -139,6 +141,7 @@ impl Terminator {
                     leg,
                     router: via.router,
                     drain: via.drain,
+                    passing: via.passing,
                 };
                 if let Err(error) = live.try_send(arrival) {
                     // The flow is just ending, or its initiator floods it with legs: it may come back.
@@ -150,6 +153,8 @@ impl Terminator {
             }
             (Found::Refused(code, text), _) => {
                 tracing::debug!(%flow, from = %via.from, %code, text, "flow refused");
+                let labels = CodeLabels { code: code.name() };
+                self.metrics.provider_refusals.get_or_create(&labels).inc();
                 leg.refuse(code, text).await;
             }
             (Found::Finished(code), _) => gone(leg, code, &self.metrics).await,
@@ -311,6 +316,7 @@ impl Terminator {
                         Some(arrival) => if offer(&mut pump, arrival.leg, &self.metrics).await {
                             routers.note(&arrival.router);
                             drain = arrival.drain;
+                            pump.meter().pass(arrival.passing);
                         },
                         None => more = false,
                     },

@@ -111,6 +111,12 @@ fn parts_run_alone_and_stop_cleanly() -> anyhow::Result<()> {
         status.contains(&format!("{}:7000", host.address)),
         "keel status names the router's address: {status}"
     );
+    let json = node.keel(&["status", "-o", "json"])?;
+    let flows_live = || -> anyhow::Result<serde_json::Value> {
+        let status: serde_json::Value = serde_json::from_str(&json.ok(COMMAND)?)?;
+        Ok(status["flowsLive"].clone())
+    };
+    assert_eq!(flows_live()?, true);
     node.process.stop(SOON)?;
     assert!(
         node.process
@@ -161,6 +167,7 @@ fn parts_run_alone_and_stop_cleanly() -> anyhow::Result<()> {
     first.kill()?;
     let mut second = apiserver()?;
     second.says("ready node=a", SOON)?;
+    assert_eq!(flows_live()?, false, "the router is another process");
     node.keel(&["delete", "router", "a"])?.ok(COMMAND)?;
     wait::until("the router makes its Router again", SOON, reported)?;
     let mut apiserver = second;
