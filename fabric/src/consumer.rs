@@ -272,6 +272,9 @@ impl ConsumerFlow {
             self.reconsider();
             let (pump, seek, current) = (self.pump.as_mut()?, &mut self.seek, &mut self.current);
             tokio::select! {
+                // The link may have been heard again just before a stream for another leg is there.
+                biased;
+                () = stirred(current) => {}
                 event = pump.event() => if event != Event::Legs { return Some(event) },
                 sought = sought(seek) => match sought {
                     Sought::Found(found) => self.attach(found),
@@ -279,7 +282,6 @@ impl ConsumerFlow {
                         current.set_stuck(stuck);
                     },
                 },
-                () = stirred(current) => {}
             }
         }
     }

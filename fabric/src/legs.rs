@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::flow::Flow;
-use crate::link::{Link, Links, Rider, RouterPeer};
+use crate::link::{Link, Links, Rider, RouterPeer, Standing};
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 use crate::quic::{RecvStream, SendStream};
 
@@ -60,6 +60,8 @@ pub(crate) enum Why {
     LegLost,
     /// As before, but the leg stands and may still turn out to be good.
     Suspected,
+    /// The network has changed: every router is as doubtful as this one.
+    Doubted,
     /// The router stops, or the other end asks to move.
     Asked,
 }
@@ -157,7 +159,7 @@ impl Seek {
         self.active = true;
         self.last = last.clone();
         self.why = why;
-        if why != Why::LinkLost {
+        if !matches!(why, Why::LinkLost | Why::Doubted) {
             self.tried(&last.node).times += 1;
         }
         if why == Why::Suspected {
@@ -270,7 +272,9 @@ impl Seek {
         tried.state = TriedState::Running;
         self.begun += 1;
         self.metrics.legs_dialled.inc();
-        if matches!(self.why, Why::Suspected | Why::Asked) || !self.running.is_empty() {
+        if matches!(self.why, Why::Suspected | Why::Doubted | Why::Asked)
+            || !self.running.is_empty()
+        {
             self.metrics.legs_raced.inc();
         }
         self.next_at = Instant::now() + if self.begun == 1 { HEAD_START } else { STEP };
@@ -326,7 +330,7 @@ async fn attempt(links: &Links, router: &RouterPeer) -> Option<Found> {
 pub(crate) struct Current {
     link: Link,
     router: RouterPeer,
-    suspected: watch::Receiver<bool>,
+    standing: watch::Receiver<Standing>,
     /// Dropped with the leg.
     rider: Option<Rider>,
 }
@@ -334,7 +338,7 @@ pub(crate) struct Current {
 impl Current {
     pub(crate) fn new(link: Link, router: RouterPeer) -> Self {
         Self {
-            suspected: link.suspected(),
+            standing: link.standing(),
             rider: Some(link.rider()),
             link,
             router,
@@ -345,7 +349,7 @@ impl Current {
     pub(crate) async fn stirred(&mut self) {
         let draining = self.link.is_draining();
         tokio::select! {
-            changed = self.suspected.changed() => if changed.is_err() {
+            changed = self.standing.changed() => if changed.is_err() {
                 // The connection has ended, and its streams tell.
                 std::future::pending().await
             },
@@ -401,9 +405,12 @@ pub(crate) fn why(flow: &Flow, current: Option<&Current>) -> Option<Why> {
         let alive = current.is_some_and(Current::is_alive);
         return Some(if alive { Why::LegLost } else { Why::LinkLost });
     }
-    let link = current.map(|current| &current.link);
-    if flow.is_suspected() || link.is_some_and(Link::is_suspected) {
-        return Some(Why::Suspected);
+    let standing = current.map_or(Standing::Good, |current| *current.standing.borrow());
+    let draining = current.is_some_and(|current| current.link.is_draining());
+    match standing {
+        Standing::Silent => Some(Why::Suspected),
+        Standing::Doubted => Some(Why::Doubted),
+        Standing::Good if flow.is_suspected() => Some(Why::Suspected),
+        Standing::Good => (draining || flow.move_requested()).then_some(Why::Asked),
     }
-    (flow.move_requested() || link.is_some_and(Link::is_draining)).then_some(Why::Asked)
 }

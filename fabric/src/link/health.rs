@@ -11,6 +11,8 @@ use crate::quic::{Connection, Traffic};
 
 /// How often a connection in use is looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// How often one that is suspected is looked at: its flows leave it as long as it is.
+const DOUBT_TICK: Duration = Duration::from_millis(50);
 /// How often one that says nothing is looked at.
 const IDLE_TICK: Duration = Duration::from_millis(500);
 /// Pause between two attempts at another connection.
@@ -23,10 +25,20 @@ const ACK_DELAY: Duration = Duration::from_millis(25);
 /// Dials the link's router afresh; the new link takes the place of the old one, which is closed then.
 pub(super) type Renew = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// What is thought of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Good,
+    /// The network has changed, and nothing was acknowledged since. Other links are no better.
+    Doubted,
+    /// Nothing was acknowledged for too long.
+    Silent,
+}
+
 /// A link's watch.
 #[derive(Debug)]
 pub(super) struct Health {
-    suspected: watch::Receiver<bool>,
+    standing: watch::Receiver<Standing>,
     doubt: Arc<Notify>,
     /// Aborted when the link is dropped. The lock only makes the handle shareable.
     _task: std::sync::Mutex<JoinSet<()>>,
@@ -37,23 +49,19 @@ impl Health {
         connection: Connection,
         renew: impl Fn() -> Renew + Send + 'static,
     ) -> Self {
-        let (state, suspected) = watch::channel(false);
+        let (state, standing) = watch::channel(Standing::Good);
         let doubt = Arc::new(Notify::new());
         let mut task = JoinSet::new();
         task.spawn(observe(connection, state, Arc::clone(&doubt), renew));
         Self {
-            suspected,
+            standing,
             doubt,
             _task: std::sync::Mutex::new(task),
         }
     }
 
-    pub(super) fn is_suspected(&self) -> bool {
-        *self.suspected.borrow()
-    }
-
-    pub(super) fn suspected(&self) -> watch::Receiver<bool> {
-        self.suspected.clone()
+    pub(super) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
     }
 
     /// Suspects the link until something that is sent from now on is acknowledged.
@@ -70,7 +78,7 @@ pub(super) fn patience(rtt: Duration) -> Duration {
 
 async fn observe(
     connection: Connection,
-    state: watch::Sender<bool>,
+    state: watch::Sender<Standing>,
     doubt: Arc<Notify>,
     renew: impl Fn() -> Renew,
 ) {
@@ -79,17 +87,22 @@ async fn observe(
     let mut renewing: Option<Renew> = None;
     let mut renew_at = Instant::now();
     loop {
-        let suspected = *state.borrow();
+        let standing = *state.borrow();
+        let suspected = standing != Standing::Good;
         if suspected && renewing.is_none() && renew_at <= Instant::now() {
             renewing = Some(renew());
             renew_at = Instant::now() + AGAIN;
         }
-        let tick = if busy || suspected { TICK } else { IDLE_TICK };
+        let tick = match (suspected, busy) {
+            (true, _) => DOUBT_TICK,
+            (false, true) => TICK,
+            (false, false) => IDLE_TICK,
+        };
         tokio::select! {
             _ = connection.closed() => return,
             () = doubt.notified() => {
                 silence = Silence::new(connection.traffic(), Instant::now());
-                state.send_replace(true);
+                state.send_replace(Standing::Doubted);
                 continue;
             }
             () = running(&mut renewing) => {
@@ -103,10 +116,10 @@ async fn observe(
         if heard && suspected {
             tracing::info!(remote = %connection.remote_address(), "the router answers again");
             renewing = None;
-            state.send_replace(false);
-        } else if !suspected && quiet >= patience(connection.rtt()) {
+            state.send_replace(Standing::Good);
+        } else if standing != Standing::Silent && quiet >= patience(connection.rtt()) {
             tracing::info!(remote = %connection.remote_address(), silent_ms = quiet.as_millis(), "the router does not answer; looking for another way");
-            state.send_replace(true);
+            state.send_replace(Standing::Silent);
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) use control::Control;
 pub use control::PublishError;
 pub use dial::LinkError;
 pub(crate) use drain::{Drain, Rider};
+pub(crate) use health::Standing;
 use health::{Health, Renew};
 
 /// The application protocol of connections to routers.
@@ -310,21 +311,21 @@ impl Link {
         self.inner.drain.begun()
     }
 
-    /// Whether what was sent to the router has had no answer for too long.
+    /// Whether what was sent to the router has had no answer for too long, or the network has changed under it.
     #[must_use]
     pub fn is_suspected(&self) -> bool {
-        self.inner.health.is_suspected()
+        *self.inner.health.standing().borrow() != Standing::Good
     }
 
-    /// Tells when [`is_suspected`](Self::is_suspected) changes; ends with the connection.
-    pub(crate) fn suspected(&self) -> watch::Receiver<bool> {
-        self.inner.health.suspected()
+    /// What is thought of the link, and every change of it; ends with the connection.
+    pub(crate) fn standing(&self) -> watch::Receiver<Standing> {
+        self.inner.health.standing()
     }
 
     /// Waits until the router is heard again; for ever if it never is. Cancel safe.
     async fn answers(&self) {
-        let mut suspected = self.inner.health.suspected();
-        if suspected.wait_for(|suspected| !suspected).await.is_err() {
+        let good = |standing: &Standing| *standing == Standing::Good;
+        if self.standing().wait_for(good).await.is_err() {
             std::future::pending().await
         }
     }
