@@ -364,12 +364,16 @@ impl ConsumerFlow {
     }
 
     /// Carries the bytes until the flow is over. Legs that are lost are replaced, at the same router or at another one.
-    pub async fn carry(mut self) -> FlowEnd {
-        while !matches!(self.next_event().await, Some(Event::Over) | None) {}
-        let reason = self.pump.as_ref().map_or(EndReason::NoAnswer, |pump| {
-            EndReason::of(pump.flow().state())
-        });
-        self.tell(reason)
+    pub fn carry(self) -> impl Future<Output = FlowEnd> + Send {
+        // Boxed here: as an argument of the future the flow would take its room twice, for as long as it lives.
+        let mut flow = Box::new(self);
+        async move {
+            while !matches!(flow.next_event().await, Some(Event::Over) | None) {}
+            let reason = flow.pump.as_ref().map_or(EndReason::NoAnswer, |pump| {
+                EndReason::of(pump.flow().state())
+            });
+            flow.tell(reason)
+        }
     }
 
     /// Gives the application an RST; a provider that was asked is told.

@@ -87,7 +87,7 @@ pub(crate) async fn serve(
 ) {
     proxy.metrics.connections_accepted.inc();
     let asked = (target.service.clone(), port);
-    let mut flow = ConsumerFlow::new(stream, asked, proxy.consumer.clone());
+    let mut flow = Box::new(ConsumerFlow::new(stream, asked, proxy.consumer.clone()));
     let wanted = Wanted {
         target,
         port,
@@ -95,7 +95,8 @@ pub(crate) async fn serve(
         client: from.ip(),
     };
     // The end is logged and counted by the flow itself, with bytes, duration and reason.
-    match open(proxy, &mut flow, wanted).await {
+    // Boxed: what opening needs is given back before the bytes are carried.
+    match Box::pin(open(proxy, &mut flow, wanted)).await {
         Ok(late) => {
             let carried = async {
                 flow.carry().await;

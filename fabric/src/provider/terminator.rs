@@ -1,7 +1,7 @@
 //! Flows that end in this process: found by id, dialled once, carried to their end.
 
 use std::collections::{HashMap, VecDeque};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,13 +54,13 @@ pub(crate) struct Terminator {
 
 #[derive(Debug, Default)]
 struct Table {
-    live: HashMap<Key, mpsc::Sender<Arrival>>,
+    live: HashMap<Key, mpsc::Sender<Box<Arrival>>>,
     finished: HashMap<Key, Finished>,
     /// The finished ones in the order in which they ended.
     order: VecDeque<(Instant, Key)>,
 }
 
-/// A leg on its way to its flow.
+/// A leg on its way to its flow. Boxed: a queue keeps room for 32 entries from the start, for every flow.
 #[derive(Debug)]
 struct Arrival {
     leg: IncomingLeg,
@@ -71,13 +71,25 @@ struct Arrival {
     passing: Option<Passing>,
 }
 
+/// A flow that begins. Boxed on its way: arguments of a future take their room twice, for as long as it lives.
+#[derive(Debug)]
+struct Start {
+    key: Key,
+    open: Box<Open>,
+    leg: IncomingLeg,
+    /// Later legs.
+    legs: mpsc::Receiver<Box<Arrival>>,
+    via: Via,
+    backend: Backend,
+}
+
 /// What the table says of a flow that a leg asks for.
 #[derive(Debug)]
 enum Found {
-    Live(mpsc::Sender<Arrival>),
+    Live(mpsc::Sender<Box<Arrival>>),
     Finished(GoneCode),
     /// It was entered just now; legs for it come here.
-    New(Backend, mpsc::Receiver<Arrival>),
+    New(Backend, mpsc::Receiver<Box<Arrival>>),
     Refused(RefuseCode, String),
     Unknown,
 }
@@ -137,19 +149,26 @@ impl Terminator {
         let key = (via.from.clone(), flow);
         match (self.find(&key, open.as_deref(), backend), open) {
             (Found::Live(live), _) => {
-                let arrival = Arrival {
+                let arrival = Box::new(Arrival {
                     leg,
                     router: via.router,
                     drain: via.drain,
                     passing: via.passing,
-                };
+                });
                 if let Err(error) = live.try_send(arrival) {
                     // The flow is just ending, or its initiator floods it with legs: it may come back.
                     error.into_inner().leg.cut(ResetCode::LegLost);
                 }
             }
             (Found::New(backend, queue), Some(open)) => {
-                self.start(key, *open, leg, queue, via, backend);
+                self.start(Box::new(Start {
+                    key,
+                    open,
+                    leg,
+                    legs: queue,
+                    via,
+                    backend,
+                }));
             }
             (Found::Refused(code, text), _) => {
                 tracing::debug!(%flow, from = %via.from, %code, text, "flow refused");
@@ -218,15 +237,7 @@ impl Terminator {
         Ok(backend)
     }
 
-    fn start(
-        self: &Arc<Self>,
-        key: Key,
-        open: Open,
-        leg: IncomingLeg,
-        queue: mpsc::Receiver<Arrival>,
-        via: Via,
-        backend: Backend,
-    ) {
+    fn start(self: &Arc<Self>, start: Box<Start>) {
         self.metrics
             .flows_started
             .get_or_create(&RoleLabels {
@@ -235,18 +246,18 @@ impl Terminator {
             .inc();
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(Arc::clone(self).run(key, open, leg, queue, via, backend));
+        tasks.spawn(Arc::clone(self).run(start));
     }
 
-    async fn run(
-        self: Arc<Self>,
-        key: Key,
-        open: Open,
-        leg: IncomingLeg,
-        mut legs: mpsc::Receiver<Arrival>,
-        via: Via,
-        backend: Backend,
-    ) {
+    async fn run(self: Arc<Self>, start: Box<Start>) {
+        let Start {
+            key,
+            open,
+            leg,
+            mut legs,
+            via,
+            backend,
+        } = *start;
         let Via {
             from,
             provider,
@@ -285,13 +296,13 @@ impl Terminator {
             // The leg is served meanwhile: the initiator may give up, and its early bytes would else stay in the window
             // that all flows of the connection share.
             let reached = reach(&backend.address, open.protocol, self.limits.dial_time);
-            let mut dialling = pin!(reached);
-            let mut dialled = false;
+            // Given back when it is done: the flow may live for days.
+            let mut dialling = Some(Box::pin(reached));
             let mut more = true;
             loop {
                 tokio::select! {
-                    socket = &mut dialling, if !dialled => {
-                        dialled = true;
+                    socket = dialled(&mut dialling) => {
+                        dialling = None;
                         match socket {
                             Ok(Reached::Tcp(Dialled { socket, reset: None })) => {
                                 pump.set_tcp(socket);
@@ -349,9 +360,9 @@ impl Terminator {
         tell(&told, &end, &self.metrics, Some(pump.meter()));
         // Legs that came just now are answered as later ones will be.
         legs.close();
-        while let Ok(Arrival { leg, .. }) = legs.try_recv() {
+        while let Ok(arrival) = legs.try_recv() {
             let code = finished.map_or(GoneCode::Unknown, |finished| finished.code);
-            gone(leg, code, &self.metrics).await;
+            gone(arrival.leg, code, &self.metrics).await;
         }
     }
 
@@ -408,6 +419,14 @@ impl Drop for Forget<'_> {
     fn drop(&mut self) {
         lock(&self.terminator.table).live.remove(self.key);
         self.terminator.ended.notify_one();
+    }
+}
+
+/// The outcome of a dial that is still under way.
+async fn dialled<F: Future>(dialling: &mut Option<Pin<Box<F>>>) -> F::Output {
+    match dialling {
+        Some(dialling) => dialling.await,
+        None => std::future::pending().await,
     }
 }
 
