@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use super::tools::{forget_flows, nft, sysctl};
 
-/// How a NAT chooses the outside port. Both drop what nobody inside asked for, and let nothing but UDP out: every scenario
-/// behind one proves that outbound UDP is enough.
+/// How a NAT chooses the outside port. All drop what nobody inside asked for. The first two let nothing but UDP out: every
+/// scenario behind one proves that outbound UDP is enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NatKind {
     /// One outside port per inside port, whoever is called (RFC 4787: endpoint-independent mapping, address and
@@ -13,6 +13,8 @@ pub enum NatKind {
     Home,
     /// Another, random outside port for every destination (address and port-dependent mapping). Mobile carriers.
     Symmetric,
+    /// As [`NatKind::Home`], and TCP gets out too: for other people's tunnels.
+    HomeWithTcp,
 }
 
 /// One NAT of a lab.
@@ -27,14 +29,20 @@ impl Nat {
     pub(super) fn set_up(netns: String, public: Ipv4Addr, kind: NatKind) -> anyhow::Result<Self> {
         sysctl(&netns, "net.ipv4.ip_forward=1")?;
         // Without this table an unsolicited packet makes a conntrack entry that takes the port which a mapping needs.
+        let out = match kind {
+            NatKind::Home | NatKind::Symmetric => "udp",
+            NatKind::HomeWithTcp => "{ tcp, udp }",
+        };
         nft(
             &netns,
-            "table inet fw {\n chain in { type filter hook input priority 0\n iifname \"wan\" ct state new drop\n }\n chain over { \
-             type filter hook forward priority 0\n iifname \"wan\" ct state new drop\n oifname \"wan\" meta l4proto != udp drop\n }\n}\n",
+            &format!(
+                "table inet fw {{\n chain in {{ type filter hook input priority 0\n iifname \"wan\" ct state new drop\n }}\n chain over {{ \
+                 type filter hook forward priority 0\n iifname \"wan\" ct state new drop\n oifname \"wan\" meta l4proto != {out} drop\n }}\n}}\n"
+            ),
         )?;
         let nat = Self { netns, public };
         nat.map(&match kind {
-            NatKind::Home => format!("oifname \"wan\" snat to {public}"),
+            NatKind::Home | NatKind::HomeWithTcp => format!("oifname \"wan\" snat to {public}"),
             NatKind::Symmetric => "oifname \"wan\" masquerade fully-random".to_owned(),
         })?;
         Ok(nat)

@@ -1,0 +1,63 @@
+//! The command line.
+
+use std::time::Duration;
+
+use crate::place::Link;
+
+/// Tunnels side by side, under the same loads, interleaved
+#[derive(Debug, clap::Parser)]
+#[command(
+    bin_name = "tests/compare",
+    after_help = "Examples:\n  tests/compare                              all of it, about 20 minutes\n  tests/compare --quick                      one short round of each\n  tests/compare --only keel,rathole --link pair\n  tests/compare --faults                     connections through the same faults"
+)]
+pub(crate) struct Arguments {
+    /// Rounds; each measures every tunnel once
+    #[arg(long, default_value_t = 5)]
+    pub(crate) rounds: usize,
+    /// Seconds of each load
+    #[arg(long, default_value_t = 3.0)]
+    pub(crate) seconds: f64,
+    /// One round of half a second each: shows that it works, not how fast
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Only tunnels whose name has one of these words in it
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only on these links: loopback, pair (two namespaces, MTU 1500), loss (the same, 1 % of packets lost)
+    #[arg(long, value_delimiter = ',')]
+    link: Vec<Link>,
+    /// Connections held open to measure what an idle one keeps in memory
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) idle: usize,
+    /// Only memory
+    #[arg(long)]
+    pub(crate) memory_only: bool,
+    /// What becomes of a connection when the relay dies, the network goes, the NAT changes its ports (as root)
+    #[arg(long)]
+    pub(crate) faults: bool,
+    /// Given by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Arguments {
+    pub(crate) fn wants(&self, tunnel: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|word| tunnel.contains(word.as_str()))
+    }
+
+    pub(crate) fn links(&self) -> Vec<Link> {
+        if self.link.is_empty() {
+            Link::ALL.to_vec()
+        } else {
+            self.link.clone()
+        }
+    }
+
+    pub(crate) fn time(&self) -> Duration {
+        Duration::from_secs_f64(if self.quick {
+            0.5
+        } else {
+            self.seconds.max(0.1)
+        })
+    }
+}
