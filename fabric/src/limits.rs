@@ -21,6 +21,29 @@ pub struct Limits {
     pub memory: MemoryLimits,
     /// Of connections.
     pub windows: WindowLimits,
+    /// Of a sidecar's listeners.
+    pub consumer: ConsumerLimits,
+}
+
+/// Limits of a sidecar's listeners; their hits count in the sidecar's own metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConsumerLimits {
+    /// Connections of one mapped service that wait for a provider at once (`parked`).
+    pub waiting: usize,
+    /// UDP associations of one port of a service (`associations`).
+    pub associations: usize,
+    /// UDP associations of one client at one port (`associations_per_client`).
+    pub associations_per_client: usize,
+}
+
+impl Default for ConsumerLimits {
+    fn default() -> Self {
+        Self {
+            waiting: 1024,
+            associations: 4096,
+            associations_per_client: 1024,
+        }
+    }
 }
 
 impl Limits {

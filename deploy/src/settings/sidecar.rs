@@ -8,6 +8,7 @@ use keel_certs::{Namespace, PodName};
 use keel_sidecar::config::{ListenOn, SidecarConfig, Upstreams, parse_apiserver};
 use keel_sidecar::options::{LimitArg, ServiceOption};
 use keel_sidecar::spec::{parse_mapped, parse_published};
+use keel_sidecar::udp::MaxAssociations;
 use keel_sidecar::vip::IpRange;
 use serde::Deserialize;
 
@@ -231,6 +232,11 @@ impl SidecarFlags {
         let only = config.options.only_about(services);
         only.map_err(wrong("--service-option"))?;
         config.limits = limits::set(config.limits, self.set_limit)?;
+        config.max_parked = config.limits.consumer.waiting;
+        config.max_associations = MaxAssociations {
+            port: config.limits.consumer.associations,
+            client: config.limits.consumer.associations_per_client,
+        };
         if let Some(text) = self.ip_range {
             config.ip_range = parse::<IpRange>("--ip-range", &text)?;
         }

@@ -185,6 +185,9 @@ keys! {
     "parkedResumes" Count router.parked [0, 1_000_000] "parked" "resumes at once that wait for their provider to come back";
     "headers" Count provider.headers [1, 65_536] "headers" "new flows of one connection at once whose header is awaited, at a provider";
     "providerFlows" Count provider.flows [1, 1_000_000] "provider_flows" "flows at once that end in this process as their provider";
+    "waitingConnections" Count consumer.waiting [0, 65_536] "parked" "connections to one mapped service at once that wait for a provider";
+    "associations" Count consumer.associations [1, 65_536] "associations" "UDP associations of one port of a mapped service; the idlest one makes room";
+    "associationsPerClient" Count consumer.associations_per_client [1, 65_536] "associations_per_client" "UDP associations of one client's address at one port";
     "flowWindow" Bytes flow.window [64 * KIB, 16 * MIB] "" "credit and replay of one flow at its start";
     "flowWindowMax" Bytes flow.max_window [64 * KIB, 16 * MIB] "" "credit and replay to which a flow may grow";
     "connectionWindow" Bytes windows.connection [MIB, 256 * MIB] "" "bytes of one connection on their way to this process";
@@ -229,6 +232,28 @@ mod tests {
             assert!(error.contains(name) && error.contains(part), "{error}");
         }
         assert_eq!(limits, Limits::default());
+    }
+
+    /// The table of the documentation, as it has to be.
+    #[test]
+    fn the_readme_has_the_table() {
+        let limits = Limits::default();
+        let mut table =
+            String::from("| limit | default | `limit_hit` | bounds |\n|---|---|---|---|\n");
+        for key in KEYS {
+            let mut default = key.value(&limits);
+            let sidecar = key.value(&Limits::sidecar());
+            if sidecar != default {
+                default = format!("{default}, in a sidecar {sidecar}");
+            }
+            let metric = match key.metric {
+                "" => String::new(),
+                name => format!("`{name}`"),
+            };
+            table += &format!("| `{}` | {default} | {metric} | {} |\n", key.name, key.what);
+        }
+        let readme = include_str!("../../../README.md");
+        assert!(readme.contains(&table), "the table should be:\n{table}");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Limits hit exactly their metric, and legs are believed only as far as they are proven.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use keel_fabric::EndReason;
 use keel_fabric::consumer::OpenError;
+use keel_fabric::limits::KEYS;
 use keel_fabric::metrics::LimitLabels;
 use keel_fabric::quic::{Connection, ReadError, RecvStream, SendStream};
 use keel_fabric::wire::{
@@ -19,27 +21,19 @@ use crate::backend::{Backend, Deaf};
 use crate::publications::Puppet;
 use crate::world::{World, end, publication, soon};
 
-/// Every limit of the data path that counts.
-const NAMES: [&str; 10] = [
-    "drain_time",
-    "header_size",
-    "streams",
-    "opens",
-    "connections_per_identity",
-    "header_time",
-    "buffers",
-    "flood",
-    "connections",
-    "publications",
-];
-
+/// The limits that were hit, and how often.
 pub(crate) fn hits(world: &World) -> Vec<(&'static str, u64)> {
-    NAMES
-        .into_iter()
-        .map(|name| {
-            let labels = LimitLabels { name };
-            (name, world.metrics.limit_hit.get_or_create(&labels).get())
-        })
+    let names: BTreeSet<_> = KEYS.iter().map(|key| key.metric).collect();
+    let names = names.into_iter().chain(["drain_time"]);
+    let count = |name| {
+        world
+            .metrics
+            .limit_hit
+            .get(&LimitLabels { name })
+            .map_or(0, |hits| hits.get())
+    };
+    names
+        .map(|name| (name, count(name)))
         .filter(|(_, count)| *count > 0)
         .collect()
 }

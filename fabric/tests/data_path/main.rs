@@ -9,6 +9,7 @@
 mod admission;
 mod backend;
 mod bandwidth;
+mod bounds;
 mod counters;
 mod drain;
 mod flows;

@@ -1,0 +1,373 @@
+//! Each limit of the table is hit by exactly what it bounds, and by nothing else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use keel_fabric::consumer::{OpenError, Target};
+use keel_fabric::limits::KEYS;
+use keel_fabric::link::ALPN;
+use keel_fabric::provider::{PublishOutcome, PublishedAt};
+use keel_fabric::quic::{ConnectError, Connection, Endpoint, Profile};
+use keel_fabric::wire::{
+    CloseCode, FlowId, Frame, Generation, Open, Protocol, RefuseCode, ResetCode, Resume, Role,
+    Secret, VERSION,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+
+use crate::admission::connect;
+use crate::backend::Backend;
+use crate::limits::{cut, hits, silent};
+use crate::publications::Puppet;
+use crate::world::{RunningRouter, World, publication, soon};
+
+/// Waits until a limit was hit, and for a moment longer: nothing else may be.
+async fn only(world: &World, name: &'static str, times: u64) {
+    let hit = async {
+        while !hits(world).contains(&(name, times)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(hit).await;
+    assert_eq!(hits(world), [(name, times)]);
+}
+
+/// Which limits were hit at all.
+fn names(world: &World) -> Vec<&'static str> {
+    hits(world).into_iter().map(|(name, _)| name).collect()
+}
+
+/// A client whose handshake goes on for ever: it hears nothing. Its tasks run until the set is dropped.
+async fn deaf_client(world: &World, router: &RunningRouter) -> JoinSet<()> {
+    let (near, far) = (
+        UdpSocket::bind("127.0.0.1:0").await.unwrap(),
+        UdpSocket::bind("127.0.0.1:0").await.unwrap(),
+    );
+    let (addr, to) = (near.local_addr().unwrap(), router.addr);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut packet = vec![0; 2000];
+        while let Ok((length, _)) = near.recv_from(&mut packet).await {
+            far.send_to(&packet[..length], to).await.unwrap();
+        }
+    });
+    let live = world.fabric.pod("d", "default", "deaf");
+    tasks.spawn(async move {
+        let _ = try_connect(addr, &live).await;
+    });
+    tasks
+}
+
+pub(crate) async fn try_connect(
+    addr: SocketAddr,
+    live: &keel_certs::LiveIdentity,
+) -> Result<Connection, ConnectError> {
+    let endpoint = Endpoint::client(Profile::Sidecar).unwrap();
+    let tls = live.client_config(&[ALPN], &"r".parse().unwrap());
+    soon(endpoint.connect(addr, "127.0.0.1", tls)).await
+}
+
+#[tokio::test]
+async fn handshake_time() {
+    let mut world = World::new();
+    world.router_limits.handshake_time = Duration::from_millis(50);
+    let router = world.router("r").await;
+    let _deaf = deaf_client(&world, &router).await;
+    only(&world, "handshake_time", 1).await;
+}
+
+#[tokio::test]
+async fn handshakes_and_who_proves_its_address_gets_in() {
+    let mut world = World::new();
+    world.router_limits.handshakes = 1;
+    let router = world.router("r").await;
+    let _deaf = deaf_client(&world, &router).await;
+    let live = world.fabric.pod("a", "default", "c");
+    // Until the deaf one's handshake runs, attempts need no proof.
+    let proven = async {
+        while hits(&world).is_empty() {
+            try_connect(router.addr, &live).await.unwrap();
+        }
+    };
+    soon(proven).await;
+    assert_eq!(names(&world), ["handshakes"]);
+}
+
+#[tokio::test]
+async fn incoming() {
+    let mut world = World::new();
+    world.router_limits.incoming = 1;
+    let router = world.router("r").await;
+    let _deaf = deaf_client(&world, &router).await;
+    let live = world.fabric.pod("a", "default", "c");
+    // Whichever of the two comes second is refused.
+    let refused = async {
+        while hits(&world).is_empty() {
+            let _ = try_connect(router.addr, &live).await;
+        }
+    };
+    soon(refused).await;
+    assert_eq!(names(&world), ["incoming"]);
+}
+
+#[tokio::test]
+async fn connections() {
+    let mut world = World::new();
+    world.router_limits.connections = 1;
+    let mut router = world.router("r").await;
+    let _first = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    router.shows(|view| view.totals.clients == 1).await;
+    let second = connect(&router, &world.fabric.pod("b", "default", "c")).await;
+    let lost = soon(second.closed()).await.to_string();
+    let code = format!("code {}", CloseCode::Limit.to_wire());
+    assert!(lost.contains(&code), "{lost}");
+    only(&world, "connections", 1).await;
+}
+
+#[tokio::test]
+async fn publications() {
+    let mut world = World::new();
+    world.router_limits.publications = 1;
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let live = world.fabric.pod("b", "default", "p");
+    let list = ["a.default", "b.default"].map(|name| publication(name, 80, backend.addr));
+    let mut provider = world.provider(&live, &[&router], list.to_vec());
+    let one_of_two = |list: &Arc<Vec<PublishedAt>>| {
+        let refused = |at: &&PublishedAt| matches!(at.outcome, PublishOutcome::Refused(_));
+        list.len() == 2 && list.iter().filter(refused).count() == 1
+    };
+    soon(provider.state.wait_for(one_of_two)).await.unwrap();
+    only(&world, "publications", 1).await;
+}
+
+#[tokio::test]
+async fn flood() {
+    let mut world = World::new();
+    world.router_limits.flood = 3;
+    let router = world.router("r").await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = silent(&connection).await;
+    for _ in 0..4 {
+        let (mut send, _recv) = connection.open_bi().await.unwrap();
+        send.reset(0);
+    }
+    let lost = soon(connection.closed()).await.to_string();
+    let code = format!("code {}", CloseCode::Limit.to_wire());
+    assert!(lost.contains(&code), "{lost}");
+    only(&world, "flood", 1).await;
+}
+
+fn open(target: &Target, rest: usize) -> Open {
+    Open {
+        version: VERSION,
+        flow: FlowId::random(),
+        generation: Generation::FIRST,
+        secret: Secret::random(),
+        service: target.service.clone(),
+        port: target.port,
+        protocol: Protocol::Tcp,
+        provider: target.provider.clone(),
+        limit: 1000,
+        max_datagram: 0,
+        hops: 0,
+        flags: 0,
+        from: None,
+        rest: Bytes::from(vec![0; rest]),
+    }
+}
+
+fn bytes(frame: &Frame) -> Bytes {
+    let mut out = BytesMut::new();
+    frame.encode(&mut out);
+    out.freeze()
+}
+
+#[tokio::test]
+async fn header_size() {
+    let mut world = World::new();
+    world.router_limits.header_size = 512;
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = silent(&connection).await;
+    // Type and length take three bytes.
+    let bare = bytes(&Frame::Open(Box::new(open(&target, 200)))).len() - 200 - 3;
+    let send = async |rest| {
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        let header = bytes(&Frame::Open(Box::new(open(&target, rest))));
+        send.write_all(&header).await.unwrap();
+        soon(recv.read_chunk(100))
+            .await
+            .map(|answer| (answer, send))
+    };
+    assert!(send(512 - bare).await.is_ok());
+    assert_eq!(hits(&world), []);
+    assert!(send(513 - bare).await.is_err());
+    only(&world, "header_size", 1).await;
+}
+
+#[tokio::test]
+async fn hops() {
+    let mut world = World::new();
+    world.router_limits.hops = 0;
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    assert_eq!(refusal(&world, &target).await, RefuseCode::TooManyHops);
+    only(&world, "hops", 1).await;
+}
+
+/// With what a new flow is refused.
+async fn refusal(world: &World, target: &Target) -> RefuseCode {
+    let consumer = world.consumer();
+    let (_client, mut flow) = consumer.flow().await;
+    match soon(flow.open(&consumer.links, target)).await {
+        Err(OpenError::Refused { code, .. }) => code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn parked_resumes() {
+    let mut world = World::new();
+    world.router_limits.parked = 0;
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = silent(&connection).await;
+    let open = open(&target, 0);
+    let generation = Generation(2);
+    let resume = Frame::Resume(Box::new(Resume {
+        version: VERSION,
+        flow: open.flow,
+        generation,
+        service: open.service.clone(),
+        port: 80,
+        provider: "/node/z".parse().unwrap(),
+        recv: 0,
+        limit: 1000,
+        proof: open.secret.prove(open.flow, generation, Role::Initiator),
+        protocol: Protocol::Tcp,
+        from: None,
+        rest: Bytes::new(),
+    }));
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&bytes(&resume)).await.unwrap();
+    assert_eq!(cut(&mut recv).await, ResetCode::LegLost);
+    only(&world, "parked", 1).await;
+}
+
+#[tokio::test]
+async fn provider_flows() {
+    let mut world = World::new();
+    world.provider_limits.flows = 1;
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let (_client, mut flow) = consumer.flow().await;
+    soon(flow.open(&consumer.links, &target)).await.unwrap();
+    assert_eq!(refusal(&world, &target).await, RefuseCode::Limit);
+    only(&world, "provider_flows", 1).await;
+}
+
+#[tokio::test]
+async fn headers_at_a_provider() {
+    let mut world = World::new();
+    world.provider_limits.headers = 1;
+    let puppet = Puppet::new(&world);
+    let backend = Backend::echo().await;
+    let live = world.fabric.pod("b", "default", "p");
+    let list = vec![publication("echo.default", 80, backend.addr)];
+    let links = world.links(&live);
+    let _provider = world.provider_over(links, &live, vec![puppet.peer()], list);
+    let (connection, _control, _answers) = puppet.accept().await;
+    let _first = silent(&connection).await;
+    let (_send, mut second) = silent(&connection).await;
+    assert_eq!(cut(&mut second).await, ResetCode::Limit);
+    only(&world, "headers", 1).await;
+}
+
+/// A backend that never reads.
+async fn stuck() -> Backend {
+    Backend::new(|socket| async move {
+        std::future::pending::<()>().await;
+        drop(socket);
+    })
+    .await
+}
+
+/// Sends until the client's socket takes no more, or is cut; says whether it was.
+async fn fill(client: &mut tokio::net::TcpStream) -> bool {
+    let zeros = vec![0; 64 << 10];
+    loop {
+        match tokio::time::timeout(Duration::from_secs(2), client.write_all(&zeros)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
+#[tokio::test]
+async fn identity_buffers_refuse_flows_of_that_identity_only() {
+    let mut world = World::new();
+    // A little more than the window of the only flow.
+    world.memory.identity = 270 << 10;
+    let router = world.router("r").await;
+    let backend = stuck().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let (mut client, mut flow) = consumer.flow().await;
+    soon(flow.open(&consumer.links, &target)).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(flow.carry());
+    assert!(!fill(&mut client).await, "bytes are never dropped");
+    assert_eq!(refusal(&world, &target).await, RefuseCode::Limit);
+    assert_eq!(names(&world), ["identity_buffers"]);
+    let other = world.consumer_as(&world.fabric.pod("z", "default", "c"));
+    let (_client, mut flow) = other.flow().await;
+    soon(flow.open(&other.links, &target)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flow_that_was_promised_too_much_is_cut_and_says_so() {
+    let mut world = World::new();
+    // Less than the window that the flow was given at its start.
+    world.memory.identity = 200 << 10;
+    let router = world.router("r").await;
+    let backend = stuck().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let (mut client, mut flow) = consumer.flow().await;
+    soon(flow.open(&consumer.links, &target)).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(flow.carry());
+    assert!(fill(&mut client).await, "it is reset");
+    let end = soon(tasks.join_next()).await.unwrap().unwrap();
+    assert_eq!(end.reason.name(), "LIMIT");
+    assert!(client.read_u8().await.is_err());
+    assert_eq!(names(&world), ["identity_buffers"]);
+}
+
+/// Limits that are hit by tests of their own part: peers of this machine have no prefix, and associations are a sidecar's.
+const ELSEWHERE: [&str; 3] = [
+    "handshake_prefix",
+    "associations",
+    "associations_per_client",
+];
+
+#[test]
+fn every_limit_has_a_test() {
+    let tests = [include_str!("bounds.rs"), include_str!("limits.rs")].concat();
+    for key in KEYS.iter().filter(|key| !key.metric.is_empty()) {
+        let named = tests.matches(&format!("\"{}\"", key.metric)).count();
+        assert!(named > 0 || ELSEWHERE.contains(&key.metric), "{}", key.name);
+    }
+}
