@@ -203,7 +203,8 @@ impl Seek {
         &mut self.routers[index]
     }
 
-    /// The routers that may be tried now, the last one first. One that drains takes nothing.
+    /// The routers that may be tried now, the last one first. One that drains takes nothing, and one that is to be left
+    /// may drain without our knowledge.
     fn candidates(&self) -> Vec<RouterPeer> {
         let listed = self.ways.ways(&self.service, self.port, &self.provider);
         let mut all: Vec<RouterPeer> = Vec::new();
@@ -214,7 +215,8 @@ impl Seek {
                 None => all.push(router.clone()),
             }
         }
-        all.retain(|router| !self.links.draining(&router.node));
+        let leave = (self.why == Why::Asked).then_some(&self.last.node);
+        all.retain(|router| Some(&router.node) != leave && !self.links.draining(&router.node));
         all
     }
 

@@ -17,6 +17,11 @@ const DOUBT_TICK: Duration = Duration::from_millis(50);
 const IDLE_TICK: Duration = Duration::from_millis(500);
 /// Pause between two attempts at another connection.
 const AGAIN: Duration = Duration::from_secs(1);
+/// After a suspicion that was wrong the next one takes twice as long, at most this often in a row: a router that is only
+/// slow must not get all its flows anew again and again.
+const STRIKES: u32 = 3;
+/// After this time without a suspicion it is as before.
+const FORGIVEN: Duration = Duration::from_secs(60);
 /// Least silence that is suspicious.
 const LEAST: Duration = Duration::from_secs(1);
 /// What a peer may take to acknowledge a packet, besides the way there and back.
@@ -86,6 +91,7 @@ async fn observe(
     let mut busy = true;
     let mut renewing: Option<Renew> = None;
     let mut renew_at = Instant::now();
+    let (mut strikes, mut struck) = (0, Instant::now());
     loop {
         let standing = *state.borrow();
         let suspected = standing != Standing::Good;
@@ -113,11 +119,20 @@ async fn observe(
         }
         let (heard, quiet) = silence.look(connection.traffic(), Instant::now());
         busy = heard || !quiet.is_zero();
+        if struck.elapsed() > FORGIVEN {
+            strikes = 0;
+        }
         if heard && suspected {
             tracing::info!(remote = %connection.remote_address(), "the router answers again");
             renewing = None;
+            if standing == Standing::Silent {
+                strikes = STRIKES.min(strikes + 1);
+                struck = Instant::now();
+            }
             state.send_replace(Standing::Good);
-        } else if standing != Standing::Silent && quiet >= patience(connection.rtt()) {
+        } else if standing != Standing::Silent
+            && quiet >= patience(connection.rtt()) * (1 << strikes)
+        {
             tracing::info!(remote = %connection.remote_address(), silent_ms = quiet.as_millis(), "the router does not answer; looking for another way");
             state.send_replace(Standing::Silent);
         }

@@ -1,6 +1,7 @@
 //! A piece of network between two ends that can be made to lose everything, one way or both, while it runs.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,20 +59,19 @@ async fn carry(near: Arc<UdpSocket>, router: SocketAddr, passes: Arc<Passes>) {
         let Ok((len, client)) = near.recv_from(&mut packet).await else {
             continue;
         };
-        if !far.contains_key(&client) {
-            let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-            socket.connect(router).await.unwrap();
-            tasks.spawn(back(
-                Arc::clone(&socket),
-                Arc::clone(&near),
-                client,
-                Arc::clone(&passes),
-            ));
-            far.insert(client, socket);
-        }
+        let socket = match far.entry(client) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                socket.connect(router).await.unwrap();
+                let (far, near) = (Arc::clone(&socket), Arc::clone(&near));
+                tasks.spawn(back(far, near, client, Arc::clone(&passes)));
+                new.insert(socket)
+            }
+        };
         if passes.up.load(Ordering::Relaxed) {
             // A lost packet is what a network does.
-            let _ = far[&client].send(&packet[..len]).await;
+            let _ = socket.send(&packet[..len]).await;
         }
     }
 }
