@@ -85,11 +85,29 @@ fn no_failure_looks_like_a_clean_end() -> anyhow::Result<()> {
         (echo.bytes.as_slice(), echo.end),
         (b"still here".as_slice(), End::Closed)
     );
-    wait::until("each flow has a line that says why it ended", SOON, || {
-        ["closed", "rude", "deaf", "good"]
-            .iter()
-            .all(|name| consumer.process.log().contains(&format!("{name}.default")))
-    })
+    let lines = [
+        ("good.default:3001", "DONE"),
+        ("closed.default:3002", "BACKEND_REFUSED"),
+        ("rude.default:3003", ""),
+        ("deaf.default:3104", ""),
+        ("nobody.default:3005", "NO_PROVIDER"),
+    ];
+    for (service, close) in lines {
+        wait::until_some("each connection has a line that says why", SOON, || {
+            let log = consumer.process.log();
+            let words = [
+                "role=\"consumer\" peer=127.".to_owned(),
+                format!("service={service} "),
+                format!("close=\"{close}"),
+            ];
+            let told = |line: &str| words.iter().all(|word| line.contains(word));
+            let found = log.lines().any(told);
+            found
+                .then_some(())
+                .ok_or_else(|| format!("{words:?}: {log}"))
+        })?;
+    }
+    Ok(())
 }
 
 #[test]
