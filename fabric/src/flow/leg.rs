@@ -231,7 +231,8 @@ impl Flow {
         } else {
             Header::Open
         };
-        self.leg = Leg::Header(header, self.opened);
+        // A terminator answers every header of a later generation, also an OPEN that is the first to reach it.
+        self.leg = Leg::Header(header, true);
         self.move_requested = false;
         self.suspicion.forget();
         Some(self.generation)

@@ -156,6 +156,11 @@ impl Decoder {
             )
     }
 
+    /// Bytes that were pushed and did not come out yet.
+    pub fn held(&self) -> usize {
+        self.input.len()
+    }
+
     /// The bytes behind the last frame, for a router that reads the header and passes the rest on untouched. Call it
     /// only between frames, that is right after the header frame came out.
     pub fn into_rest(self) -> VecDeque<Bytes> {

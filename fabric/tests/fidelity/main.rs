@@ -12,7 +12,7 @@ mod script;
 mod trap;
 mod ways;
 #[path = "../data_path/world.rs"]
-#[allow(dead_code, reason = "the other tests of the data path use more of it")]
+#[expect(dead_code, reason = "the other tests of the data path use more of it")]
 mod world;
 
 use std::collections::BTreeSet;

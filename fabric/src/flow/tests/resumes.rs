@@ -91,6 +91,22 @@ fn bytes_before_a_reset_during_an_outage_arrive_and_so_does_the_end_of_file() {
 }
 
 #[test]
+fn an_open_that_never_left_is_answered_before_bytes_follow() {
+    let mut pair = Pair::new();
+    pair.consumer.write(Bytes::from_static(b"early"));
+    pair.consumer.leg_lost(Generation(1), pair.now);
+    let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
+    let frames = pair.sent_by_consumer();
+    let [Frame::Open(open)] = &frames[..] else {
+        panic!("more than OPEN before its answer: {frames:?}")
+    };
+    assert_eq!(open.generation, second);
+    frames.into_iter().for_each(|frame| pair.deliver(frame));
+    pair.accepted();
+    assert_eq!(pair.take_all(), b"early");
+}
+
+#[test]
 fn a_reset_that_a_router_refuses_is_told_again() {
     let mut pair = Pair::new();
     pair.accepted();
