@@ -6,6 +6,7 @@
     clippy::print_stdout,
     reason = "a test that panics has failed, and one that measures says what"
 )]
+#![allow(clippy::print_stdout, reason = "what was measured")]
 
 mod admission;
 mod backend;

@@ -12,6 +12,8 @@ use keel_tests::wait::{self, SOON};
 
 /// The bound on the 99th percentile of all stalls, with the router back after each kill.
 const STALL: Duration = Duration::from_secs(3);
+/// How long after the router's return half of all flows carry bytes again at the latest.
+const PROMPT: Duration = Duration::from_millis(600);
 
 /// A node in parts, so that its router can be killed alone.
 struct Parts {
@@ -59,8 +61,32 @@ impl Parts {
     }
 }
 
-/// `kills` kills, spread over a load that carries `total` bytes each way on `flows` connections.
-fn storm(kills: u64, flows: usize, total: u64, forget: bool) -> anyhow::Result<Report> {
+/// A kill: when after the start of the load, and how long there was no router.
+struct Kill {
+    at: Duration,
+    away: Duration,
+}
+
+/// How much longer than the router was away its flows stood still, in the middle over all flows and kills.
+fn delay(report: &Report, kills: &[Kill]) -> Duration {
+    let mut delays = Vec::new();
+    for Kill { at, away } in kills {
+        for flow in &report.flows {
+            let around = flow
+                .pauses
+                .iter()
+                .filter(|(begun, long)| *begun <= *at + *away && *begun + *long >= *at + *away);
+            let longest = around.map(|(begun, long)| (*begun + *long).saturating_sub(*at + *away));
+            delays.push(longest.max().unwrap_or_default());
+        }
+    }
+    delays.sort_unstable();
+    delays.get(delays.len() / 2).copied().unwrap_or_default()
+}
+
+/// `kills` kills, spread over a load that carries `total` bytes each way on `flows` connections. What was seen, and the
+/// [`delay`].
+fn storm(kills: u64, flows: usize, total: u64, forget: bool) -> anyhow::Result<(Report, Duration)> {
     let mut lab = Lab::new()?;
     let mut parts = Parts::start(&lab.host("a")?)?;
     let (servers, apps) = (lab.host("p")?, lab.host("d")?.resolves_by(Some(DNS))?);
@@ -79,24 +105,27 @@ fn storm(kills: u64, flows: usize, total: u64, forget: bool) -> anyhow::Result<R
     let length = (total / flows as u64).next_multiple_of(8);
     let load = Load::bulk(flows, length, 11).start(&apps, address)?;
     let step = length * flows as u64 / (kills + 1);
+    let mut seen = Vec::new();
     for kill in 0..kills {
         load.moves(step * 9 / 10, Duration::from_secs(60))
             .with_context(|| format!("kill {kill}: {}", consumer.process.log()))?;
-        let back = Instant::now();
+        let at = begun.elapsed();
         parts.kill(forget)?;
-        println!("kill {kill}: back after {:?}", back.elapsed());
+        let away = begun.elapsed() - at;
+        seen.push(Kill { at, away });
     }
     let report = load.complete()?;
+    let delay = delay(&report, &seen);
+    let keys = if forget { "removed" } else { "kept" };
+    let away = seen.iter().map(|kill| kill.away).max();
     println!(
-        "{kills} kills (keys {}) in {:?}: {report}",
-        if forget { "removed" } else { "kept" },
-        begun.elapsed()
+        "{kills} kills (keys {keys}), away for {away:?} at most, flows stood {delay:?} longer: {report}"
     );
     wait::until("every connection ends at the server", SOON, || {
         server.open() == 0
     })?;
     report.exact().with_context(|| consumer.process.log())?;
-    Ok(report)
+    Ok((report, delay))
 }
 
 #[test]
@@ -109,7 +138,7 @@ fn connections_survive_the_kills_of_their_router() -> anyhow::Result<()> {
     } else {
         (4, 25, 32 << 20)
     };
-    let report = storm(kills, flows, total, false)?;
+    let (report, _) = storm(kills, flows, total, false)?;
     assert!(report.stall(0.99) <= STALL, "{report}");
     Ok(())
 }
@@ -121,8 +150,9 @@ fn without_its_keys_a_killed_router_is_noticed_later() -> anyhow::Result<()> {
     if lacking(&[Need::Root, Need::Dig]) || !long() {
         return Ok(());
     }
-    let kept = storm(5, 50, 64 << 20, false)?;
-    let removed = storm(5, 50, 64 << 20, true)?;
-    assert!(removed.stall(0.5) > kept.stall(0.5), "{kept}; {removed}");
+    let (_, kept) = storm(5, 50, 64 << 20, false)?;
+    let (_, removed) = storm(5, 50, 64 << 20, true)?;
+    assert!(kept <= PROMPT, "{kept:?}");
+    assert!(removed > PROMPT, "{removed:?}");
     Ok(())
 }

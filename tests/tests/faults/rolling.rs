@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use keel_tests::lab::Lab;
-use keel_tests::load::{Load, Server};
+use keel_tests::load::{End, Load, Server};
 use keel_tests::need::{Need, lacking, long};
 use keel_tests::site::{COMMAND, DNS, Node, Sidecar};
 use keel_tests::wait::{self, SOON};
+use nix::sys::signal::Signal;
 
 /// The promise is 500 ms. The short form runs beside other tests on a small machine, unoptimised at times.
 fn stall() -> Duration {
@@ -117,5 +118,61 @@ fn a_rolling_restart_of_all_routers_resets_nothing() -> anyhow::Result<()> {
     report.exact().with_context(|| consumer.process.log())?;
     assert!(report.stall(1.0) <= stall(), "{report}");
     assert_eq!(server.open(), 0);
+    Ok(())
+}
+
+/// A flow that ends in the router itself can go nowhere: it keeps the router until the deadline, or until somebody has no
+/// patience.
+#[test]
+fn a_router_that_drains_says_so_and_ends_at_once_by_a_second_signal() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let mut lab = Lab::new()?;
+    let (mut node, flags) = public("a", &mut lab, None)?;
+    let apps = lab.host("d")?.resolves_by(Some(DNS))?;
+    let server = Server::on(&node.host, 2003)?;
+    let spec = node.data().join("router.yaml");
+    std::fs::write(
+        &spec,
+        "{apiVersion: edge.example.com/v1, kind: Router, metadata: {name: a}, spec: {advertisedServices: \
+         [{name: echo, namespace: default, port: 2003, target: '127.0.0.1:2003'}]}}",
+    )?;
+    node.keel(&["apply", "-f", &spec.display().to_string()])?
+        .ok(COMMAND)?;
+    let consumer = Sidecar::joining(&apps, "consumer", &node, &["--mapped-services", "echo"])?;
+    let address = consumer.listens("echo", 2003)?;
+    let load = Load::steady(1, 9).start(&apps, address)?;
+    load.moves(20_000, SOON)?;
+
+    node.process.signal(Signal::SIGTERM)?;
+    let begun = Instant::now();
+    wait::until_some("the Router's status says that it drains", SOON, || {
+        wait::pause(Duration::from_millis(100));
+        let text = node
+            .keel(&["get", "routers", "-o", "json"])
+            .and_then(|keel| keel.ok(COMMAND))
+            .map_err(|error| format!("{error:#}"))?;
+        match text.contains("\"Draining\"") {
+            true => Ok(()),
+            false => Err(text),
+        }
+    })?;
+    load.moves(20_000, SOON)?;
+    assert!(node.process.is_running());
+    // Sooner it would be the echo of the first.
+    wait::until("the first signal is a while ago", SOON, || {
+        begun.elapsed() > Duration::from_millis(300)
+    })?;
+    let ended = node
+        .process
+        .end_by(Signal::SIGTERM, Duration::from_secs(3))?;
+    assert_eq!(ended.code(), Some(130));
+    // The one that comes knows nothing of the flow and says so.
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    node.again(&flags)?;
+    let report = load.finish()?;
+    assert_eq!(report.count(End::Reset), 1, "{report}");
+    drop(server);
     Ok(())
 }
