@@ -135,6 +135,9 @@ impl Follower {
         if !change.any {
             return;
         }
+        if !change.v4 && !change.v6 {
+            tracing::info!("the network changed: there is no way to some peers");
+        }
         let v4 = (
             change.v4,
             Some(&self.v4),

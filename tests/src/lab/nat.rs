@@ -54,7 +54,6 @@ impl Nat {
     /// # Errors
     /// If the rules cannot be changed.
     pub fn rebind(&self) -> anyhow::Result<()> {
-        nft(&self.netns, "delete table ip nat\n")?;
         self.map(&format!(
             "oifname \"wan\" meta l4proto {{ tcp, udp }} snat to {}:30000-39999 random",
             self.public
@@ -65,8 +64,9 @@ impl Nat {
     fn map(&self, rule: &str) -> anyhow::Result<()> {
         nft(
             &self.netns,
+            // In one step: between two, packets would leave with the address that they have inside.
             &format!(
-                "table ip nat {{\n chain post {{ type nat hook postrouting priority srcnat\n {rule}\n }}\n}}\n"
+                "table ip nat {{ }}\ndelete table ip nat\ntable ip nat {{\n chain post {{ type nat hook postrouting priority srcnat\n {rule}\n }}\n}}\n"
             ),
         )
     }

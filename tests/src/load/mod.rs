@@ -21,6 +21,9 @@ use stream::{Judge, Manner};
 use crate::lab::Host;
 use crate::wait;
 
+/// From one connect to the next: a crowd that comes in one instant tests the accept queue and nothing else.
+const RAMP: Duration = Duration::from_millis(1);
+
 /// What is to be carried.
 #[derive(Debug, Clone)]
 pub struct Load {
@@ -157,6 +160,7 @@ impl Load {
             let (state, enough) = (Arc::clone(state), enough.clone());
             let deadline = began + self.bound;
             flows.spawn(async move {
+                tokio::time::sleep(RAMP * number as u32).await;
                 let (end, pauses) = flow(server, manner, deadline, &state, &enough).await;
                 state.ended.fetch_add(1, Ordering::AcqRel);
                 Seen {

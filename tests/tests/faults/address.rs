@@ -62,6 +62,20 @@ impl Walk {
         })
     }
 
+    /// How often the consumer's sidecar has noticed a change.
+    fn noticed(&self) -> usize {
+        let log = self.consumer.process.log();
+        log.matches("the network changed").count()
+    }
+
+    /// Waits until the consumer's sidecar has noticed another one.
+    fn notices(&self, before: usize) -> anyhow::Result<()> {
+        let noticed = wait::until("the sidecar notices", BACK + BUSY, || {
+            self.noticed() > before
+        });
+        noticed.with_context(|| self.consumer.process.log())
+    }
+
     /// Waits for bytes that were not under way before.
     fn goes_on(&self, what: &str) -> anyhow::Result<()> {
         let took = self.load.moves(100_000, BACK + BUSY);
@@ -74,9 +88,10 @@ impl Walk {
 
     /// Gives the host one address and takes the other.
     fn moves(&self, from: &str, to: &str) -> anyhow::Result<()> {
-        let host = &self.consumer.host;
+        let (host, before) = (&self.consumer.host, self.noticed());
         host.remove_address(from)?;
         host.add_address(to)?;
+        self.notices(before)?;
         self.goes_on(&format!("from {from} to {to}"))
     }
 
@@ -102,7 +117,9 @@ fn another_address_is_a_pause() -> anyhow::Result<()> {
     let host = &walk.consumer.host;
     host.remove_address("198.51.100.79/24")?;
     wait::pause(Duration::from_secs(3));
+    let before = walk.noticed();
     host.add_address(&first)?;
+    walk.notices(before)?;
     walk.goes_on("without any address for 3 s")?;
     walk.end()
 }
@@ -117,7 +134,9 @@ fn a_cable_that_was_out_is_a_pause() -> anyhow::Result<()> {
     let at: Ipv4Addr = walk.consumer.host.address;
     walk.lab.pull(at)?;
     wait::pause(out);
+    let before = walk.noticed();
     walk.lab.push(at)?;
+    walk.notices(before)?;
     walk.goes_on(&format!("the cable was out for {out:?}"))?;
     // The same without a sign that anything has changed.
     walk.lab.unplug(at)?;

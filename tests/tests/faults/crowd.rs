@@ -16,6 +16,9 @@ use crate::ground::{Ground, Holding};
 /// What memory may keep besides 5 %: allocators give back by the page, and the first crowd touches pages that stay.
 const SLACK_KIB: u64 = 4 << 10;
 
+/// How soon some of the connections carry again after a fault.
+const BACK: Duration = Duration::from_secs(10);
+
 /// One fault, chosen by chance.
 fn fault(ground: &Ground, random: &mut SmallRng) -> anyhow::Result<&'static str> {
     let link = ground.links()[random.random_range(0..2)];
@@ -96,7 +99,8 @@ fn a_crowd_leaves_nothing_behind() -> anyhow::Result<()> {
     let mut random = SmallRng::seed_from_u64(ground.seed);
     let crowd = |seed| Load {
         block: 512,
-        pause: Duration::from_millis(250),
+        // 800 blocks a second, however many share them: the machine is to carry the faults, not the bytes.
+        pause: Duration::from_micros(1250) * flows as u32,
         ..Load::steady(flows, seed)
     };
     // The same crowd without a fault is the baseline: what it leaves are pools and caches, not leaks.
@@ -109,8 +113,10 @@ fn a_crowd_leaves_nothing_behind() -> anyhow::Result<()> {
     while Instant::now() < end {
         let name = fault(&ground, &mut random)?;
         faults += 1;
-        load.moves(50_000, Duration::from_secs(10))
+        let took = load
+            .moves(50_000, BACK)
             .with_context(|| format!("after {name}{}", ground.logs()))?;
+        println!("{name}: bytes after {took:.1?}");
     }
     let report = load.finish()?;
     println!("{faults} faults in {span:?}: {report}");

@@ -125,7 +125,8 @@ impl Ground {
             ("node", &self.node.process),
         ] {
             let log = process.log();
-            let lines: Vec<_> = log.lines().collect();
+            let lines = log.lines().filter(|line| !line.contains("flow end"));
+            let lines: Vec<_> = lines.collect();
             let tail = lines[lines.len().saturating_sub(30)..].join("\n");
             let _ = write!(text, "\n--- {name}\n{tail}");
         }
