@@ -9,6 +9,8 @@
 //! 4. [`provider`] authorises the stamped identity, dials the backend and answers ACCEPT or REFUSE.
 //! 5. Both ends drive one [`flow::Flow`] each with the pump of this crate until both directions have ended.
 //!
+//! A UDP service takes the same path with the packets of one client, see [`udp`].
+//!
 //! The bytes of a flow live in its two ends only, so a router may die without hurting it: the consumer's end opens
 //! another leg and both machines go on where the far end stopped.
 

@@ -32,4 +32,4 @@ pub use stream::{RecvStream, SendStream};
 pub use transport::{Profile, Windows};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,7 +8,7 @@ use super::*;
 
 const ALPN: &[u8] = b"test/1";
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), what)
         .await
         .expect("it did not happen in time")
@@ -32,7 +32,7 @@ async fn dial(fabric: &Fabric, client: &Endpoint, addr: SocketAddr) -> Connectio
 }
 
 /// Both ends of a connection, and the endpoints that keep it alive.
-async fn pair() -> (Connection, Connection, [Endpoint; 2]) {
+pub(crate) async fn pair() -> (Connection, Connection, [Endpoint; 2]) {
     let fabric = Fabric::new();
     let server = server(&fabric, &loopback(), &QuicKeys::ephemeral());
     let client = Endpoint::client(Profile::Sidecar).unwrap();
@@ -205,7 +205,7 @@ async fn a_killed_server_is_noticed_by_the_next_packet_to_its_successor() {
 
 /// Keeps what it takes.
 #[derive(Debug, Default)]
-struct Taken(std::sync::Mutex<Vec<bytes::Bytes>>);
+pub(crate) struct Taken(pub(crate) std::sync::Mutex<Vec<bytes::Bytes>>);
 
 impl Sink for Taken {
     fn take(&self, packet: bytes::Bytes) {

@@ -94,3 +94,93 @@ impl Sink for Forward {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meter::Meter;
+    use crate::metrics::DropLabels;
+    use crate::quic::tests::{Taken, pair, soon};
+    use crate::series::At;
+    use crate::wire::Protocol;
+
+    fn passing(metrics: &Arc<FabricMetrics>) -> Arc<Passing> {
+        let service = "ntp.default".parse().unwrap();
+        let at = At(&service, 123, Protocol::Udp);
+        let running = metrics.pairs.start("router", at, &"peer");
+        let none = Meter::default;
+        Arc::new(Passing::new(Vec::new(), none(), none(), running))
+    }
+
+    #[tokio::test]
+    async fn packets_go_on_under_the_other_connections_stream_until_the_splice_ends() {
+        let metrics = Arc::new(FabricMetrics::default());
+        let (consumer, near, _consumers) = pair().await;
+        let (far, provider, _providers) = pair().await;
+        let (mut opened, _answers) = consumer.open_bi().await.unwrap();
+        opened.write_all(b"OPEN").await.unwrap();
+        let (near_stream, _near_recv) = soon(near.accept_bi()).await.unwrap();
+        // Another flow came first: the ids differ.
+        let _first = far.open_bi().await.unwrap();
+        let (far_stream, _far_recv) = far.open_bi().await.unwrap();
+        assert_ne!(opened.id(), far_stream.id());
+        let taken = Arc::new(Taken::default());
+        let sink = Arc::clone(&taken);
+        let _end = provider.datagrams().route(far_stream.id(), sink, &metrics);
+        let beside = Beside::join(
+            &near_stream,
+            &far_stream,
+            &passing(&metrics),
+            None,
+            &metrics,
+        );
+        let sender = consumer.datagrams().sender(opened.id());
+        sender.send(b"packet").unwrap();
+        let arrived = |count| {
+            let taken = Arc::clone(&taken);
+            async move {
+                while taken.0.lock().unwrap().len() < count {
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+            }
+        };
+        soon(arrived(1)).await;
+        assert_eq!(taken.0.lock().unwrap()[0], "packet");
+        drop(beside);
+        sender.send(b"late").unwrap();
+        let unknown = DropLabels {
+            reason: "unknown_flow",
+        };
+        let counted = async {
+            while metrics.packets_dropped.get_or_create(&unknown).get() == 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        };
+        soon(counted).await;
+        assert_eq!(taken.0.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_packet_that_no_longer_fits_ends_the_splice() {
+        let metrics = Arc::new(FabricMetrics::default());
+        let (near, _far, _endpoints) = pair().await;
+        let narrowed = CancellationToken::new();
+        let forward = Forward {
+            to: near.datagrams().sender(0),
+            up: true,
+            gate: None,
+            passing: passing(&metrics),
+            narrowed: narrowed.clone(),
+            metrics: Arc::clone(&metrics),
+        };
+        forward.take(Bytes::from_static(&[0; 1152]));
+        assert!(!narrowed.is_cancelled(), "this fits everywhere");
+        forward.take(Bytes::from(vec![0; 10_000]));
+        assert!(narrowed.is_cancelled());
+        let reason = "too_large";
+        let dropped = metrics
+            .packets_dropped
+            .get_or_create(&DropLabels { reason });
+        assert_eq!(dropped.get(), 1);
+    }
+}

@@ -23,6 +23,8 @@ use crate::wire::{AbortCode, Generation, RefuseCode};
 
 /// Packets moved one way before anything else gets its turn.
 const PACKETS: usize = 32;
+/// How long datagrams leave without one that arrives before the other end is asked for a sign of life.
+const ASK: Duration = Duration::from_secs(1);
 
 /// One end of an association.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub(crate) struct End {
     moved: Instant,
     timer: Option<Pin<Box<Sleep>>>,
     ended: bool,
+    /// When the first datagram left that nothing came back for.
+    unanswered: Option<Instant>,
     /// Payload that came from the application, and that went to it.
     taken: u64,
     given: u64,
@@ -90,6 +94,7 @@ impl End {
             moved: Instant::now(),
             timer: None,
             ended: false,
+            unanswered: None,
             taken: 0,
             given: 0,
             metrics,
@@ -190,7 +195,7 @@ impl End {
             match route.sender().send(packet) {
                 Ok(()) => {
                     self.taken += packet.len() as u64;
-                    return;
+                    return self.ask(flow);
                 }
                 // The path has become narrower: this packet goes on the stream.
                 Err(NotSent::TooLarge) => now.attached = false,
@@ -205,6 +210,19 @@ impl End {
             }
             (Way::Drop(reason), _) => self.metrics.dropped(reason),
             (Way::Datagram | Way::Stream, _) => self.metrics.dropped("malformed"),
+        }
+    }
+
+    /// Nobody acknowledges datagrams: whether the other end is still there is asked on the stream, and a leg that gives no
+    /// answer is suspected like any other.
+    fn ask(&mut self, flow: &mut Flow) {
+        match self.unanswered {
+            None => self.unanswered = Some(self.moved),
+            Some(since) if self.moved - since >= ASK => {
+                flow.ping();
+                self.unanswered = Some(self.moved);
+            }
+            Some(_) => {}
         }
     }
 
@@ -234,7 +252,10 @@ impl End {
             let packet = match self.held.take() {
                 Some(packet) => packet,
                 None => match self.arrived.poll_pop(cx) {
-                    Poll::Ready(packet) => packet,
+                    Poll::Ready(packet) => {
+                        self.unanswered = None;
+                        packet
+                    }
                     Poll::Pending => return moved,
                 },
             };

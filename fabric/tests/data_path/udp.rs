@@ -384,3 +384,29 @@ async fn a_flood_does_not_delay_the_others() {
     // line the packets would be lost, and each loss costs 200 ms.
     assert!(took[100] < Duration::from_millis(200), "{:?}", took[100]);
 }
+
+#[tokio::test]
+async fn an_association_leaves_a_dead_router_for_another_one() {
+    let mut world = World::new();
+    let first = world.router_to_kill("a").await;
+    let second = world.router("c").await;
+    world.ways = vec![first.peer.clone(), second.peer.clone()];
+    let echo = Echo::start().await;
+    let live = world.fabric.pod("b", "default", "p");
+    let mut provider = world.provider(&live, &[&first, &second], vec![over_udp(echo.address)]);
+    let both = |list: &Arc<Vec<keel_fabric::provider::PublishedAt>>| {
+        let published = keel_fabric::provider::PublishOutcome::Published;
+        list.iter().filter(|at| at.outcome == published).count() == 2
+    };
+    soon(provider.state.wait_for(both)).await.unwrap();
+    let target = target("echo.default", 80, live.identity().subject, &first);
+    let mapped = map(&world.consumer(), &target).await;
+    let client = client(mapped.address).await;
+    comes_back(&client, b"over the first").await;
+    world.kill().await;
+    let began = Instant::now();
+    comes_back(&client, b"over the second").await;
+    println!("datagrams went on after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert_eq!(echo.sources(), 1, "the backend saw one client");
+}
