@@ -3,7 +3,8 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test that panics has failed"
+    clippy::print_stdout,
+    reason = "a test that panics has failed, and one that counts says so"
 )]
 
 mod app;

@@ -23,7 +23,7 @@ fn reset(socket: TcpStream) {
 /// Writes until nothing more is taken for a while: all buffers on the way are full, and the next that has room is written
 /// to. Never writes again.
 async fn fill(socket: &TcpStream) {
-    let bytes = [7; 64 << 10];
+    let bytes = vec![7; 64 << 10];
     while let Ok(ready) = tokio::time::timeout(Duration::from_millis(200), socket.writable()).await
     {
         ready.unwrap();

@@ -34,7 +34,7 @@ pub(crate) fn target(input: &[u8]) {
     let (frames, error) = whole;
     assert_eq!(halves.1, error);
     assert_eq!(join(&halves.0), join(&frames));
-    if seed % 16 == 0 {
+    if seed.is_multiple_of(16) {
         let bytewise = decode(input.chunks(1));
         assert_eq!(join(&bytewise.0), join(&frames));
     }
@@ -181,7 +181,7 @@ impl End {
             Err(_) => assert!(matches!(self.flow.state(), State::Aborted(_))),
         }
         self.check();
-        if self.seed % 3 != 0 {
+        if !self.seed.is_multiple_of(3) {
             self.read();
         }
         self.say();
