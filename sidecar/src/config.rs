@@ -140,8 +140,6 @@ pub struct SidecarConfig {
     pub metrics: ListenOn,
     /// How long a connection waits for a provider.
     pub connect_timeout: Duration,
-    /// Connections of one service that may wait for a provider at a time (`parked`); more are reset at once.
-    pub max_parked: usize,
     /// UDP associations at a time; beyond that the idlest one makes room.
     pub max_associations: MaxAssociations,
     /// How long an identity is looked for before the sidecar gives up; `None` for ever.
@@ -174,7 +172,6 @@ impl SidecarConfig {
             pod_base: "sidecar".to_owned(),
             metrics: ListenOn::default_of(DEFAULT_METRICS_ADDR),
             connect_timeout: Duration::from_secs(10),
-            max_parked: 1024,
             max_associations: MaxAssociations::default(),
             identity_timeout: None,
             stop_grace: Duration::from_secs(5),

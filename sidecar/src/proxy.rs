@@ -25,8 +25,9 @@ use crate::udp::MaxAssociations;
 /// The pause before providers that could not be reached are tried once more; those that refused are not.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a provider may take to answer while another one could be asked: longer than a SYN that is sent twice takes.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long a provider may take to answer while another one could be asked: longer than a SYN that is sent twice takes. And
+/// how long if not: one that lives has refused by then, as it dials for five seconds at most.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(1500), Duration::from_secs(6));
 
 /// What all connections share.
 #[derive(Debug)]
@@ -202,7 +203,7 @@ pub(crate) async fn open(
             provider: way.provider.clone(),
             router: (*way.router).clone(),
             options: FlowOptions {
-                patience: patience(proxy, &now, &key, wanted, &way, &tried),
+                patience: Some(patience(proxy, &now, &key, wanted, &way, &tried)),
                 ..options.flow()
             },
         };
@@ -260,7 +261,7 @@ fn next(
     Some((way.clone(), class))
 }
 
-/// How long the provider of `way` has for its answer; for ever if nobody else could be asked.
+/// How long the provider of `way` has for its answer.
 fn patience(
     proxy: &Proxy,
     directory: &Directory,
@@ -268,12 +269,16 @@ fn patience(
     wanted: Wanted<'_>,
     way: &Candidate,
     tried: &Tried,
-) -> Option<Duration> {
-    directory
+) -> Duration {
+    let another = directory
         .candidates(wanted.target, wanted.port, wanted.protocol)
-        .find(|other| other.provider != way.provider && !tried.contains(other))?;
-    let usual = proxy.endpoints.of(key).latency(way).unwrap_or_default();
-    Some(PATIENCE.max(usual * 4))
+        .any(|other| other.provider != way.provider && !tried.contains(other));
+    if another {
+        let usual = proxy.endpoints.of(key).latency(way).unwrap_or_default();
+        (usual * 4).clamp(PATIENCE.0, PATIENCE.1)
+    } else {
+        PATIENCE.1
+    }
 }
 
 /// Remembers what came of an open, for the choices after this one. `None`: nothing came of it.

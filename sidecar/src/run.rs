@@ -174,12 +174,15 @@ impl Sidecar {
                 memory: Arc::clone(&memory),
                 limits: config.limits.flow,
                 metrics: fabric.clone(),
-                ways: Arc::new(DirectoryWays(directory.subscribe())),
+                ways: Arc::new(DirectoryWays {
+                    directory: directory.subscribe(),
+                    links: links.subscribe(),
+                }),
             },
             connect_timeout: config.connect_timeout,
             metrics: metrics.clone(),
             endpoints: Endpoints::default(),
-            parked: Parked::new(config.max_parked),
+            parked: Parked::new(config.limits.consumer.waiting),
             max_associations: config.max_associations,
         };
         let mut listeners = Listeners::new(Arc::new(proxy), vips, stop.clone(), config.stop_grace);

@@ -1,37 +1,52 @@
 //! Through which routers a flow that runs may go on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use keel_certs::{ServiceId, Subject};
 use keel_fabric::legs::Ways;
-use keel_fabric::link::RouterPeer;
+use keel_fabric::link::{Links, RouterPeer};
 use keel_fabric::wire::Protocol;
 use tokio::sync::watch;
 
-use crate::directory::Directory;
+use crate::directory::{Candidate, Directory};
 use crate::spec::ServiceRef;
 
-/// The routers of the directory that list the provider, the own node's first.
+/// The routers of the directory that list the provider: the own node's first, then the nearest. Those that drain come last.
 #[derive(Debug)]
-pub(crate) struct DirectoryWays(pub(crate) watch::Receiver<Arc<Directory>>);
+pub(crate) struct DirectoryWays {
+    pub(crate) directory: watch::Receiver<Arc<Directory>>,
+    pub(crate) links: watch::Receiver<Option<Links>>,
+}
 
 impl Ways for DirectoryWays {
     fn ways(&self, service: &ServiceId, port: u16, provider: &Subject) -> Vec<RouterPeer> {
-        let directory = self.0.borrow().clone();
+        let directory = self.directory.borrow().clone();
+        let links = self.links.borrow().clone();
         let service = ServiceRef {
             service: service.clone(),
             cluster: None,
         };
-        let mut routers: Vec<RouterPeer> = Vec::new();
+        let mut ways: Vec<&Candidate> = Vec::new();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             for way in directory.candidates(&service, port, protocol) {
-                let known = routers.iter().any(|router| router.node == way.router.node);
+                let known = ways
+                    .iter()
+                    .any(|other| other.router.node == way.router.node);
                 if way.provider == *provider && !known {
-                    routers.push((*way.router).clone());
+                    ways.push(way);
                 }
             }
         }
-        routers.sort_by_key(|router| Some(&router.node) != directory.own_node());
-        routers
+        ways.sort_by_cached_key(|way| {
+            let node = &way.router.node;
+            let round_trip = links.as_ref().and_then(|links| links.rtt(node));
+            (
+                way.draining,
+                Some(node) != directory.own_node(),
+                round_trip.unwrap_or(Duration::MAX),
+            )
+        });
+        ways.into_iter().map(|way| (*way.router).clone()).collect()
     }
 }

@@ -232,7 +232,6 @@ impl SidecarFlags {
         let only = config.options.only_about(services);
         only.map_err(wrong("--service-option"))?;
         config.limits = limits::set(config.limits, self.set_limit)?;
-        config.max_parked = config.limits.consumer.waiting;
         config.max_associations = MaxAssociations {
             port: config.limits.consumer.associations,
             client: config.limits.consumer.associations_per_client,

@@ -20,8 +20,10 @@ use keel_fabric::limits::{MemoryLimits, ProviderLimits, RouterLimits};
 use keel_fabric::memory::Memory;
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::pace::Paces;
+use keel_fabric::provider::Publication;
 use keel_fabric::quic::{HostPort, ListenAddr, QuicKeys, Windows};
-use keel_fabric::router::{DRAIN_TIMEOUT, Router, RouterConfig, RouterView};
+use keel_fabric::router::{DRAIN_TIMEOUT, ProviderView, Router, RouterConfig, RouterView};
+use keel_fabric::wire::{Health, Offer};
 use keel_sidecar::config::{ListenOn, Upstreams};
 use keel_sidecar::listener::{MappingState, PortState};
 use keel_sidecar::spec::{parse_mapped, parse_published};
@@ -46,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) apiserver: HostPort,
     pub(crate) api_stop: CancellationToken,
+    /// What its router serves.
+    pub(crate) view: watch::Receiver<Arc<RouterView>>,
     tasks: JoinSet<()>,
 }
 
@@ -101,38 +105,39 @@ impl Node {
         let stop = api_stop.clone();
         tasks.spawn(async move { server.run(stop).await });
 
-        let metrics = FabricMetrics::register(&mut registry);
-        let config = RouterConfig {
-            listen,
-            node: name.parse().unwrap(),
-            quic_dir: dir.path().join("quic"),
-            limits: RouterLimits::default(),
-            provider: ProviderLimits::default(),
-            flow: FlowLimits::default(),
-            drain_timeout: DRAIN_TIMEOUT,
-            paces: Paces::new(None, Arc::clone(&metrics)),
-            memory: Memory::new(MemoryLimits::default(), Arc::clone(&metrics)),
-            windows: Windows::default(),
-            identity_limit: None,
-        };
-        let router = Router::bind(config, live.clone(), metrics).unwrap();
-        let (address, view) = (router.local_addrs()[0], router.view());
-        let (backends, _) = watch::channel(Arc::default());
-        let receiver = backends.subscribe();
-        tasks.spawn(async move {
-            router.run(receiver, CancellationToken::new()).await;
-            drop(backends);
-        });
+        let (address, view) = router(name, live.clone(), dir.path(), Vec::new(), &mut tasks);
         let reporter = client(name, &apiserver, live);
-        tasks.spawn(report(reporter, name, health, address, view));
+        let reached = ("nodeAddresses", address);
+        tasks.spawn(report(reporter, name, health, reached, view.clone()));
         Self {
             name,
             fabric,
             dir,
             apiserver,
             api_stop,
+            view,
             tasks,
         }
+    }
+
+    /// A router of another node with backends of its `own`, which everybody reaches and which this APIServer knows: what it
+    /// serves.
+    pub(crate) fn another_router(
+        &mut self,
+        name: &'static str,
+        own: Vec<Publication>,
+    ) -> watch::Receiver<Arc<RouterView>> {
+        let dir = self.dir.path().join(name);
+        let (address, view) = router(name, self.fabric.node(name), &dir, own, &mut self.tasks);
+        let client = Client::new(ClientConfig {
+            server: self.apiserver.clone(),
+            expect: self.name.parse().unwrap(),
+            live: self.fabric.node(name),
+        });
+        let reached = ("addresses", address);
+        let report = report(client.unwrap(), name, "healthy", reached, view.clone());
+        self.tasks.spawn(report);
+        view
     }
 
     /// The settings of a pod's sidecar on this node, with free ports everywhere and state of its own.
@@ -187,6 +192,39 @@ impl Node {
     }
 }
 
+/// A router that runs as one of `tasks`: where, and what it serves.
+fn router(
+    name: &str,
+    live: LiveIdentity,
+    dir: &Path,
+    own: Vec<Publication>,
+    tasks: &mut JoinSet<()>,
+) -> (SocketAddr, watch::Receiver<Arc<RouterView>>) {
+    let metrics = FabricMetrics::register(&mut Registry::default());
+    let config = RouterConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        node: name.parse().unwrap(),
+        quic_dir: dir.join("quic"),
+        limits: RouterLimits::default(),
+        provider: ProviderLimits::default(),
+        flow: FlowLimits::default(),
+        drain_timeout: DRAIN_TIMEOUT,
+        paces: Paces::new(None, Arc::clone(&metrics)),
+        memory: Memory::new(MemoryLimits::default(), Arc::clone(&metrics)),
+        windows: Windows::default(),
+        identity_limit: None,
+    };
+    let router = Router::bind(config, live, metrics).unwrap();
+    let (address, view) = (router.local_addrs()[0], router.view());
+    let (backends, _) = watch::channel(Arc::new(own));
+    let receiver = backends.subscribe();
+    tasks.spawn(async move {
+        router.run(receiver, CancellationToken::new()).await;
+        drop(backends);
+    });
+    (address, view)
+}
+
 fn client(name: &str, server: &HostPort, live: LiveIdentity) -> Client {
     Client::new(ClientConfig {
         server: server.clone(),
@@ -201,7 +239,7 @@ async fn report(
     client: Client,
     name: &'static str,
     health: &'static str,
-    address: SocketAddr,
+    (reached, address): (&str, SocketAddr),
     mut view: watch::Receiver<Arc<RouterView>>,
 ) {
     for revision in 1_u64.. {
@@ -210,14 +248,13 @@ async fn report(
             .services
             .iter()
             .map(|service| {
-                let providers: Vec<_> =
-                    service.providers.iter().map(|p| json!({"identity": p.identity.path(), "health": health})).collect();
+                let providers: Vec<_> = service.providers.iter().map(|p| provider(p, health)).collect();
                 json!({"name": service.service.name, "namespace": service.service.namespace, "protocol": service.protocol.to_string(),
                     "port": service.port, "providers": providers})
             })
             .collect();
-        let status = json!({"cluster": "home", "nodeAddresses": [address.to_string()], "activeServices": services,
-            "source": {"revision": revision}});
+        let mut status = json!({"cluster": "home", "activeServices": services, "source": {"revision": revision}});
+        status[reached] = json!([address.to_string()]);
         let status: RouterStatus = serde_json::from_value(status).unwrap();
         // Without its APIServer a node has nobody to report to.
         let _ = client.apply_status(&name.parse().unwrap(), &status).await;
@@ -227,9 +264,23 @@ async fn report(
     }
 }
 
+fn provider(provider: &ProviderView, unchecked: &str) -> serde_json::Value {
+    let Offer {
+        weight,
+        priority,
+        health,
+    } = provider.offer;
+    let health = match health {
+        Health::Unknown => unchecked,
+        checked => checked.name(),
+    };
+    json!({"identity": provider.identity.path(), "health": health, "weight": weight, "priority": priority})
+}
+
 /// A sidecar that runs until it is stopped.
 pub(crate) struct Pod {
     pub(crate) dns: Option<SocketAddr>,
+    pub(crate) metrics: SocketAddr,
     pub(crate) ready: keel_sidecar::admin::Ready,
     mappings: watch::Receiver<Arc<Vec<MappingState>>>,
     stop: CancellationToken,
@@ -245,10 +296,12 @@ impl Pod {
             .await
             .unwrap();
         let (dns, mappings, ready) = (sidecar.dns_addr(), sidecar.mappings(), sidecar.ready());
+        let metrics = sidecar.metrics_addr();
         let mut tasks = JoinSet::new();
         tasks.spawn(sidecar.run());
         Self {
             dns,
+            metrics,
             ready,
             mappings,
             stop,
@@ -275,6 +328,18 @@ impl Pod {
         .unwrap()
         .unwrap();
         listening(&states).unwrap()
+    }
+
+    /// The value of a metric without labels.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let mut stream = TcpStream::connect(self.metrics).await.unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        timeout(LONG, read).await.unwrap().unwrap();
+        let value = answer.lines().find_map(|line| line.strip_prefix(name));
+        value.unwrap().trim().parse().unwrap()
     }
 
     pub(crate) fn states(&self) -> Arc<Vec<MappingState>> {
