@@ -46,19 +46,6 @@ impl Default for ConsumerLimits {
     }
 }
 
-impl Limits {
-    /// The defaults of a sidecar: one process of many on a machine, with few peers.
-    #[must_use]
-    pub fn sidecar() -> Self {
-        Self {
-            windows: WindowLimits {
-                connection: 4 << 20,
-            },
-            ..Self::default()
-        }
-    }
-}
-
 /// How much flows that end in one process may hold together.
 ///
 /// At three quarters flows get no more than the window that they start with; at nine tenths new ones are refused and those
@@ -90,7 +77,7 @@ pub struct WindowLimits {
 impl Default for WindowLimits {
     fn default() -> Self {
         Self {
-            connection: 16 << 20,
+            connection: 64 << 20,
         }
     }
 }

@@ -155,7 +155,7 @@ impl SidecarConfig {
             mapped: Vec::new(),
             published: Vec::new(),
             options: AllOptions::default(),
-            limits: Limits::sidecar(),
+            limits: Limits::default(),
             ip_range: IpRange::default(),
             dns: ListenOn::default_of(DEFAULT_DNS_ADDR),
             dns_upstreams: Upstreams::ResolvConf,

@@ -241,11 +241,7 @@ mod tests {
         let mut table =
             String::from("| limit | default | `limit_hit` | bounds |\n|---|---|---|---|\n");
         for key in KEYS {
-            let mut default = key.value(&limits);
-            let sidecar = key.value(&Limits::sidecar());
-            if sidecar != default {
-                default = format!("{default}, in a sidecar {sidecar}");
-            }
+            let default = key.value(&limits);
             let metric = match key.metric {
                 "" => String::new(),
                 name => format!("`{name}`"),

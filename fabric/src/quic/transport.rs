@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limits::Limits;
 use quinn::congestion::CubicConfig;
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use crate::limits::Limits;
 
 /// Segments that the driver hands to one send; the product with the packet size must fit into one UDP datagram.
 const SEGMENTS: u16 = 10;
@@ -98,13 +99,17 @@ const MIB: u32 = 1 << 20;
 /// then get nothing for seconds. Each flow is bounded by its own credit, and the streams take turns below.
 const SEND_WINDOW: u64 = 64 << 20;
 
+/// Bytes of all streams of a connection on their way to us, for the same reason: with less, some of fifty busy flows got
+/// nothing for seconds.
+const RECEIVE_WINDOW: u32 = 64 * MIB;
+
 impl Profile {
     const fn numbers(self) -> Numbers {
         match self {
             // A stream's window is the largest flow credit plus what may travel before it is granted.
             Self::Router => Numbers {
                 stream_window: 4 * MIB + 64 * KIB,
-                receive_window: 16 * MIB,
+                receive_window: RECEIVE_WINDOW,
                 send_window: SEND_WINDOW,
                 datagrams_in: 1 << 20,
                 bidi_at_start: 1024,
@@ -113,7 +118,7 @@ impl Profile {
             },
             Self::Sidecar => Numbers {
                 stream_window: MIB + 64 * KIB,
-                receive_window: 4 * MIB,
+                receive_window: RECEIVE_WINDOW,
                 send_window: SEND_WINDOW,
                 datagrams_in: 256 << 10,
                 bidi_at_start: 512,

@@ -14,11 +14,14 @@ use crate::units::Rate;
 /// The budgets of all identities that are connected, or were a short time ago.
 #[derive(Debug)]
 pub(super) struct Identities {
-    all: Mutex<HashMap<Subject, (Arc<Mutex<Budget>>, Option<Arc<Limit>>)>>,
+    all: Mutex<HashMap<Subject, Known>>,
     /// Bandwidth of each.
     rate: Option<Rate>,
     metrics: Arc<FabricMetrics>,
 }
+
+/// What is counted of an identity, and its bandwidth if that is limited.
+type Known = (Arc<Mutex<Budget>>, Option<Arc<Limit>>);
 
 #[derive(Debug)]
 struct Budget {

@@ -6,7 +6,6 @@
     clippy::print_stdout,
     reason = "a test that panics has failed, and one that measures says what"
 )]
-#![allow(clippy::print_stdout, reason = "what was measured")]
 
 mod admission;
 mod backend;
@@ -14,6 +13,7 @@ mod bandwidth;
 mod bounds;
 mod counters;
 mod drain;
+mod fairness;
 mod flows;
 mod hijack;
 mod legs;
