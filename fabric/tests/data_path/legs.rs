@@ -98,7 +98,7 @@ async fn partition(up: bool, down: bool) {
     two.relay.pass(true, true);
     rounds(&mut client, 2000, Duration::from_secs(2)).await;
     let end = clean(client, &mut tasks).await;
-    assert_eq!(end.resumes, 1, "one leg was enough");
+    assert!((1..3).contains(&end.resumes), "{} resumes", end.resumes);
 }
 
 #[tokio::test]
@@ -188,7 +188,8 @@ async fn another_router_takes_over_for_one_that_is_killed_for_good() {
     assert!(stall < STALL, "stalled for {stall:?}");
     assert!(soon(exchange(&mut client, &bytes)).await.unwrap() == bytes);
     let end = end(&mut tasks).await.unwrap();
-    assert_eq!((end.reason, end.resumes), (EndReason::Done, 1));
+    assert_eq!(end.reason, EndReason::Done);
+    assert!((1..3).contains(&end.resumes), "{} resumes", end.resumes);
 }
 
 /// The connection's own timers have backed off far by the end of the outage; a fresh one has not.
@@ -303,7 +304,7 @@ async fn flows_that_are_busy_or_stalled_are_never_suspected() {
     for seed in 0..64 {
         let mut client = two.consumer.connect(&mut tasks, &two.target).await;
         clients.spawn(async move {
-            let bytes = noise(seed, 1 << 20);
+            let bytes = noise(seed, 512 << 10);
             assert!(soon(exchange(&mut client, &bytes)).await.unwrap() == bytes);
         });
     }
