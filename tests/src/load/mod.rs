@@ -119,7 +119,7 @@ impl Load {
     /// If the host is gone.
     pub fn start(&self, host: &Host, server: SocketAddr) -> anyhow::Result<Running> {
         anyhow::ensure!(
-            self.block % 8 == 0 && self.length.unwrap_or(0) % 8 == 0,
+            self.block.is_multiple_of(8) && self.length.unwrap_or(0).is_multiple_of(8),
             "blocks and lengths are multiples of 8"
         );
         let (state, enough) = (Arc::<State>::default(), CancellationToken::new());
