@@ -23,7 +23,7 @@ fn only(world: &World, role: &str) -> PairCounts {
     all.remove(0)
 }
 
-async fn until(what: impl Fn() -> bool) {
+pub(crate) async fn until(what: impl Fn() -> bool) {
     let moved = async {
         while !what() {
             tokio::time::sleep(Duration::from_millis(5)).await;

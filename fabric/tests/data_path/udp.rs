@@ -201,6 +201,21 @@ async fn packets_of_every_size_keep_their_borders() {
     for reason in ["queue", "no_leg", "too_large", "unknown_flow", "malformed"] {
         assert_eq!(dropped(&totals, reason), 0, "{reason}");
     }
+    // The payload of a running association, to the byte, whichever way each packet went.
+    let bytes = 3 * (2 * 65_507 + 1 + 1100 + 1152 + 1153 + 1162 + 1420 + 6400 + 6500 + 9000);
+    crate::counters::until(|| {
+        let all = totals.pairs.counts();
+        let mut ends = all.iter().filter(|pair| pair.role != "router");
+        ends.all(|pair| (pair.bytes_up, pair.bytes_down, pair.active) == (bytes, bytes, 1))
+    })
+    .await;
+    for pair in totals.pairs.counts() {
+        assert_eq!(pair.service, "echo.default:80/udp");
+        assert!(
+            pair.bytes_up >= bytes && pair.bytes_down >= bytes,
+            "{pair:?}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -217,6 +232,14 @@ async fn a_router_dials_backends_of_its_own() {
     let client = client(mapped.address).await;
     for length in [100, 1400, 9000] {
         echoed(&client, &pattern(length, 0)).await;
+    }
+    for role in ["consumer", "provider", "router"] {
+        crate::counters::until(|| {
+            let all = world.metrics.pairs.counts();
+            let mut here = all.iter().filter(|pair| pair.role == role);
+            here.any(|pair| (pair.bytes_up, pair.bytes_down) == (10_500, 10_500))
+        })
+        .await;
     }
 }
 
