@@ -12,8 +12,8 @@ use crate::quic::Sink;
 
 /// Packets that wait at most.
 const PACKETS: usize = 256;
-/// Bytes that wait at most; four of the largest packets.
-const BYTES: usize = 256 << 10;
+/// Bytes that wait at most; one of the largest packets and as much again. Thousands of clients may wait for a provider.
+const BYTES: usize = 128 << 10;
 
 /// Packets that wait for one association. Whoever puts them in never waits; what does not fit is dropped.
 #[derive(Debug)]
