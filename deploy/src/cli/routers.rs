@@ -26,6 +26,26 @@ pub(crate) fn table(routers: &[Router], wide: bool, now: SystemTime) -> String {
     render(&header, &rows)
 }
 
+/// A table of the providers whose checks fail; none if all are well.
+pub(crate) fn unhealthy(routers: &[Router]) -> Option<String> {
+    let mut rows = Vec::new();
+    for router in routers {
+        let services = router
+            .status
+            .iter()
+            .flat_map(|status| &status.active_services);
+        for service in services {
+            let sick = service.providers.iter().filter(|one| !one.is_healthy());
+            rows.extend(sick.map(|one| {
+                let name = self::service(service);
+                vec![name, one.identity.clone(), router.name().to_owned()]
+            }));
+        }
+    }
+    let header = ["SERVICE", "UNHEALTHY PROVIDER", "AT ROUTER"];
+    (!rows.is_empty()).then(|| render(&header, &rows))
+}
+
 fn row(router: &Router, wide: bool, now: SystemTime) -> Vec<String> {
     let unknown = RouterStatus::default();
     let status = router.status.as_ref().unwrap_or(&unknown);

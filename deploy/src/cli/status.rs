@@ -128,6 +128,9 @@ fn render(status: &Status<'_>, now: SystemTime) -> Result<String, std::fmt::Erro
         }
     }
     writeln!(out, "\n{}", routers::table(all, false, now).trim_end())?;
+    if let Some(table) = routers::unhealthy(all) {
+        writeln!(out, "\n{}", table.trim_end())?;
+    }
     if !status.flows.is_empty() {
         let since = match own.and_then(|router| router.status.as_ref()) {
             Some(status_then) if !status.live => {

@@ -22,7 +22,7 @@ use crate::support::{LONG, Node, Pod, range};
 /// A backend that says its number to whoever connects and gives back what it is sent.
 struct Backend {
     close: CancellationToken,
-    task: JoinSet<()>,
+    _task: JoinSet<()>,
 }
 
 impl Backend {
@@ -49,7 +49,7 @@ impl Backend {
             drop(listener);
             while all.join_next().await.is_some() {}
         });
-        Self { close, task }
+        Self { close, _task: task }
     }
 }
 

@@ -50,6 +50,21 @@ fn a_status_names_every_peer_and_a_router_that_is_silent() {
 }
 
 #[test]
+fn a_status_names_providers_whose_checks_fail() {
+    let router: Router = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "b"}, "status": {"activeServices": [{"name": "web", "port": 80, "providers": [
+            {"identity": "/node/b", "health": "unknown"}, {"identity": "/node/b/ns/default/pod/p", "health": "unhealthy"}]}]}}))
+    .unwrap();
+    let info = info(serde_json::json!([]));
+    let text = render(&status(&info, &[router]), UNIX_EPOCH).unwrap();
+    let table = "
+SERVICE          UNHEALTHY PROVIDER         AT ROUTER
+web.default:80   /node/b/ns/default/pod/p   b
+";
+    assert!(text.contains(table), "{text}");
+}
+
+#[test]
 fn a_whole_status_looks_like_this() {
     let now = UNIX_EPOCH + Duration::from_secs(DAY + 12);
     let info = info(serde_json::json!([]));
