@@ -112,7 +112,8 @@ async fn an_open_without_an_answer_is_given_up_for_another_provider_if_nothing_w
         "{error}"
     );
     soon(flow.open(&consumer.links, &target)).await.unwrap();
-    let carried = tokio::spawn(flow.carry());
+    let mut carried = tokio::task::JoinSet::new();
+    carried.spawn(flow.carry());
     let mut banner = [0; 6];
     soon(client.read_exact(&mut banner)).await.unwrap();
     assert_eq!(&banner, b"banner");
@@ -120,7 +121,7 @@ async fn an_open_without_an_answer_is_given_up_for_another_provider_if_nothing_w
     router.shows(|view| view.totals.connections == 1).await;
     client.shutdown().await.unwrap();
     drop(client);
-    soon(carried).await.unwrap();
+    soon(carried.join_next()).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -139,10 +140,11 @@ async fn an_open_without_an_answer_is_waited_for_if_something_was_said() {
     });
     opened.unwrap();
     let (mut served, _) = served;
-    let carried = tokio::spawn(flow.carry());
+    let mut carried = tokio::task::JoinSet::new();
+    carried.spawn(flow.carry());
     let mut came = [0; 5];
     soon(served.read_exact(&mut came)).await.unwrap();
     assert_eq!(&came, b"early");
     drop((served, client));
-    soon(carried).await.unwrap();
+    soon(carried.join_next()).await.unwrap().unwrap();
 }
