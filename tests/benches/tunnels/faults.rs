@@ -72,7 +72,7 @@ enum End {
     Alive,
     Reset,
     /// An end of file that the server did not send.
-    FalseEnd,
+    Closed,
     /// No answer until the end of the watch.
     Silent,
     /// Another byte than the one that was sent.
@@ -89,7 +89,7 @@ impl fmt::Display for Seen {
                 self.pause.as_secs_f64()
             ),
             End::Reset => write!(f, "reset"),
-            End::FalseEnd => write!(f, "ends as if the server had closed it"),
+            End::Closed => write!(f, "ends as if the server had closed it"),
             End::Silent => write!(f, "hangs for more than {:.0} s", self.pause.as_secs_f64()),
             End::Wrong => write!(f, "WRONG BYTES"),
             End::Odd(kind) => write!(f, "{kind:?}"),
@@ -202,7 +202,7 @@ fn exchange(stream: &mut TcpStream, number: u64, over: &AtomicBool) -> Result<bo
     let mut got = 0;
     while got < answer.len() {
         match stream.read(&mut answer[got..]) {
-            Ok(0) => return Err(End::FalseEnd),
+            Ok(0) => return Err(End::Closed),
             Ok(count) => got += count,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 if over.load(Ordering::Acquire) {

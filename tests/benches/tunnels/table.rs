@@ -17,9 +17,11 @@ const COLUMNS: &[(&str, usize)] = &[
     ("idle kB", 1),
 ];
 
-/// Whose ratios are printed, and to whom; the reach of the project where there is one: on which link, which column, at
-/// least how much.
-const RATIOS: &[(Tunnel, Tunnel, Option<(Link, &str, f64)>)] = &[
+/// What the project set out to reach: on which link, in which column, at least how much.
+type Reach = (Link, &'static str, f64);
+
+/// Whose ratios are printed, and to whom.
+const RATIOS: &[(Tunnel, Tunnel, Option<Reach>)] = &[
     (
         Tunnel::Keel,
         Tunnel::KeelNoResume,

@@ -2,7 +2,6 @@
 //!
 //! The short form runs in CI; `KEEL_LONG=1` (`tests/run --long`) runs the spans and numbers that are promised.
 #![allow(clippy::print_stdout, reason = "tests say what they saw")]
-#![allow(clippy::print_stdout, reason = "what was measured")]
 
 mod address;
 mod crowd;
