@@ -45,7 +45,7 @@ struct Table {
 }
 
 impl Table {
-    fn names<'a>(way: &'a Candidate) -> [&'a str; 2] {
+    fn names(way: &Candidate) -> [&str; 2] {
         [
             way.provider.node().unwrap().as_str(),
             way.router.node.as_str(),

@@ -26,7 +26,8 @@ async fn so_many_connections_wait_for_a_provider_and_no_more() {
         }
     };
     timeout(LONG, settled).await.unwrap();
-    let waiting = tokio::spawn(async move { exchange(address, b"first").await });
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move { exchange(address, b"first").await });
     let accepted = async {
         while consumer
             .metric("keel_sidecar_connections_accepted_total")
@@ -41,7 +42,8 @@ async fn so_many_connections_wait_for_a_provider_and_no_more() {
     assert_eq!(consumer.metric(limited).await, 1);
     let published = format!("mysql:3306={backend}");
     let _provider = Pod::start(node.pod("db-0"), "", &published).await;
-    assert_eq!(waiting.await.unwrap().unwrap(), b"first");
+    let answer = waiting.join_next().await.unwrap();
+    assert_eq!(answer.unwrap().unwrap(), b"first");
 }
 
 #[tokio::test]
