@@ -25,6 +25,9 @@ use crate::udp::MaxAssociations;
 /// The pause before providers that could not be reached are tried once more; those that refused are not.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
+/// What was refused so long ago says nothing any more.
+const OLD_NEWS: Duration = Duration::from_secs(1);
+
 /// How long a provider may take to answer while another one could be asked: longer than a SYN that is sent twice takes. And
 /// how long if not: one that lives has refused by then, as it dials for five seconds at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(1500), Duration::from_secs(6));
@@ -147,14 +150,22 @@ pub(crate) async fn open(
     let options = proxy.options.of(&target.service, port);
     let rules = rules(&options, wanted.client);
     let mut tried = Tried::default();
+    let mut round = Instant::now();
+    let mut asked_again = false;
     let mut refused = None;
     let mut unreachable = None;
     loop {
         let now = directory.borrow_and_update().clone();
         let Some(first) = next(proxy, &now, &key, wanted, rules, &tried) else {
-            // Somebody answered: the client hears of it at once. Nobody did: one may still come.
-            if let Some(error) = refused {
-                return Err(Unserved::Open(error));
+            // Somebody answered: the client hears of it at once, unless that was some time ago, while others kept silent:
+            // then who refused may say yes by now. Nobody did: one may still come.
+            if let Some(error) = refused.take() {
+                if asked_again || round.elapsed() < OLD_NEWS {
+                    return Err(Unserved::Open(error));
+                }
+                tried = Tried::default();
+                asked_again = true;
+                continue;
             }
             let Some(_place) = proxy.parked.enter(&key) else {
                 proxy.metrics.dns.limit_hit("parked");
@@ -174,7 +185,7 @@ pub(crate) async fn open(
             if waited.is_err() {
                 return Err(unreachable.map_or(Unserved::NoProvider, Unserved::Open));
             }
-            tried = Tried::default();
+            (tried, round) = (Tried::default(), Instant::now());
             continue;
         };
         let race = Race {

@@ -23,7 +23,7 @@ use crate::memory::Buffers;
 use crate::meter::FlowMeter;
 use crate::pace::Pace;
 use crate::udp::End;
-use crate::wire::{AbortCode, ResetCode};
+use crate::wire::{AbortCode, RefuseCode, ResetCode};
 use tcp::Socket;
 
 /// Rounds of work before other tasks get their turn.
@@ -365,6 +365,8 @@ impl Pump {
 impl Drop for Pump {
     fn drop(&mut self) {
         if !self.over {
+            // A flow that was not accepted yet may go to another provider.
+            self.flow.refuse(RefuseCode::Draining, "the provider stops");
             self.abort(AbortCode::Shutdown);
         }
     }
