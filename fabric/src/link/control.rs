@@ -64,13 +64,13 @@ impl Control {
         connection: Connection,
         send: SendStream,
         recv: RecvStream,
-        answer_time: Duration,
+        (instance, answer_time): (u64, Duration),
         drain: Drain,
     ) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
         let mut task = JoinSet::new();
         task.spawn(async move {
-            if let Ended::ByRouter(why) = serve(send, recv, queue, drain).await {
+            if let Ended::ByRouter(why) = serve(send, recv, queue, (instance, drain)).await {
                 connection.close(CloseCode::Protocol.to_wire(), why.as_bytes());
             }
         });
@@ -147,7 +147,7 @@ async fn serve(
     mut send: SendStream,
     mut recv: RecvStream,
     mut queue: mpsc::Receiver<Request>,
-    drain: Drain,
+    (instance, drain): (u64, Drain),
 ) -> Ended {
     let cut = || Ended::ByRouter("the control stream has ended".to_owned());
     let mut out = BytesMut::new();
@@ -155,6 +155,7 @@ async fn serve(
     Message::Hello {
         version: VERSION,
         software,
+        instance: Some(instance),
     }
     .encode(&mut out);
     let mut decoder = MessageDecoder::new();
@@ -185,7 +186,7 @@ async fn serve(
                             }
                         }
                         Ok(Some(Message::Drain)) => drain.begin(),
-                        Ok(Some(Message::Hello { version, software })) => {
+                        Ok(Some(Message::Hello { version, software, .. })) => {
                             tracing::debug!(version, software, "router says hello");
                         }
                         Ok(Some(_)) => {}

@@ -49,6 +49,8 @@ struct Inner {
     live: LiveIdentity,
     limits: LinkLimits,
     metrics: Arc<FabricMetrics>,
+    /// Tells a router which of its connections come from here: of two the newer one counts.
+    instance: u64,
     slots: Mutex<HashMap<NodeName, Arc<Slot>>>,
     /// Aborted with the links. The lock only makes the handle shareable.
     _following: Mutex<JoinSet<()>>,
@@ -93,6 +95,7 @@ impl Links {
                 live,
                 limits,
                 metrics,
+                instance: rand::random::<u64>() >> 2,
                 slots: Mutex::default(),
                 _following: Mutex::new(following),
             }
@@ -234,7 +237,7 @@ impl Links {
             connection.clone(),
             send,
             recv,
-            inner.limits.answer_time,
+            (inner.instance, inner.limits.answer_time),
             drain.clone(),
         );
         let health = Health::start(connection.clone(), renewal(inner, router));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use keel_certs::Subject;
@@ -21,6 +21,8 @@ pub(super) struct Client {
     pub(super) identity: Subject,
     pub(super) connection: Connection,
     connected_at: SystemTime,
+    /// What it said in its HELLO.
+    instance: OnceLock<u64>,
     uses: Mutex<BTreeMap<(ServiceKey, Role), Arc<Use>>>,
 }
 
@@ -86,10 +88,24 @@ impl Clients {
             identity,
             connection,
             connected_at,
+            instance: OnceLock::new(),
             uses: Mutex::default(),
         });
         lock(&self.all).insert(id, Arc::clone(&client));
         client
+    }
+
+    /// Notes the instance that `client` belongs to; the older connections of that instance.
+    pub(super) fn replaced(&self, client: &Client, instance: u64) -> Vec<Arc<Client>> {
+        // Only the first word counts.
+        let instance = client.instance.get_or_init(|| instance);
+        let all = lock(&self.all);
+        all.range(..client.id)
+            .map(|(_, other)| other)
+            .filter(|other| other.identity == client.identity)
+            .filter(|other| other.instance.get() == Some(instance))
+            .cloned()
+            .collect()
     }
 
     pub(super) fn remove(&self, client: &Client) {

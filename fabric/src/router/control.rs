@@ -41,6 +41,7 @@ pub(super) async fn serve(
     Message::Hello {
         version: VERSION,
         software,
+        instance: None,
     }
     .encode(&mut out);
     loop {
@@ -107,8 +108,15 @@ impl Published<'_> {
                 };
                 Message::Answer { id, outcome }.encode(out);
             }
-            Message::Hello { version, software } => {
+            Message::Hello {
+                version,
+                software,
+                instance,
+            } => {
                 tracing::debug!(identity = %self.client.identity, version, software, "hello");
+                if let Some(instance) = instance {
+                    self.replaces(instance);
+                }
             }
             // A peer that stops withdraws what it publishes; answers are for dialling sides.
             Message::Answer { .. } | Message::Drain => {}
@@ -116,6 +124,16 @@ impl Published<'_> {
                 tracing::debug!(identity = %self.client.identity, answer = ?message, "answers the drain");
                 self.shared.drain.answered(self.client.id);
             }
+        }
+    }
+
+    /// Closes the connection whose place this one takes: its process gave it up, and may have been unable to say so. The
+    /// flows over it would wait for its idle time.
+    fn replaces(&self, instance: u64) {
+        for old in self.shared.clients.replaced(self.client, instance) {
+            tracing::info!(identity = %old.identity, remote = %old.connection.remote_address(), "a newer connection took the place of this one");
+            let code = CloseCode::Replaced.to_wire();
+            old.connection.close(code, b"there is a newer one");
         }
     }
 

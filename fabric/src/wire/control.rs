@@ -4,7 +4,7 @@
 //!
 //! | type | message | body |
 //! |---|---|---|
-//! | 32 | HELLO | v version, t software |
+//! | 32 | HELLO | v version, t software, v instance (absent: unknown) |
 //! | 33 | PUBLISH | v id, t service, v port, v protocol; if not the default of 1, 0, 0: v weight, v priority, v health (0 unknown, 1 healthy, 2 unhealthy) |
 //! | 34 | WITHDRAW | v id |
 //! | 35 | ANSWER | v id, v outcome (0 ok, 1 refused), v code, t text |
@@ -31,6 +31,9 @@ pub enum Message {
         version: u64,
         /// Name and version of the program, for logs.
         software: String,
+        /// Chosen by chance by whoever dials and needs one connection only: the newer one of two with the same identity
+        /// and number takes the place of the older one, which is closed. Below 2^62.
+        instance: Option<u64>,
     },
     /// The peer serves `service` on `port`; answered by ANSWER with the same id. Replaces what the same connection
     /// published of the same service, port and protocol before, which is how a change of `offer` is said.
@@ -80,9 +83,16 @@ impl Message {
     /// Appends the message.
     pub fn encode(&self, out: &mut BytesMut) {
         match self {
-            Self::Hello { version, software } => put(kind::HELLO, out, |body| {
+            Self::Hello {
+                version,
+                software,
+                instance,
+            } => put(kind::HELLO, out, |body| {
                 varint::write(*version, body);
                 write_text(varint::clip(software, MAX_TEXT), body);
+                if let Some(instance) = instance {
+                    varint::write(*instance, body);
+                }
             }),
             Self::Publish {
                 id,
@@ -183,6 +193,10 @@ fn parse(kind: u64, body: &[u8]) -> Result<Message, WireError> {
             Ok(Message::Hello {
                 version: body.version()?,
                 software: body.text("software")?.to_owned(),
+                instance: match body.fields.is_empty() {
+                    true => None,
+                    false => Some(body.number("instance")?),
+                },
             })
         }
         kind::PUBLISH => {

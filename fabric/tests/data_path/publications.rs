@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use keel_certs::Clients;
+use keel_certs::{Clients, LiveIdentity};
 use keel_fabric::limits::LinkLimits;
 use keel_fabric::link::{ALPN, Links, RouterPeer};
 use keel_fabric::provider::PublishOutcome;
@@ -19,7 +19,7 @@ use keel_fabric::wire::{
 
 use crate::admission::connect;
 use crate::backend::Backend;
-use crate::world::{World, publication, soon};
+use crate::world::{RunningRouter, World, publication, soon};
 
 /// A router of node `r` that does what the test says.
 pub(crate) struct Puppet {
@@ -301,4 +301,50 @@ async fn a_blocked_splice_sees_that_its_near_side_is_gone() {
         }
     };
     assert_eq!(cut, Err(ReadError::Reset(ResetCode::LegLost.to_wire())));
+}
+
+/// A connection that says hello as the one of `instance`.
+async fn hello(
+    router: &RunningRouter,
+    live: &LiveIdentity,
+    instance: Option<u64>,
+) -> (Connection, SendStream) {
+    let connection = connect(router, live).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let mut out = BytesMut::new();
+    let software = "test".to_owned();
+    let (version, id) = (VERSION, 1);
+    Message::Hello {
+        version,
+        software,
+        instance,
+    }
+    .encode(&mut out);
+    Message::Withdraw { id }.encode(&mut out);
+    send.write_chunk(out.freeze()).await.unwrap();
+    // Nothing was published, but the answer tells that the greeting was read.
+    let answer = next(&mut recv, &mut MessageDecoder::new()).await;
+    assert!(matches!(answer, Message::Answer { .. }), "{answer:?}");
+    (connection, send)
+}
+
+/// A process that gave a connection up may have been unable to say so: its flows would wait for the idle time.
+#[tokio::test]
+async fn a_newer_connection_of_the_same_process_takes_the_place_of_the_older() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let live = world.fabric.pod("b", "default", "p");
+    let other = world.fabric.pod("b", "default", "q");
+    let (first, _one) = hello(&router, &live, Some(7)).await;
+    let (unknown, _two) = hello(&router, &live, None).await;
+    let (another, _three) = hello(&router, &live, Some(8)).await;
+    let (foreign, _four) = hello(&router, &other, Some(7)).await;
+    let (newer, _five) = hello(&router, &live, Some(7)).await;
+    let Lost::Closed { code, .. } = soon(first.closed()).await else {
+        panic!("another end")
+    };
+    assert_eq!(code, CloseCode::Replaced.to_wire());
+    for connection in [&unknown, &another, &foreign, &newer] {
+        assert_eq!(connection.close_reason(), None);
+    }
 }

@@ -105,6 +105,15 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
             M(Message::Hello {
                 version: 1,
                 software: "keel/0.1.0".into(),
+                instance: None,
+            }),
+        ),
+        (
+            "HELLO of an instance",
+            M(Message::Hello {
+                version: 1,
+                software: "keel/0.1.0".into(),
+                instance: Some(0x1234),
             }),
         ),
         (
