@@ -6,6 +6,8 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, anyhow};
 use tokio::sync::oneshot;
 
+use crate::telemetry::Runtimes;
+
 /// A running data-path thread.
 ///
 /// Dropping it leaves the thread running until its own stop signal; [`DataPath::join`] waits for its end.
@@ -16,13 +18,14 @@ pub(super) struct DataPath {
 }
 
 impl DataPath {
-    /// Starts a thread called `name` and runs the future that `main` makes inside it.
+    /// Starts a thread called `name` and runs the future that `main` makes inside it; its tasks are counted as those of the
+    /// runtime `data`.
     ///
     /// Sockets belong to the runtime they are made in, so `main` binds what it serves.
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(super) fn start<F, R>(name: &str, main: F) -> anyhow::Result<Self>
+    pub(super) fn start<F, R>(name: &str, runtimes: Runtimes, main: F) -> anyhow::Result<Self>
     where
         F: FnOnce() -> R + Send + 'static,
         R: Future<Output = anyhow::Result<()>>,
@@ -35,7 +38,10 @@ impl DataPath {
                     .enable_all()
                     .build()
                 {
-                    Ok(runtime) => runtime.block_on(main()),
+                    Ok(runtime) => {
+                        runtimes.count("data", runtime.handle().clone());
+                        runtime.block_on(main())
+                    }
                     Err(error) => Err(error).context("cannot make the runtime of the data path"),
                 };
                 // Nobody listens only when the owner is being dropped anyway.
@@ -76,11 +82,17 @@ mod tests {
 
     #[tokio::test]
     async fn the_outcome_and_a_panic_come_back() {
-        let fine = DataPath::start("fine", || async { Ok(()) }).unwrap();
+        let fine = DataPath::start("fine", Runtimes::default(), || async { Ok(()) }).unwrap();
         fine.join().await.unwrap();
-        let failed = DataPath::start("failed", || async { Err(anyhow!("no socket")) }).unwrap();
+        let failed = DataPath::start("failed", Runtimes::default(), || async {
+            Err(anyhow!("no socket"))
+        })
+        .unwrap();
         assert_eq!(failed.join().await.unwrap_err().to_string(), "no socket");
-        let panicked = DataPath::start("panicked", || async { panic!("on purpose") }).unwrap();
+        let panicked = DataPath::start("panicked", Runtimes::default(), || async {
+            panic!("on purpose")
+        })
+        .unwrap();
         assert!(
             panicked
                 .join()

@@ -15,6 +15,7 @@ use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::quic::HostPort;
 use keel_sidecar::admin::Ready;
 use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +26,7 @@ use super::metrics::MetricsPort;
 use super::router::{RouterPart, RouterSettings};
 use super::syncer::SyncerPart;
 use crate::settings::{NodeSettings, Part};
-use crate::telemetry::ProcessCollector;
+use crate::telemetry::{ProcessCollector, Runtimes};
 
 /// How long a stopping node may take to read its own last status.
 const LAST_LOOK: Duration = Duration::from_secs(1);
@@ -58,7 +59,7 @@ impl Node {
             info!(%addr, "--dashboard-listen: nothing served yet");
         }
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(ProcessCollector::new()));
+        let runtimes = ProcessCollector::register(&mut registry, Handle::current());
         let transport = TransportMetrics::register(&mut registry);
         let sync = SyncMetrics::register(&mut registry);
         let fabric = FabricMetrics::register(&mut registry);
@@ -73,7 +74,7 @@ impl Node {
             return Ok(None);
         };
         let parts = stop
-            .run_until_cancelled(parts(&settings, &control, sync, fabric))
+            .run_until_cancelled(parts(&settings, &control, sync, (fabric, runtimes)))
             .await;
         match parts.transpose() {
             Ok(Some((syncer, router))) => {
@@ -106,7 +107,7 @@ async fn parts(
     settings: &NodeSettings,
     control: &ControlPlane,
     sync: Arc<SyncMetrics>,
-    fabric: Arc<FabricMetrics>,
+    (fabric, runtimes): (Arc<FabricMetrics>, Runtimes),
 ) -> anyhow::Result<(SyncerPart, RouterPart)> {
     let client = control.client()?;
     let router = RouterSettings {
@@ -121,6 +122,7 @@ async fn parts(
         drain_timeout: settings.drain_timeout,
         limits: settings.limits.clone(),
         identity_limit: settings.identity_limit,
+        runtimes,
     };
     let router = RouterPart::start(router, control.live.clone(), client.clone(), fabric).await?;
     let syncer = SyncerPart::start(

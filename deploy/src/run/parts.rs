@@ -15,6 +15,7 @@ use keel_fabric::metrics::FabricMetrics;
 use keel_sidecar::admin::{NotReady, Ready};
 use keel_sidecar::config::parse_apiserver;
 use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -27,12 +28,12 @@ use super::syncer::SyncerPart;
 use super::{node, peers};
 use crate::errors::chain;
 use crate::settings::{NodeSettings, Part};
-use crate::telemetry::ProcessCollector;
+use crate::telemetry::{ProcessCollector, Runtimes};
 
-fn registry() -> Registry {
+fn registry() -> (Registry, Runtimes) {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(ProcessCollector::new()));
-    registry
+    let runtimes = ProcessCollector::register(&mut registry, Handle::current());
+    (registry, runtimes)
 }
 
 /// `keel-apiserver`: owns the data directory, its identities and its sockets.
@@ -40,7 +41,7 @@ fn registry() -> Registry {
 /// # Errors
 /// It cannot start, or a part of it failed.
 pub async fn apiserver(settings: NodeSettings, stop: CancellationToken) -> anyhow::Result<()> {
-    let mut registry = registry();
+    let (mut registry, _) = registry();
     let transport = TransportMetrics::register(&mut registry);
     let ready = Ready::default();
     let starting = ready.wait_for("apiserver");
@@ -70,7 +71,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     if let Some(addr) = settings.dashboard_listen {
         info!(%addr, "--dashboard-listen: nothing served yet");
     }
-    let mut registry = registry();
+    let (mut registry, runtimes) = registry();
     let fabric = FabricMetrics::register(&mut registry);
     let Some(guest) = Guest::start(&settings, registry, &stop).await? else {
         return Ok(());
@@ -89,6 +90,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
         drain_timeout: settings.drain_timeout,
         limits: settings.limits.clone(),
         identity_limit: settings.identity_limit,
+        runtimes,
     };
     let mut router =
         RouterPart::start(router, access.live.clone(), access.client()?, fabric).await?;
@@ -109,7 +111,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
 /// # Errors
 /// As [`apiserver`].
 pub async fn syncer(settings: NodeSettings, stop: CancellationToken) -> anyhow::Result<()> {
-    let mut registry = registry();
+    let (mut registry, _) = registry();
     let sync = SyncMetrics::register(&mut registry);
     let Some(guest) = Guest::start(&settings, registry, &stop).await? else {
         return Ok(());

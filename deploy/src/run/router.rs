@@ -26,6 +26,7 @@ use tracing::{info, warn};
 
 use super::datapath::DataPath;
 use crate::errors::chain;
+use crate::telemetry::Runtimes;
 
 /// How long the first bind waits for the Router's spec. A node alone at home starts with flags and defaults after that.
 const SPEC_PATIENCE: Duration = Duration::from_secs(5);
@@ -44,6 +45,8 @@ pub(super) struct RouterSettings {
     pub(super) limits: Limits,
     /// Bandwidth of one identity.
     pub(super) identity_limit: Option<Rate>,
+    /// Where the data path's tasks are counted.
+    pub(super) runtimes: Runtimes,
 }
 
 /// A running Router.
@@ -101,7 +104,7 @@ impl RouterPart {
             bound: bound_tx,
             stop: stop.clone(),
         };
-        let mut data_path = DataPath::start("keel-data", move || serve.run())?;
+        let mut data_path = DataPath::start("keel-data", settings.runtimes, move || serve.run())?;
         tokio::select! {
             biased;
             ended = data_path.ended() => {

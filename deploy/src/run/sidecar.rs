@@ -79,9 +79,9 @@ impl RunningSidecar {
         let control = Handle::current();
         let (tell, told) = oneshot::channel();
         let inner = stop.clone();
-        let mut data_path = DataPath::start("keel-data", move || async move {
-            let mut registry = Registry::default();
-            registry.register_collector(Box::new(ProcessCollector::new()));
+        let mut registry = Registry::default();
+        let runtimes = ProcessCollector::register(&mut registry, control.clone());
+        let mut data_path = DataPath::start("keel-data", runtimes, move || async move {
             let sidecar = Sidecar::start(settings.config, registry, inner, control)
                 .await
                 .map_err(start_error)?;

@@ -4,4 +4,4 @@ mod logs;
 mod process;
 
 pub use logs::{LogFormat, LogSettings, init};
-pub use process::ProcessCollector;
+pub use process::{ProcessCollector, Runtimes};

@@ -1,37 +1,65 @@
-//! The process itself as metrics: memory, open files, CPU time, start time, under the names that dashboards expect.
+//! The process itself as metrics: memory, open files, CPU time, start time, under the names that dashboards expect; and
+//! the tasks of its runtimes.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Unit;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::runtime::Handle;
 
 /// Ticks per second of the CPU times in `/proc/self/stat`: 100 on every architecture that Rust has std for on Linux.
 const USER_HZ: f64 = 100.0;
+
+/// The runtimes whose tasks are counted. Clones are the same list.
+#[derive(Debug, Clone, Default)]
+pub struct Runtimes(Arc<Mutex<Vec<(&'static str, Handle)>>>);
+
+impl Runtimes {
+    /// Counts the tasks of `runtime` under `name` from now on, instead of those that had the name before.
+    pub fn count(&self, name: &'static str, runtime: Handle) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(other, _)| *other != name);
+        all.push((name, runtime));
+    }
+
+    fn alive(&self) -> Vec<(&'static str, usize)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter()
+            .map(|(name, runtime)| (*name, runtime.metrics().num_alive_tasks()))
+            .collect()
+    }
+}
 
 /// Reads `/proc/self` at each scrape. What cannot be read is left out.
 #[derive(Debug)]
 pub struct ProcessCollector {
     started: f64,
+    runtimes: Runtimes,
 }
 
 impl ProcessCollector {
-    /// A collector for this process, which counts as started now.
-    pub fn new() -> Self {
+    /// Shows this process, which counts as started now, in `registry`, with the tasks of the runtime `control` and of those
+    /// that are added to the list.
+    pub fn register(registry: &mut Registry, control: Handle) -> Runtimes {
+        let runtimes = Runtimes::default();
+        runtimes.count("control", control);
+        registry.register_collector(Box::new(Self::new(runtimes.clone())));
+        runtimes
+    }
+
+    fn new(runtimes: Runtimes) -> Self {
         let since_epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         Self {
             started: since_epoch.as_secs_f64(),
+            runtimes,
         }
-    }
-}
-
-impl Default for ProcessCollector {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -71,6 +99,16 @@ impl Collector for ProcessCollector {
                 files.metric_type(),
             )?)?;
         }
+        let mut tasks = encoder.encode_descriptor(
+            "keel_runtime_tasks",
+            "Tasks that have not ended",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (runtime, alive) in self.runtimes.alive() {
+            let alive = ConstGauge::new(i64::try_from(alive).unwrap_or(i64::MAX));
+            alive.encode(tasks.encode_family(&[("runtime", runtime)])?)?;
+        }
         Ok(())
     }
 }
@@ -100,16 +138,19 @@ fn open_files() -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::registry::Registry;
-
     use super::*;
 
-    #[test]
-    fn a_scrape_shows_the_process() {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(ProcessCollector::new()));
+    fn scrape(registry: &Registry) -> String {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn a_scrape_shows_the_process() {
+        let mut registry = Registry::default();
+        let _runtimes = ProcessCollector::register(&mut registry, Handle::current());
+        let text = scrape(&registry);
         for name in [
             "process_start_time_seconds",
             "process_resident_memory_bytes",
@@ -121,5 +162,32 @@ mod tests {
                 "{name} in\n{text}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn tasks_are_counted_while_they_live() {
+        let mut registry = Registry::default();
+        let runtimes = ProcessCollector::register(&mut registry, Handle::current());
+        // The next one of a name takes the place of the one before.
+        runtimes.count("data", Handle::current());
+        runtimes.count("data", Handle::current());
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..3 {
+            tasks.spawn(std::future::pending::<()>());
+        }
+        let lines = |text: &str| -> Vec<String> {
+            let lines = text.lines().filter(|line| line.starts_with("keel_runtime"));
+            lines.map(str::to_owned).collect()
+        };
+        let line = |name, count| format!("keel_runtime_tasks{{runtime=\"{name}\"}} {count}");
+        assert_eq!(
+            lines(&scrape(&registry)),
+            [line("control", 3), line("data", 3)]
+        );
+        tasks.shutdown().await;
+        assert_eq!(
+            lines(&scrape(&registry)),
+            [line("control", 0), line("data", 0)]
+        );
     }
 }

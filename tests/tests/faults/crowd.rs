@@ -77,8 +77,11 @@ fn fault(ground: &Ground, random: &mut SmallRng) -> anyhow::Result<&'static str>
 
 fn back_to(before: [Holding; 3], now: [Holding; 3]) -> Result<(), String> {
     for (before, now) in before.iter().zip(now) {
-        let most = before.resident_kib * 105 / 100 + SLACK_KIB;
-        if now.files > before.files || now.resident_kib > most {
+        let more = |count: u64| count * 105 / 100;
+        if now.files > before.files
+            || now.tasks > more(before.tasks)
+            || now.resident_kib > more(before.resident_kib) + SLACK_KIB
+        {
             return Err(format!("{now:?} is more than {before:?}"));
         }
     }

@@ -13,8 +13,8 @@ use keel_tests::wait::{self, SOON};
 
 /// The port of the service that everything is carried to.
 const PORT: u16 = 2003;
-/// What `keel-sidecar` and a node serve their metrics on.
-const METRICS: [u16; 2] = [1080, 9090];
+/// What `keel-sidecar` serves its metrics on.
+const METRICS: u16 = 1080;
 
 pub(crate) struct Ground {
     // Dropped from top to bottom: processes before the namespaces they run in, and those before their links.
@@ -81,9 +81,9 @@ impl Ground {
     /// What the three processes hold.
     pub(crate) fn holding(&self) -> anyhow::Result<[Holding; 3]> {
         Ok([
-            Holding::of(&self.consumer.process)?,
-            Holding::of(&self.provider.process)?,
-            Holding::of(&self.node.process)?,
+            Holding::of(&self.consumer.process, &metrics(&self.consumer)?)?,
+            Holding::of(&self.provider.process, &metrics(&self.provider)?)?,
+            Holding::of(&self.node.process, &self.node.metrics("/metrics")?)?,
         ])
     }
 
@@ -137,7 +137,7 @@ impl Ground {
 /// What a sidecar serves at `/metrics`.
 pub(crate) fn metrics(sidecar: &Sidecar) -> anyhow::Result<String> {
     Program::new("curl")
-        .args(["-sSf", &format!("http://127.0.0.1:{}/metrics", METRICS[0])])
+        .args(["-sSf", &format!("http://127.0.0.1:{METRICS}/metrics")])
         .on(&sidecar.host)
         .ok(SOON)
 }
@@ -155,13 +155,16 @@ pub(crate) fn sum(metrics: &str, name: &str) -> u64 {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Holding {
     pub(crate) files: usize,
+    /// Of all its runtimes, those of the scrape that told us included.
+    pub(crate) tasks: u64,
     pub(crate) resident_kib: u64,
 }
 
 impl Holding {
-    fn of(process: &Process) -> anyhow::Result<Self> {
+    fn of(process: &Process, metrics: &str) -> anyhow::Result<Self> {
         Ok(Self {
             files: process.open_files()?,
+            tasks: sum(metrics, "keel_runtime_tasks"),
             resident_kib: process.resident_kib()?,
         })
     }

@@ -74,12 +74,12 @@ fn past_the_window_both_ends_are_reset() -> anyhow::Result<()> {
     // New connections work soon after the network is back.
     ground.carry(&Load::steady(1, 2))?.finish()?.exact()?;
     println!("a new connection carries after {:.1?}", back.elapsed());
-    wait::until_some("files are given back", GIVEN_BACK, || {
+    wait::until_some("files and tasks are given back", GIVEN_BACK, || {
         let now = ground.holding().map_err(|error| error.to_string())?;
         let more = now
             .iter()
             .zip(before)
-            .any(|(now, then)| now.files > then.files);
+            .any(|(now, then)| now.files > then.files || now.tasks > then.tasks);
         if more {
             Err(format!("{now:?}, before {before:?}"))
         } else {
