@@ -17,6 +17,9 @@ use crate::client::{Client, ClientError};
 
 /// Changes that come together are written together: long enough for a sidecar's publications, too short to notice.
 const GATHER: Duration = Duration::from_millis(20);
+/// What a status is written before its time: the router's view of its counters is up to a second old when it is taken, and
+/// the write takes a moment.
+const LAG: Duration = Duration::from_millis(1500);
 /// First and longest wait after a write that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How long the last words of a stopping router may take.
@@ -27,7 +30,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct ReporterConfig {
     /// The node, whose name is its Router's.
     pub node: NodeName,
-    /// Longest time between two writes of what only ticks (heartbeat, counters).
+    /// How old what only ticks (heartbeat, counters) may become: it is written a moment before. One of less than 3 s is
+    /// kept but for the second that the router's view may be old.
     pub interval: Duration,
 }
 
@@ -76,6 +80,8 @@ impl<S: StatusSink> Reporter<S> {
         stop: CancellationToken,
     ) {
         let mut written: Option<RouterStatus> = None;
+        let every = self.config.interval.saturating_sub(LAG);
+        let every = every.max(self.config.interval / 2);
         let mut due = Instant::now();
         let mut retry = RETRY.0;
         loop {
@@ -115,6 +121,7 @@ impl<S: StatusSink> Reporter<S> {
                 written.as_ref(),
                 SystemTime::now(),
             );
+            let built = Instant::now();
             let outcome = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -127,7 +134,7 @@ impl<S: StatusSink> Reporter<S> {
                         "status of the Router written"
                     );
                     written = Some(next);
-                    due = Instant::now() + self.config.interval;
+                    due = built + every;
                     retry = RETRY.0;
                 }
                 Err(error) => {

@@ -90,7 +90,7 @@ pub struct NodeFlags {
     )]
     #[serde(deserialize_with = "values::texts")]
     pub local_namespaces: Vec<Namespace>,
-    /// Longest time between two durable writes of counters and heartbeats [default: 30s]
+    /// How old counters and heartbeats in Router.status may become; they are written about once in that time [default: 30s]
     #[arg(long, env = "KEEL_STATUS_INTERVAL", value_name = "TIME")]
     #[serde(deserialize_with = "values::text")]
     pub status_interval: Option<Span>,
@@ -230,7 +230,7 @@ pub struct NodeSettings {
     pub metrics_listen: Wanted,
     /// Namespaces any local user may have identities of, besides `default`.
     pub local_namespaces: Vec<Namespace>,
-    /// Longest time between two durable writes of what only ticks.
+    /// How old what only ticks may become in the Router's status.
     pub status_interval: Duration,
     /// How long a Router that stops waits at most for its flows to go elsewhere.
     pub drain_timeout: Duration,
