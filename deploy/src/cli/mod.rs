@@ -4,6 +4,7 @@ pub(crate) mod access;
 mod flows;
 mod kubeconfig;
 pub mod part;
+mod rates;
 mod resources;
 mod routers;
 pub mod sidecar;

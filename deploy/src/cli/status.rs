@@ -1,14 +1,19 @@
 //! `keel status`: what this node is, whom it sees, and what flows through it.
 
 use std::fmt::Write as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use keel_control::api::Router;
 use keel_control::enroll::wire::{FlowInfo, NodeInfo, PeerInfo};
 
+use super::rates::Rate;
 use super::table::ago;
-use super::{NodeDir, access, answer, flows, routers};
+use super::{NodeDir, access, answer, flows, rates, routers};
+use crate::settings::{Span, within};
+
+/// The longest `--over`.
+const MAX_OVER: Duration = Duration::from_secs(3600);
 
 /// How a status is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -24,10 +29,11 @@ enum Output {
 #[command(
     after_help = "The flows are those of this node's Router since it started: per service and peer, UP from consumer to
 provider. They are counted while they run. A Router that is another process (keel-router) is taken at its last
-report, which is at most --status-interval old.
+report, which is at most --status-interval old, and has no rates. Rates are measured while the command runs.
 
 Examples:
   keel status
+  keel status --over 10s
   keel status -o json"
 )]
 pub(crate) struct Flags {
@@ -36,16 +42,29 @@ pub(crate) struct Flags {
     /// How to show it
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
+    /// Over what time rates are measured; 0s: not at all
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    over: Span,
 }
 
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
+    let over = within(flags.over, "--over", Duration::ZERO, MAX_OVER)?;
     let admin = access::Admin::get(&flags.node.path(), None, None).await?;
+    let (before, then) = (admin.flows().await?, Instant::now());
     let list = admin
         .client()?
         .list_routers()
         .await
         .context("the APIServer does not answer")?;
-    let live = admin.flows().await?;
+    let mut rates = Vec::new();
+    let mut live = before;
+    if !over.is_zero()
+        && let Some(before) = live.take()
+    {
+        tokio::time::sleep(over.saturating_sub(then.elapsed())).await;
+        live = admin.flows().await?;
+        rates = rates::between(&before, live.as_deref().unwrap_or_default(), then.elapsed());
+    }
     let own = list
         .routers
         .iter()
@@ -55,6 +74,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         own,
         all: &list.routers,
         live: live.is_some(),
+        rates,
         flows: live.unwrap_or_else(|| own.map(flows::reported).unwrap_or_default()),
     };
     answer(&match flags.output {
@@ -71,12 +91,15 @@ struct Status<'a> {
     /// Whether the flows are those of this moment.
     live: bool,
     flows: Vec<FlowInfo>,
+    /// What moves at this moment.
+    rates: Vec<Rate>,
 }
 
 impl Status<'_> {
     fn json(&self) -> serde_json::Value {
         serde_json::json!({
             "node": self.info, "routers": self.all, "flows": self.flows, "flowsLive": self.live,
+            "rates": self.rates,
         })
     }
 }
@@ -130,6 +153,10 @@ fn render(status: &Status<'_>, now: SystemTime) -> Result<String, std::fmt::Erro
     writeln!(out, "\n{}", routers::table(all, false, now).trim_end())?;
     if let Some(table) = routers::unhealthy(all) {
         writeln!(out, "\n{}", table.trim_end())?;
+    }
+    if !status.rates.is_empty() {
+        let now = rates::table(&status.rates);
+        writeln!(out, "\nper second, now\n{}", now.trim_end())?;
     }
     if !status.flows.is_empty() {
         let since = match own.and_then(|router| router.status.as_ref()) {

@@ -18,6 +18,7 @@ fn status<'a>(info: &'a NodeInfo, all: &'a [Router]) -> Status<'a> {
         all,
         live: true,
         flows: Vec::new(),
+        rates: Vec::new(),
     }
 }
 
@@ -98,7 +99,18 @@ peers           none
 NAME   CLUSTER   READY   HEARTBEAT   REACHABLE AT         SERVICES
 a      site-1    True    12s ago     a.example.net:7000   mysql.default:3306
 ";
+    status.rates = vec![Rate {
+        service: "mysql.default:3306".into(),
+        role: "router".into(),
+        active: 1,
+        bytes_down_per_second: 1_500_000.0,
+        ..Rate::default()
+    }];
     let live = "
+per second, now
+SERVICE              ROLE     ACTIVE   NEW/S   UP/S   DOWN/S
+mysql.default:3306   router   1        0.0     0 B    1.5 MB
+
 flows of this node's Router
 SERVICE              ROLE     PEER                           ACTIVE   STARTED   UP       DOWN      RESUMES   STALLED   RESETS
 mysql.default:3306   router   /node/a/ns/default/pod/app-0   1        4         1.0 kB   23.4 MB   1         0         -
@@ -107,9 +119,11 @@ mysql.default:3306   router   /node/a/ns/default/pod/app-0   1        4         
     let json = status.json();
     assert_eq!(json["flows"][0]["bytesDown"], 23_400_000);
     assert_eq!(json["flowsLive"], true);
+    assert_eq!(json["rates"][0]["bytesDownPerSecond"], 1_500_000.0);
     assert_eq!(json["node"]["node"], "a");
 
     status.live = false;
+    status.rates = Vec::new();
     status.flows = flows::reported(&all[0]);
     let reported = "
 flows of this node's Router, as reported 12s ago
