@@ -39,6 +39,8 @@ pub struct Load {
     pub bound: Duration,
     /// What the bytes follow from.
     pub seed: u64,
+    /// The connections only receive, until [`Running::finish`].
+    pub mute: bool,
 }
 
 /// What became of one connection.
@@ -63,7 +65,8 @@ pub struct Running {
 
 #[derive(Debug, Default)]
 struct State {
-    arrived: AtomicU64,
+    /// Bytes that came back, on each connection.
+    arrived: Vec<AtomicU64>,
     sent: AtomicU64,
     connected: AtomicUsize,
     ended: AtomicUsize,
@@ -97,6 +100,7 @@ impl Load {
             pause: Duration::from_millis(50),
             bound: Duration::from_secs(900),
             seed,
+            mute: false,
         }
     }
 
@@ -110,6 +114,7 @@ impl Load {
             pause: Duration::ZERO,
             bound: Duration::from_secs(900),
             seed,
+            mute: false,
         }
     }
 
@@ -122,7 +127,15 @@ impl Load {
             self.block.is_multiple_of(8) && self.length.unwrap_or(0).is_multiple_of(8),
             "blocks and lengths are multiples of 8"
         );
-        let (state, enough) = (Arc::<State>::default(), CancellationToken::new());
+        anyhow::ensure!(
+            !self.mute || self.length.is_none(),
+            "who sends nothing reaches no length"
+        );
+        let state = Arc::new(State {
+            arrived: (0..self.flows).map(|_| AtomicU64::new(0)).collect(),
+            ..State::default()
+        });
+        let enough = CancellationToken::new();
         let thread = std::thread::Builder::new().name("load".to_owned()).spawn({
             let (load, host) = (self.clone(), host.clone());
             let (state, enough) = (Arc::clone(&state), enough.clone());
@@ -150,7 +163,8 @@ impl Load {
     ) -> Vec<Seen> {
         let began = Instant::now();
         let mut flows = JoinSet::new();
-        for number in 0..self.flows as u64 {
+        for index in 0..self.flows {
+            let number = index as u64;
             let manner = Manner {
                 seed: self.seed ^ number.wrapping_mul(0xD605_BBB5_8C8A_BC65),
                 block: self.block,
@@ -158,10 +172,11 @@ impl Load {
                 length: self.length.unwrap_or(0),
             };
             let (state, enough) = (Arc::clone(state), enough.clone());
-            let deadline = began + self.bound;
+            let (deadline, mute) = (began + self.bound, self.mute);
             flows.spawn(async move {
                 tokio::time::sleep(RAMP * number as u32).await;
-                let (end, pauses) = flow(server, manner, deadline, &state, &enough).await;
+                let place = (&*state, &state.arrived[index]);
+                let (end, pauses) = flow(server, (manner, mute), deadline, place, &enough).await;
                 state.ended.fetch_add(1, Ordering::AcqRel);
                 Seen {
                     end,
@@ -176,9 +191,9 @@ impl Load {
 
 async fn flow(
     server: SocketAddr,
-    manner: Manner,
+    (manner, mute): (Manner, bool),
     deadline: Instant,
-    state: &State,
+    (state, arrived): (&State, &AtomicU64),
     enough: &CancellationToken,
 ) -> (End, Vec<(Duration, Duration)>) {
     let connected = tokio::time::timeout_at(deadline.into(), TcpStream::connect(server)).await;
@@ -193,8 +208,13 @@ async fn flow(
     }
     state.connected.fetch_add(1, Ordering::AcqRel);
     let (from, to) = stream.into_split();
-    let mut judge = Judge::new(manner.answer(), deadline, &state.arrived);
-    let mut writing = Box::pin(manner.send(to, enough, &state.sent));
+    let mut judge = Judge::new(manner.answer(), deadline, arrived);
+    let mut writing = Box::pin(async {
+        if mute {
+            enough.cancelled().await;
+        }
+        manner.send(to, enough, &state.sent).await
+    });
     let mut written = None;
     let end = {
         let mut reading = Box::pin(judge.read(from));
@@ -223,7 +243,13 @@ impl Running {
     /// Bytes that came back until now.
     #[must_use]
     pub fn arrived(&self) -> u64 {
-        self.state.arrived.load(Ordering::Relaxed)
+        self.each().iter().sum()
+    }
+
+    /// The same of each connection.
+    fn each(&self) -> Vec<u64> {
+        let all = self.state.arrived.iter();
+        all.map(|flow| flow.load(Ordering::Relaxed)).collect()
     }
 
     /// Connections that have ended, in whatever way.
@@ -247,6 +273,33 @@ impl Running {
                 "{missing} are missing, {} flows of {} ended",
                 self.ended(),
                 self.flows
+            ))
+        })?;
+        Ok(began.elapsed())
+    }
+
+    /// Waits until something more has come back on every single connection, and says how long the last one took.
+    ///
+    /// # Errors
+    /// If it has not within `bound`.
+    pub fn all_move(&self, bound: Duration) -> anyhow::Result<Duration> {
+        let (began, before) = (Instant::now(), self.each());
+        wait::until_some("every connection carries", bound, || {
+            let now = self.each().into_iter().zip(&before);
+            let still: Vec<usize> = now
+                .enumerate()
+                .filter(|(_, (now, before))| now == *before)
+                .map(|(index, _)| index)
+                .collect();
+            if still.is_empty() {
+                return Ok(());
+            }
+            let first = &still[..still.len().min(8)];
+            Err(format!(
+                "{} of {} stand still: {first:?}, {} ended",
+                still.len(),
+                self.flows,
+                self.ended()
             ))
         })?;
         Ok(began.elapsed())
