@@ -76,11 +76,11 @@ impl Walk {
         noticed.with_context(|| self.consumer.process.log())
     }
 
-    /// Waits for bytes that were not under way before.
+    /// Waits for bytes on every connection.
     fn goes_on(&self, what: &str) -> anyhow::Result<()> {
-        let took = self.load.moves(100_000, BACK + BUSY);
+        let took = self.load.all_move(BACK + BUSY);
         let took = took.with_context(|| format!("{what}\n{}", self.consumer.process.log()))?;
-        println!("{what}: bytes after {took:.1?}");
+        println!("{what}: bytes on all connections after {took:.1?}");
         // So that the next change meets connections that have settled.
         self.load.moves(500_000, wait::SOON)?;
         Ok(())
@@ -95,10 +95,15 @@ impl Walk {
         self.goes_on(&format!("from {from} to {to}"))
     }
 
-    fn end(self) -> anyhow::Result<()> {
+    /// No connection stood still for much longer than the longest of its faults.
+    fn end(self, out: Duration) -> anyhow::Result<()> {
         let report = self.load.finish()?;
         println!("{report}");
-        report.exact().with_context(|| self.consumer.process.log())
+        report
+            .exact()
+            .with_context(|| self.consumer.process.log())?;
+        anyhow::ensure!(report.stall(1.0) <= out + BACK + BUSY, "{report}");
+        Ok(())
     }
 }
 
@@ -115,13 +120,14 @@ fn another_address_is_a_pause() -> anyhow::Result<()> {
     walk.moves("198.51.100.78/24", "198.51.100.79/24")?;
     // Nowhere to go for a while: that must not end the endpoint.
     let host = &walk.consumer.host;
+    let out = Duration::from_secs(3);
     host.remove_address("198.51.100.79/24")?;
-    wait::pause(Duration::from_secs(3));
+    wait::pause(out);
     let before = walk.noticed();
     host.add_address(&first)?;
     walk.notices(before)?;
     walk.goes_on("without any address for 3 s")?;
-    walk.end()
+    walk.end(out)
 }
 
 #[test]
@@ -143,5 +149,5 @@ fn a_cable_that_was_out_is_a_pause() -> anyhow::Result<()> {
     wait::pause(out);
     walk.lab.plug(at)?;
     walk.goes_on(&format!("nothing came for {out:?}"))?;
-    walk.end()
+    walk.end(out)
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use keel_tests::lab::{Conditions, Profile};
-use keel_tests::load::Load;
+use keel_tests::load::{Load, Running};
 use keel_tests::need::{self, Need, lacking};
 use keel_tests::wait::{self, SOON};
 use nix::sys::signal::Signal;
@@ -16,8 +16,10 @@ use crate::ground::{Ground, Holding};
 /// What memory may keep besides 5 %: allocators give back by the page, and the first crowd touches pages that stay.
 const SLACK_KIB: u64 = 4 << 10;
 
-/// How soon some of the connections carry again after a fault.
+/// How soon connections carry again after a fault: some of them, and after this many faults every one, besides the time from
+/// one of its blocks to the next.
 const BACK: Duration = Duration::from_secs(10);
+const TOGETHER: usize = 4;
 
 /// One fault, chosen by chance.
 fn fault(ground: &Ground, random: &mut SmallRng) -> anyhow::Result<&'static str> {
@@ -88,6 +90,29 @@ fn back_to(before: [Holding; 3], now: [Holding; 3]) -> Result<(), String> {
     Ok(())
 }
 
+/// Faults for so long, one after another; how many.
+fn storm(
+    ground: &Ground,
+    load: &Running,
+    random: &mut SmallRng,
+    (span, pause): (Duration, Duration),
+) -> anyhow::Result<usize> {
+    let (end, mut faults) = (Instant::now() + span, 0);
+    while Instant::now() < end {
+        let name = fault(ground, random)?;
+        faults += 1;
+        // Most faults meet connections that are still busy with the one before.
+        let took = if faults % TOGETHER == 0 {
+            load.all_move(BACK + pause)
+        } else {
+            load.moves(50_000, BACK)
+        };
+        let took = took.with_context(|| format!("after {name}{}", ground.logs()))?;
+        println!("{name}: went on after {took:.1?}");
+    }
+    Ok(faults)
+}
+
 #[test]
 fn a_crowd_leaves_nothing_behind() -> anyhow::Result<()> {
     if lacking(&[Need::Root, Need::Dig, Need::Curl]) {
@@ -100,27 +125,22 @@ fn a_crowd_leaves_nothing_behind() -> anyhow::Result<()> {
     };
     let ground = Ground::new(0xC20D_0001, &[])?;
     let mut random = SmallRng::seed_from_u64(ground.seed);
+    // 800 blocks a second, however many share them: the machine is to carry the faults, not the bytes.
+    let pause = Duration::from_micros(1250) * flows as u32;
     let crowd = |seed| Load {
         block: 512,
-        // 800 blocks a second, however many share them: the machine is to carry the faults, not the bytes.
-        pause: Duration::from_micros(1250) * flows as u32,
+        pause,
         ..Load::steady(flows, seed)
     };
-    // The same crowd without a fault is the baseline: what it leaves are pools and caches, not leaks.
-    ground.carry(&crowd(1))?.finish()?.exact()?;
+    // The same crowd with a few faults is the baseline: what it leaves are pools and caches, not leaks.
+    let load = ground.carry(&crowd(1))?;
+    storm(&ground, &load, &mut random, (span / 10, pause))?;
+    load.finish()?.exact().with_context(|| ground.logs())?;
     ground.is_quiet(SOON)?;
     let before = ground.holding()?;
 
     let load = ground.carry(&crowd(ground.seed))?;
-    let (end, mut faults) = (Instant::now() + span, 0);
-    while Instant::now() < end {
-        let name = fault(&ground, &mut random)?;
-        faults += 1;
-        let took = load
-            .moves(50_000, BACK)
-            .with_context(|| format!("after {name}{}", ground.logs()))?;
-        println!("{name}: bytes after {took:.1?}");
-    }
+    let faults = storm(&ground, &load, &mut random, (span, pause))?;
     let report = load.finish()?;
     println!("{faults} faults in {span:?}: {report}");
     report.exact().with_context(|| ground.logs())?;

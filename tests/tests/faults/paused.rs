@@ -19,7 +19,7 @@ fn pause(process: &Process, load: &Running) -> anyhow::Result<Duration> {
     // Whoever fails here must not leave a process that cannot end.
     wait::pause(Duration::from_secs(if need::long() { 20 } else { 3 }));
     process.signal(Signal::SIGCONT)?;
-    load.moves(50_000, BACK)
+    load.all_move(BACK)
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_paused_process_is_a_pause() -> anyhow::Result<()> {
         ("provider", &ground.provider.process),
     ] {
         let took = pause(process, &load).with_context(|| format!("{name}{}", ground.logs()))?;
-        println!("the {name} was paused: bytes {took:.1?} after it went on");
+        println!("the {name} was paused: bytes on all connections {took:.1?} after it went on");
     }
     let report = load.finish()?;
     println!("{report}");

@@ -196,8 +196,11 @@ fn partition(
     wait::pause(span());
     link.set_one(way, base());
     for load in loads {
-        let took = load.moves(50_000, BACK).with_context(|| ground.logs())?;
-        println!("{way:?}: went on {took:.1?} after the cut of {:?}", span());
+        let took = load.all_move(BACK).with_context(|| ground.logs())?;
+        println!(
+            "{way:?}: all went on {took:.1?} after the cut of {:?}",
+            span()
+        );
     }
     Ok(())
 }
