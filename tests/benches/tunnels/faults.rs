@@ -1,7 +1,7 @@
 //! What becomes of a connection through a tunnel when something breaks below it.
 //!
 //! A client sends a numbered message twenty times a second and expects it back. The server's side dials out from behind
-//! a NAT; the relay is public. A relay that is itself an end of the connection, as those of the peers are, takes the
+//! a NAT; the relay is public. stunnel's server cannot dial out: it is public, and the client is behind the NAT. A relay that is itself an end of the connection, as those of the peers are, takes the
 //! connection with it when it dies: that is the point of the comparison.
 
 use std::fmt;
@@ -26,9 +26,9 @@ const AFTER: Duration = Duration::from_secs(20);
 /// What breaks.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    /// The relay is killed and is back after a second.
+    /// The relay is killed and is back after a second; stunnel's is its server.
     RelayKilled,
-    /// The server's side loses its cable for ten seconds.
+    /// The side behind the NAT loses its cable for ten seconds.
     Outage,
     /// The NAT gives every flow another outside port.
     Rebinding,
@@ -124,13 +124,18 @@ pub(crate) fn table(tunnels: &[Tunnel]) -> anyhow::Result<()> {
                 }
             })
             .collect();
-        println!("| {} | {} |", tunnel.name(), cells.join(" | "));
+        let place = if tunnel.reaches_out() {
+            ""
+        } else {
+            " (server public, client behind the NAT)"
+        };
+        println!("| {}{place} | {} |", tunnel.name(), cells.join(" | "));
     }
     Ok(())
 }
 
 fn watch(tunnel: Tunnel, fault: Fault) -> anyhow::Result<Seen> {
-    let place = Place::behind_nat()?;
+    let place = Place::behind_nat(tunnel.reaches_out())?;
     let backend = Backend::start(&place)?;
     let mut running = tunnel.start(&place, backend.address())?;
     let entry = running.entry;

@@ -24,7 +24,7 @@ use tunnel::Tunnel;
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let all = if arguments.faults {
-        Tunnel::REACHING_OUT
+        Tunnel::FAULTED
     } else {
         Tunnel::FAST
     };

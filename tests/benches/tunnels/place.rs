@@ -79,23 +79,33 @@ impl Place {
         })
     }
 
-    /// The applications on the internet, the servers behind a NAT that lets TCP and UDP out.
+    /// One end on the internet, the other behind a NAT that lets TCP and UDP out: the servers, or the applications.
     ///
     /// # Errors
     /// If namespaces cannot be made here.
-    pub(crate) fn behind_nat() -> anyhow::Result<Self> {
+    pub(crate) fn behind_nat(servers: bool) -> anyhow::Result<Self> {
         anyhow::ensure!(!lacking(&[Need::Root]), "namespaces need root");
         let mut lab = Lab::new()?;
-        let apps = lab.host("apps")?;
-        let (servers, nat) = lab.behind_nat("servers", NatKind::HomeWithTcp)?;
+        let (public, private) = if servers {
+            ("apps", "servers")
+        } else {
+            ("servers", "apps")
+        };
+        let public = lab.host(public)?;
+        let (private, nat) = lab.behind_nat(private, NatKind::HomeWithTcp)?;
+        let hosts = if servers {
+            (public, private)
+        } else {
+            (private, public)
+        };
         Ok(Self {
-            hosts: Some((apps, servers)),
+            hosts: Some(hosts),
             nat: Some(nat),
             lab: Some(lab),
         })
     }
 
-    /// Takes the servers' NAT off the internet for a while.
+    /// Takes the NAT off the internet for a while.
     ///
     /// # Errors
     /// Without a NAT.

@@ -38,6 +38,7 @@ const RATIOS: &[(Tunnel, Tunnel, Option<Reach>)] = &[
         Some((Link::Pair, "up x1", 1.0)),
     ),
     (Tunnel::Keel, Tunnel::RatholeNoise, None),
+    (Tunnel::Keel, Tunnel::Stunnel, None),
     (Tunnel::Keel, Tunnel::Direct, None),
 ];
 

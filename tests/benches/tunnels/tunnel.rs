@@ -5,12 +5,15 @@ mod peers;
 mod rathole;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use keel_tests::need;
 use keel_tests::process::{Process, Program};
 use keel_tests::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::machine;
 use crate::place::Place;
@@ -37,6 +40,8 @@ pub(crate) enum Tunnel {
     Bore,
     /// A reverse forwarding of OpenSSH.
     Ssh,
+    /// stunnel: TLS around each connection, to a server that can be reached.
+    Stunnel,
 }
 
 impl Tunnel {
@@ -49,17 +54,24 @@ impl Tunnel {
         Self::RatholePlain,
         Self::RatholeTls,
         Self::RatholeNoise,
+        Self::Stunnel,
     ];
 
-    /// Those that are put through faults: the server's side dials out of a NAT in all of them.
-    pub(crate) const REACHING_OUT: &'static [Self] = &[
+    /// Those that are put through faults.
+    pub(crate) const FAULTED: &'static [Self] = &[
         Self::KeelSidecars,
         Self::RatholePlain,
         Self::RatholeTls,
         Self::RatholeNoise,
         Self::Bore,
         Self::Ssh,
+        Self::Stunnel,
     ];
+
+    /// Whether the server's side dials out, so that it may stand behind a NAT.
+    pub(crate) const fn reaches_out(self) -> bool {
+        !matches!(self, Self::Direct | Self::Stunnel)
+    }
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -72,6 +84,7 @@ impl Tunnel {
             Self::RatholeNoise => "rathole noise",
             Self::Bore => "bore",
             Self::Ssh => "ssh -R",
+            Self::Stunnel => "stunnel",
         }
     }
 
@@ -94,7 +107,10 @@ impl Tunnel {
         {
             return Some("no OpenSSH on this machine (Debian: openssh-server)");
         }
-        if self == Self::RatholeTls && need::find("openssl").is_none() {
+        if self == Self::Stunnel && need::find("stunnel").is_none() {
+            return Some("no stunnel on this machine (Debian: stunnel4)");
+        }
+        if matches!(self, Self::RatholeTls | Self::Stunnel) && need::find("openssl").is_none() {
             return Some("no openssl to make its certificate with");
         }
         None
@@ -119,6 +135,7 @@ impl Tunnel {
             Self::RatholeNoise => rathole::noise(place, server),
             Self::Bore => peers::bore(place, server),
             Self::Ssh => peers::ssh(place, server),
+            Self::Stunnel => peers::stunnel(place, server),
         }
     }
 }
@@ -196,13 +213,20 @@ impl Running {
         self.processes().map(Process::log).collect()
     }
 
-    /// Kills the relay as the power would.
+    /// Kills the relay as the power would, with the processes that it has made for single sessions.
     ///
     /// # Errors
     /// If it is gone.
     pub(crate) fn kill_relay(&mut self) -> anyhow::Result<()> {
         let relay = self.parts.first_mut().context("no relay")?;
-        relay.process.kill()
+        let sessions = machine::descendants(relay.process.pid())?;
+        relay.process.kill()?;
+        for session in sessions {
+            let pid = Pid::from_raw(i32::try_from(session)?);
+            // It may have ended with its parent.
+            let _gone = kill(pid, Signal::SIGKILL);
+        }
+        Ok(())
     }
 
     /// Starts the relay again.
@@ -222,4 +246,19 @@ fn peer(name: &str) -> Option<std::path::PathBuf> {
         Some(path) => Some(path.into()),
         None => need::find(name),
     }
+}
+
+fn openssl(words: &str) -> anyhow::Result<String> {
+    let words = words.split(' ');
+    Program::new("openssl").args(words).ok(wait::SOON)
+}
+
+/// A key and its own certificate for `localhost`.
+fn self_signed(key: &Path, cert: &Path) -> anyhow::Result<()> {
+    let (key, cert) = (key.display(), cert.display());
+    openssl(&format!(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost -addext \
+         subjectAltName=DNS:localhost -keyout {key} -out {cert}"
+    ))?;
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! bore and OpenSSH.
+//! bore, OpenSSH and stunnel.
 
 use std::net::SocketAddr;
 
@@ -71,6 +71,46 @@ pub(super) fn ssh(place: &Place, server: SocketAddr) -> anyhow::Result<Running> 
         .arg(format!("127.0.0.1:{entry}:{server}"))
         .arg(format!("root@{}", place.apps_ip()));
     let parts = vec![relay, Part::start(place.servers(near))?];
+    let entry = SocketAddr::from(([127, 0, 0, 1], entry));
+    Ok(Running::new(entry, parts, folder))
+}
+
+/// stunnel carries nothing inwards: its server stands beside the servers and has to be reachable there.
+pub(super) fn stunnel(place: &Place, server: SocketAddr) -> anyhow::Result<Running> {
+    let folder = tempfile::tempdir()?;
+    let [port, entry] = place.free_ports()?;
+    let path = |name: &str| folder.path().join(name);
+    let (key, cert) = (path("key.pem"), path("cert.pem"));
+    super::self_signed(&key, &cert)?;
+    let config = |name: &str, text: String| -> anyhow::Result<Program> {
+        // No added delay, as the others have it.
+        let common =
+            "foreground = yes\npid =\nsocket = l:TCP_NODELAY=1\nsocket = r:TCP_NODELAY=1\n";
+        std::fs::write(path(name), format!("{common}{text}"))?;
+        Ok(Program::new("stunnel").arg(path(name)))
+    };
+    let meeting = SocketAddr::new(place.servers_ip(), port);
+    let far = config(
+        "server.conf",
+        format!(
+            "[bench]\naccept = {meeting}\nconnect = {server}\nkey = {}\ncert = {}\n",
+            key.display(),
+            cert.display()
+        ),
+    )?;
+    let near = config(
+        "client.conf",
+        format!(
+            "[bench]\nclient = yes\naccept = 127.0.0.1:{entry}\nconnect = {meeting}\nverifyChain = yes\nCAfile = {}\n\
+             checkHost = localhost\n",
+            cert.display()
+        ),
+    )?;
+    let said = "Configuration successful";
+    let parts = vec![
+        Part::until(place.servers(far), said)?,
+        Part::until(place.apps(near), said)?,
+    ];
     let entry = SocketAddr::from(([127, 0, 0, 1], entry));
     Ok(Running::new(entry, parts, folder))
 }

@@ -19,15 +19,8 @@ pub(super) fn tls(place: &Place, server: SocketAddr) -> anyhow::Result<Running> 
     let folder = tempfile::tempdir()?;
     let path = |name: &str| folder.path().join(name).display().to_string();
     let (key, cert, store) = (path("key.pem"), path("cert.pem"), path("identity.pfx"));
-    let openssl = |words: &str| {
-        let words = words.split(' ');
-        Program::new("openssl").args(words).ok(wait::SOON)
-    };
-    openssl(&format!(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost -addext \
-         subjectAltName=DNS:localhost -keyout {key} -out {cert}"
-    ))?;
-    openssl(&format!(
+    super::self_signed(Path::new(&key), Path::new(&cert))?;
+    super::openssl(&format!(
         "pkcs12 -export -inkey {key} -in {cert} -passout pass:bench -out {store}"
     ))?;
     let far = format!(
