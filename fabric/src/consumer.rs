@@ -156,7 +156,8 @@ impl ConsumerFlow {
     /// Opens the flow at `target`: sends OPEN with the bytes that are already there and waits for the answer.
     ///
     /// After an error for which [`OpenError::elsewhere`] is true, it may be called again with another target. A leg that
-    /// is lost before the answer is replaced, and the open repeated under the same id at the same provider. There is no
+    /// is lost before the answer is replaced, and the open repeated under the same id at the same provider. If the first one
+    /// never arrived there, it is asked under another id; if its process is another one by now, the flow is cut. There is no
     /// deadline here: drop the future and [`reset`](Self::reset) when the application has waited long enough.
     ///
     /// # Errors
@@ -165,14 +166,38 @@ impl ConsumerFlow {
         self.target = Some(target.clone());
         self.links = Some(links.clone());
         self.failed = None;
-        let result = self.try_open(links, target).await;
+        let mut router = target.router.clone();
+        let result = loop {
+            match self.try_open(links, target, &router).await {
+                Err(OpenError::Refused {
+                    code: RefuseCode::NeverArrived,
+                    ..
+                }) if self.is_repeated() => {
+                    if let Some(current) = &self.current {
+                        router = current.router().clone();
+                    }
+                }
+                result => break result,
+            }
+        };
         if let Err(error) = &result {
             self.failed = Some(error.end());
         }
         result
     }
 
-    async fn try_open(&mut self, links: &Links, target: &Target) -> Result<(), OpenError> {
+    /// Whether more than the first leg has asked.
+    fn is_repeated(&self) -> bool {
+        let generation = self.pump.as_ref().map(|pump| pump.flow().generation());
+        generation.is_some_and(|generation| generation > Generation::FIRST)
+    }
+
+    async fn try_open(
+        &mut self,
+        links: &Links,
+        target: &Target,
+        router: &RouterPeer,
+    ) -> Result<(), OpenError> {
         if self.pump.is_none()
             && let Err(why) = self.config.memory.admit(None)
         {
@@ -181,9 +206,9 @@ impl ConsumerFlow {
                 text: why.to_owned(),
             });
         }
-        let link = links.link(&target.router).await?;
+        let link = links.link(router).await?;
         let (send, recv) = link.open_leg().await.map_err(|lost| LinkError::Lost {
-            node: target.router.node.clone(),
+            node: router.node.clone(),
             lost,
         })?;
         let mut open = open_of(target);
@@ -191,7 +216,7 @@ impl ConsumerFlow {
         if self.protocol == Protocol::Udp {
             open.max_datagram = send.datagrams().max_packet();
         }
-        self.routers.note(&target.router.node);
+        self.routers.note(&router.node);
         let meter = FlowMeter::new(
             &self.config.metrics,
             Side::consumer,
@@ -233,7 +258,7 @@ impl ConsumerFlow {
         pump.flow_mut().set_patience(link.patience());
         pump.attach(Leg::new(Generation::FIRST, send, recv, Decoder::new()));
         self.seek = None;
-        self.current = Some(Current::new(link, target.router.clone()));
+        self.current = Some(Current::new(link, router.clone()));
         let patience = target.options.patience;
         let mut late = pin!(tokio::time::sleep(patience.unwrap_or_default()));
         let mut waits = patience.is_some();

@@ -112,9 +112,10 @@ impl IncomingLeg {
         }
     }
 
-    /// Refuses as the provider's end. The answer to a repeated open proves that: a refusal by a router on the way would
-    /// not say that nothing was delivered.
-    pub(crate) async fn refuse(self, code: RefuseCode, text: String) {
+    /// Refuses as the provider's end, for a flow that it does not know. The answer to a repeated open proves that, and says
+    /// for how long this end would have known it: a refusal by a router on the way, or by a process that is younger than
+    /// the flow, would not say that nothing was delivered.
+    pub(crate) async fn refuse(self, code: RefuseCode, text: String, age: Duration) {
         let mut out = BytesMut::new();
         match &self.header {
             Header::Open(open) => {
@@ -127,6 +128,7 @@ impl IncomingLeg {
                         recv: 0,
                         limit: 0,
                         proof,
+                        age: Some(u64::try_from(age.as_millis()).unwrap_or(0)),
                     }
                     .encode(&mut out);
                 }

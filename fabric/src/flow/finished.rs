@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Flow, State, TERMINATOR_GRACE};
+use super::{Flow, FlowLimits, State, TERMINATOR_GRACE};
 use crate::wire::{AbortCode, GoneCode, Role};
 
 /// The answer to legs that come too late, kept under the flow's id until `until`.
@@ -15,6 +15,16 @@ pub struct Finished {
     pub code: GoneCode,
     /// When the record may be dropped: no initiator resumes so late.
     pub until: Instant,
+}
+
+impl Finished {
+    /// The record of a flow of which only a repeated open came: its first one may still be on its way, and comes too late.
+    pub fn never_arrived(limits: &FlowLimits, now: Instant) -> Self {
+        Self {
+            code: GoneCode::Unknown,
+            until: now + limits.resume_window.max(TERMINATOR_GRACE),
+        }
+    }
 }
 
 impl Flow {

@@ -33,7 +33,7 @@ impl Flow {
             Leg::None => return None,
             Leg::Header(header, wait) => {
                 self.leg = if wait { Leg::Waiting } else { Leg::Up };
-                return self.header(header);
+                return self.header(header, now);
             }
             Leg::Waiting | Leg::Up => {}
         }
@@ -117,7 +117,7 @@ impl Flow {
         Some(Frame::Abort { code, offset })
     }
 
-    fn header(&mut self, header: Header) -> Option<Frame> {
+    fn header(&mut self, header: Header, now: Instant) -> Option<Frame> {
         if header == Header::Resumed {
             let proof = self
                 .secret
@@ -132,11 +132,13 @@ impl Flow {
                 recv,
                 limit,
                 proof,
+                age: None,
             });
         }
         // Only an initiator sends the other two, and it keeps its OPEN.
         let open = self.open.as_deref()?;
         self.opened = true;
+        self.asked.get_or_insert(now);
         if header == Header::Open {
             return Some(Frame::Open(Box::new(Open {
                 generation: self.generation,
@@ -225,14 +227,16 @@ impl Flow {
             // A move, or a leg that is only suspected.
             self.detach(self.limits.resume_window, now);
         }
-        self.generation = self.generation.next();
         let header = if self.accepted {
             Header::Resume
         } else {
             Header::Open
         };
-        // A terminator answers every header of a later generation, also an OPEN that is the first to reach it.
-        self.leg = Leg::Header(header, true);
+        // An OPEN that never left is the first one still. A terminator answers every header of a later generation.
+        if self.opened {
+            self.generation = self.generation.next();
+        }
+        self.leg = Leg::Header(header, self.opened);
         self.move_requested = false;
         self.suspicion.forget();
         Some(self.generation)

@@ -156,6 +156,7 @@ impl Flow {
         self.state = State::Opening;
         self.leg = Leg::Header(Header::Open, false);
         self.opened = false;
+        self.asked = None;
         self.forsaken = false;
         self.outbox = Outbox::default();
         debug_assert!(

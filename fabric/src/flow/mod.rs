@@ -26,7 +26,11 @@
 //! that it returns for this stream; an older stream is fenced by that and can be reset with `ABANDONED`. The terminator
 //! gets the header of a new leg from its listener: for RESUME call [`attach`](Flow::attach), for an OPEN whose flow id
 //! is known already [`attach_open`](Flow::attach_open) (never dial twice for one id), and answer an `Err(code)` with
-//! GONE on that new leg without touching the old one.
+//! GONE on that new leg without touching the old one. An OPEN of a later generation whose flow is not known never starts
+//! it: the first one may have started it in a process that is gone. It is answered with RESUMED, which says how old this
+//! process is, and REFUSE, and its id is kept as [`Finished::never_arrived`]. A process that is older than the flow says
+//! by that that nothing was delivered anywhere, and the initiator may [`restart`](Flow::restart); any other one that
+//! nobody knows, which cuts the flow if its application has said anything.
 //!
 //! **Terminator.** [`terminate`](Flow::terminate) when the OPEN was authorised; then dial the backend and call
 //! [`accept`](Flow::accept) or [`refuse`](Flow::refuse). Early bytes are held until then. When the flow is over, keep
@@ -75,6 +79,8 @@ pub struct Flow {
     leg: Leg,
     /// OPEN was handed to some leg, so the other end may know the flow.
     opened: bool,
+    /// Initiator: when that was the first time.
+    asked: Option<Instant>,
     /// The open was given up before it had an answer, and nothing was said.
     forsaken: bool,
     /// ACCEPT was received or decided.
@@ -270,7 +276,7 @@ impl Flow {
         flow
     }
 
-    /// The provider's end for an OPEN that is allowed. Decide next with [`accept`](Self::accept) or
+    /// The provider's end for a first OPEN that is allowed. Decide next with [`accept`](Self::accept) or
     /// [`refuse`](Self::refuse).
     pub fn terminate(open: &Open, limits: FlowLimits) -> Self {
         let recv = RecvHalf::new(EARLY, limits.window, limits.max_window, keeps(&limits));
@@ -293,12 +299,7 @@ impl Flow {
         if !flow.is_kept() {
             flow.send.keep_nothing();
         }
-        // The initiator of a repeated open waits for a proof that the answer is this end's and not a router's.
-        flow.leg = if open.generation > Generation::FIRST {
-            Leg::Header(Header::Resumed, false)
-        } else {
-            Leg::Up
-        };
+        flow.leg = Leg::Up;
         flow
     }
 
@@ -313,6 +314,7 @@ impl Flow {
             generation: Generation::FIRST,
             leg: Leg::None,
             opened: false,
+            asked: None,
             forsaken: false,
             accepted: false,
             max_datagram: open.max_datagram,

@@ -1,5 +1,7 @@
 //! Frames that arrive on a leg.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::{Flow, Leg, Outbox, Owed, State, Violation};
@@ -66,8 +68,13 @@ impl Flow {
                 recv,
                 limit,
                 proof,
+                age,
             } if initiator && self.leg == Leg::Waiting => {
-                self.resumed(generation, recv, limit, &proof)
+                self.resumed(generation, (recv, limit), &proof)?;
+                if age.is_some_and(|age| self.may_be_delivered(age, now)) {
+                    self.cut(AbortCode::PeerGone);
+                }
+                Ok(())
             }
             Frame::Gone {
                 code: GoneCode::Complete,
@@ -113,6 +120,7 @@ impl Flow {
                 recv,
                 limit,
                 proof,
+                ..
             } if waiting => {
                 if !self.is_answered(generation, &proof) {
                     self.leg_lost(self.generation, now);
@@ -169,8 +177,7 @@ impl Flow {
     fn resumed(
         &mut self,
         generation: Generation,
-        recv: u64,
-        limit: u64,
+        (recv, limit): (u64, u64),
         proof: &Proof,
     ) -> Result<(), Violation> {
         if !self.is_answered(generation, proof) {
@@ -186,6 +193,13 @@ impl Flow {
         };
         self.resumes += 1;
         Ok(())
+    }
+
+    /// Whether a process of this age, which does not know the flow, is younger than the flow, and there are early bytes: the
+    /// one before it may have delivered them. Its answer took its time, so this errs on the side of the doubt.
+    fn may_be_delivered(&self, age: u64, now: Instant) -> bool {
+        let flow = self.asked.map(|asked| now.saturating_duration_since(asked));
+        self.send.is_begun() && flow.is_none_or(|flow| Duration::from_millis(age) < flow)
     }
 
     /// The terminator has everything and knows that this end has, too.

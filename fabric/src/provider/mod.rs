@@ -4,6 +4,7 @@ pub(crate) mod check;
 mod dial;
 mod publish;
 mod reach;
+mod serve;
 pub(crate) mod terminator;
 
 use std::collections::{BTreeMap, HashMap};

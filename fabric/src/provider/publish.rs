@@ -326,7 +326,8 @@ async fn take(
         }
         Err((code, text)) => {
             tracing::warn!(router = %link.node(), text, "flow refused");
-            leg.refuse(code, text).await;
+            // Nobody was asked whether the flow is known here.
+            leg.refuse(code, text, Duration::ZERO).await;
         }
     }
 }

@@ -1,7 +1,6 @@
-//! Flows that end in this process: found by id, dialled once, carried to their end.
+//! Flows that end in this process: found by id, started once.
 
 use std::collections::{HashMap, VecDeque};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,22 +10,16 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Backend;
-use super::dial::{Dialled, Reset};
-use super::reach::{Reached, reach};
-use crate::end::{EndReason, FlowEnd, Route, Told, tell};
-use crate::flow::{Finished, Flow, FlowLimits};
-use crate::leg::{Header, IncomingLeg, Leg};
+use super::serve::{self, Arrival, Start};
+use crate::flow::{Finished, FlowLimits};
+use crate::leg::{Header, IncomingLeg};
 use crate::limits::ProviderLimits;
 use crate::link::Drain;
-use crate::memory::{Buffers, Memory};
-use crate::meter::{FlowMeter, Passing};
+use crate::memory::Memory;
+use crate::meter::Passing;
 use crate::metrics::{CodeLabels, FabricMetrics, RoleLabels, Side};
-use crate::options::MAX_RESUME_WINDOW;
 use crate::pace::{Limit, Paces};
-use crate::pump::{Event, Pump};
-use crate::series::At;
-use crate::udp;
-use crate::wire::{AbortCode, FlowId, Frame, GoneCode, Open, Protocol, RefuseCode, ResetCode};
+use crate::wire::{FlowId, Frame, Generation, GoneCode, Open, RefuseCode, ResetCode};
 
 /// Legs that wait for one flow.
 const LEGS: usize = 4;
@@ -36,17 +29,19 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 const REMEMBERED: usize = 65_536;
 
 /// A flow is its initiator's: nobody else finds it, whatever id he guesses.
-type Key = (Subject, FlowId);
+pub(super) type Key = (Subject, FlowId);
 
 /// The table of flows that end here.
 #[derive(Debug)]
 pub(crate) struct Terminator {
-    limits: ProviderLimits,
-    flow_limits: FlowLimits,
-    paces: Arc<Paces>,
-    memory: Arc<Memory>,
-    metrics: Arc<FabricMetrics>,
+    pub(super) limits: ProviderLimits,
+    pub(super) flow_limits: FlowLimits,
+    pub(super) paces: Arc<Paces>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) metrics: Arc<FabricMetrics>,
     table: Mutex<Table>,
+    /// Since when it would know a flow that came here.
+    since: Instant,
     tasks: Mutex<JoinSet<()>>,
     /// A flow has ended.
     ended: Notify,
@@ -58,29 +53,6 @@ struct Table {
     finished: HashMap<Key, Finished>,
     /// The finished ones in the order in which they ended.
     order: VecDeque<(Instant, Key)>,
-}
-
-/// A leg on its way to its flow. Boxed: a queue keeps room for 32 entries from the start, for every flow.
-#[derive(Debug)]
-struct Arrival {
-    leg: IncomingLeg,
-    /// The router that it came over, and what is known of that router's stop.
-    router: NodeName,
-    drain: Option<Drain>,
-    /// Where a router counts it.
-    passing: Option<Passing>,
-}
-
-/// A flow that begins. Boxed on its way: arguments of a future take their room twice, for as long as it lives.
-#[derive(Debug)]
-struct Start {
-    key: Key,
-    open: Box<Open>,
-    leg: IncomingLeg,
-    /// Later legs.
-    legs: mpsc::Receiver<Box<Arrival>>,
-    via: Via,
-    backend: Backend,
 }
 
 /// What the table says of a flow that a leg asks for.
@@ -111,6 +83,21 @@ pub(crate) struct Via {
     pub(crate) limit: Option<Arc<Limit>>,
 }
 
+impl Table {
+    /// Drops what is remembered for too long, and the oldest flow if there are too many; whether there were.
+    fn forget(&mut self, now: Instant, most: usize) -> bool {
+        let mut early = false;
+        while let Some((until, _)) = self.order.front()
+            && (*until <= now || self.order.len() > most)
+            && let Some((until, key)) = self.order.pop_front()
+        {
+            early |= until > now;
+            self.finished.remove(&key);
+        }
+        early
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing is left half changed here, so a panic elsewhere does not spoil it.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -130,6 +117,7 @@ impl Terminator {
             memory,
             metrics,
             table: Mutex::default(),
+            since: Instant::now(),
             tasks: Mutex::default(),
             ended: Notify::new(),
         })
@@ -174,7 +162,7 @@ impl Terminator {
                 tracing::debug!(%flow, from = %via.from, %code, text, "flow refused");
                 let labels = CodeLabels { code: code.name() };
                 self.metrics.provider_refusals.get_or_create(&labels).inc();
-                leg.refuse(code, text).await;
+                leg.refuse(code, text, self.since.elapsed()).await;
             }
             (Found::Finished(code), _) => gone(leg, code, &self.metrics).await,
             (Found::Unknown | Found::New(..), _) => {
@@ -189,8 +177,17 @@ impl Terminator {
         if let Some(live) = table.live.get(key) {
             return Found::Live(live.clone());
         }
-        if let Some(finished) = table.finished.get(key) {
-            return Found::Finished(finished.code);
+        let finished = table.finished.get(key).map(|finished| finished.code);
+        let repeated = open.is_some_and(|open| open.generation > Generation::FIRST);
+        if repeated && finished.is_none_or(|code| code == GoneCode::Unknown) {
+            // The first one may have been taken by a process that is gone, or come later: it must not start here.
+            let stranger = Finished::never_arrived(&self.flow_limits, Instant::now());
+            self.remember(&mut table, key, stranger);
+            let text = "only a repeated open came here".to_owned();
+            return Found::Refused(RefuseCode::NeverArrived, text);
+        }
+        if let Some(code) = finished {
+            return Found::Finished(code);
         }
         let Some(open) = open else {
             return Found::Unknown;
@@ -246,124 +243,30 @@ impl Terminator {
             .inc();
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(Arc::clone(self).run(start));
+        tasks.spawn(serve::run(Arc::clone(self), start));
     }
 
-    async fn run(self: Arc<Self>, start: Box<Start>) {
-        let Start {
-            key,
-            open,
-            leg,
-            mut legs,
-            via,
-            backend,
-        } = *start;
-        let Via {
-            from,
-            provider,
-            router,
-            mut drain,
-            passing,
-            limit,
-        } = via;
-        let forget = Forget {
-            terminator: &self,
-            key: &key,
-        };
-        let started = Instant::now();
-        let mut flow_limits = self.flow_limits;
-        if let Some(window) = backend.options.resume_window {
-            flow_limits.resume_window = window.min(MAX_RESUME_WINDOW);
+    /// The flow is over; later legs are answered from its record.
+    pub(super) fn over(&self, key: &Key, finished: Option<Finished>) {
+        let mut table = lock(&self.table);
+        table.live.remove(key);
+        if let Some(finished) = finished {
+            self.remember(&mut table, key, finished);
         }
-        let buffers = Buffers::new(Arc::clone(&self.memory), Some(&from), flow_limits);
-        let flow = Flow::terminate(&open, flow_limits);
-        let service = At(&open.service, open.port, open.protocol);
-        let meter = FlowMeter::new(&self.metrics, Side::provider, service, &from, passing);
-        let what = (open.service.clone(), open.port, open.protocol);
-        let mut pace = self.paces.pace(what, backend.options.limit, Side::provider);
-        if let Some(limit) = &limit {
-            pace.under(limit);
+    }
+
+    /// Enters a flow that is over, or never was here.
+    fn remember(&self, table: &mut Table, key: &Key, finished: Finished) {
+        if table.finished.insert(key.clone(), finished).is_none() {
+            table.order.push_back((finished.until, key.clone()));
         }
-        let mut pump = Pump::new(flow, None, AbortCode::BackendReset, buffers, meter, pace);
-        let mut routers = Route::default();
-        routers.note(&router);
-        if open.protocol == Protocol::Udp {
-            let idle = backend.options.idle_timeout;
-            pump.set_udp(udp::End::provider(idle, Arc::clone(&self.metrics)));
-        }
-        pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
-        {
-            // The leg is served meanwhile: the initiator may give up, and its early bytes would else stay in the window
-            // that all flows of the connection share.
-            let reached = reach(&backend.address, open.protocol, self.limits.dial_time);
-            // Given back when it is done: the flow may live for days.
-            let mut dialling = Some(Box::pin(reached));
-            let mut more = true;
-            loop {
-                tokio::select! {
-                    socket = dialled(&mut dialling) => {
-                        dialling = None;
-                        match socket {
-                            Ok(Reached::Tcp(Dialled { socket, reset: None })) => {
-                                pump.set_tcp(socket);
-                                pump.flow_mut().accept(0);
-                            }
-                            Ok(Reached::Tcp(Dialled { socket, reset: Some(reset) })) => {
-                                pump.flow_mut().accept(0);
-                                pump.set_tcp_reset(socket, reset == Reset::Ended);
-                            }
-                            // It is accepted once the backend did not refuse the first packets.
-                            Ok(Reached::Udp(socket)) => if let Some(udp) = pump.udp_mut() {
-                                udp.connected(socket);
-                            }
-                            Err((code, text)) => {
-                                tracing::debug!(flow = %open.flow, service = %open.service, backend = %backend.address, text, "backend cannot be reached");
-                                pump.flow_mut().refuse(code, text);
-                            }
-                        }
-                    }
-                    event = pump.event() => if event == Event::Over { break },
-                    arrival = legs.recv(), if more => match arrival {
-                        Some(arrival) => if offer(&mut pump, arrival.leg, &self.metrics).await {
-                            routers.note(&arrival.router);
-                            drain = arrival.drain;
-                            pump.meter().pass(arrival.passing);
-                        },
-                        None => more = false,
-                    },
-                    () = begun(drain.as_ref()) => {
-                        // Only the initiator can open a leg elsewhere, and it may not have heard of this router's stop.
-                        drain = None;
-                        pump.flow_mut().request_move();
-                    }
-                }
-            }
-        }
-        let finished = pump.flow().finished(Instant::now());
-        forget.remember(finished);
-        let reason = EndReason::of(pump.flow().state());
-        let end = FlowEnd::new(
-            Side::provider,
-            reason,
-            pump.stats(),
-            pump.meter().stalls(),
-            started.elapsed(),
-        );
-        let told = Told {
-            flow: Some(open.flow),
-            side: Side::provider,
-            peer: &from,
-            service,
-            provider: &provider,
-            routers: &routers,
-        };
-        tell(&told, &end, &self.metrics, Some(pump.meter()));
-        // Legs that came just now are answered as later ones will be.
-        legs.close();
-        while let Ok(arrival) = legs.try_recv() {
-            let code = finished.map_or(GoneCode::Unknown, |finished| finished.code);
-            gone(arrival.leg, code, &self.metrics).await;
-        }
+        table.forget(Instant::now(), REMEMBERED);
+    }
+
+    /// The flow's task has ended.
+    pub(super) fn ended(&self, key: &Key) {
+        lock(&self.table).live.remove(key);
+        self.ended.notify_one();
     }
 
     /// How many flows end here now.
@@ -389,76 +292,8 @@ impl Terminator {
     }
 }
 
-/// Takes the flow out of the table however its task ends.
-struct Forget<'a> {
-    terminator: &'a Terminator,
-    key: &'a Key,
-}
-
-impl Forget<'_> {
-    fn remember(&self, finished: Option<Finished>) {
-        let now = Instant::now();
-        let mut table = lock(&self.terminator.table);
-        table.live.remove(self.key);
-        if let Some(finished) = finished {
-            table.finished.insert(self.key.clone(), finished);
-            table.order.push_back((finished.until, self.key.clone()));
-        }
-        while let Some((until, key)) = table.order.front() {
-            if *until > now && table.order.len() <= REMEMBERED {
-                break;
-            }
-            let key = key.clone();
-            table.finished.remove(&key);
-            table.order.pop_front();
-        }
-    }
-}
-
-impl Drop for Forget<'_> {
-    fn drop(&mut self) {
-        lock(&self.terminator.table).live.remove(self.key);
-        self.terminator.ended.notify_one();
-    }
-}
-
-/// The outcome of a dial that is still under way.
-async fn dialled<F: Future>(dialling: &mut Option<Pin<Box<F>>>) -> F::Output {
-    match dialling {
-        Some(dialling) => dialling.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits until the router of the newest leg says that it stops.
-async fn begun(drain: Option<&Drain>) {
-    match drain {
-        Some(drain) => drain.begun().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Attaches a later leg, or says on it why not. Returns whether it is the flow's leg now.
-async fn offer(pump: &mut Pump, leg: IncomingLeg, metrics: &FabricMetrics) -> bool {
-    let now = Instant::now();
-    let (generation, attached) = match &leg.header {
-        Header::Open(open) => (open.generation, pump.flow_mut().attach_open(open, now)),
-        Header::Resume(resume) => (resume.generation, pump.flow_mut().attach(resume, now)),
-    };
-    match attached {
-        Ok(()) => {
-            pump.attach(Leg::new(generation, leg.send, leg.recv, leg.decoder));
-            true
-        }
-        Err(code) => {
-            gone(leg, code, metrics).await;
-            false
-        }
-    }
-}
-
 /// Says that a leg is not taken. A leg for a flow that was delivered in whole is no odd one.
-async fn gone(leg: IncomingLeg, code: GoneCode, metrics: &FabricMetrics) {
+pub(super) async fn gone(leg: IncomingLeg, code: GoneCode, metrics: &FabricMetrics) {
     if code != GoneCode::Complete {
         metrics.gone(Side::provider, code);
     }

@@ -65,6 +65,8 @@ codes! {
         TooManyHops = 11 "TOO_MANY_HOPS",
         /// The request could not be read.
         Malformed = 12 "MALFORMED",
+        /// Only a repeated open came here, never the first one.
+        NeverArrived = 13 "NEVER_ARRIVED",
     }
 }
 

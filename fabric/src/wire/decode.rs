@@ -263,6 +263,10 @@ fn parse(kind: u64, body: &[u8]) -> Result<Frame, WireError> {
                 recv: body.number("recv")?,
                 limit: body.number("limit")?,
                 proof: Proof(body.array("proof")?),
+                age: match body.fields.is_empty() {
+                    true => None,
+                    false => Some(body.number("age")?),
+                },
             })
         }
         kind::GONE => {

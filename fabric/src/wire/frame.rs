@@ -9,7 +9,7 @@
 //! | 2 | ACCEPT | v limit, v max_datagram |
 //! | 3 | REFUSE | v code, t text |
 //! | 4 | RESUME | v version, 16 flow, v generation, t service, v port, t provider, v recv, v limit, 32 proof, t from, v protocol (absent: TCP), the rest |
-//! | 5 | RESUMED | v generation, v recv, v limit, 32 proof |
+//! | 5 | RESUMED | v generation, v recv, v limit, 32 proof, v age (absent: the flow is known) |
 //! | 6 | GONE | v code |
 //! | 7 | DATA | v offset, the rest: bytes |
 //! | 8 | ACK | v recv, v limit |
@@ -56,6 +56,9 @@ pub enum Frame {
         limit: u64,
         /// Proof of the terminator.
         proof: Proof,
+        /// Only if the terminator's process does not know the flow, and before its REFUSE: for how many milliseconds it
+        /// would have known it. A process that is younger than the flow cannot say what the one before has delivered.
+        age: Option<u64>,
     },
     /// The flow cannot be resumed; with `COMPLETE` the terminator's last word on a flow that ended well.
     Gone {
@@ -239,11 +242,15 @@ impl Frame {
                 recv,
                 limit,
                 proof,
+                age,
             } => put(kind::RESUMED, out, |body| {
                 for number in [generation.0, *recv, *limit] {
                     varint::write(number, body);
                 }
                 body.put_slice(&proof.0);
+                if let Some(age) = age {
+                    varint::write(*age, body);
+                }
             }),
             Self::Gone { code } => numbers(kind::GONE, &[code.to_wire()], out),
             Self::Data { offset, bytes } => {

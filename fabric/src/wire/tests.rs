@@ -78,7 +78,7 @@ fn a_body_that_is_too_short_is_an_error_that_names_frame_and_field() {
         let Golden::Frame(frame) = golden else {
             continue;
         };
-        if matches!(name, "DATA" | "MOVE" | "PING") || name.ends_with("later version") {
+        if matches!(name, "DATA" | "MOVE" | "PING") || name.contains(" of a") {
             continue;
         }
         let mut whole = BytesMut::new();
@@ -225,7 +225,7 @@ fn codes_never_change_their_numbers() {
         RefuseCode::to_wire,
         RefuseCode::from_wire,
         "0=UNSPECIFIED 1=UNKNOWN_SERVICE 2=NO_PROVIDER 3=FORBIDDEN 4=BACKEND_REFUSED 5=BACKEND_TIMEOUT \
-         6=BACKEND_UNREACHABLE 7=LIMIT 8=UNSUPPORTED_VERSION 9=UNSUPPORTED 10=DRAINING 11=TOO_MANY_HOPS 12=MALFORMED",
+         6=BACKEND_UNREACHABLE 7=LIMIT 8=UNSUPPORTED_VERSION 9=UNSUPPORTED 10=DRAINING 11=TOO_MANY_HOPS 12=MALFORMED 13=NEVER_ARRIVED",
     );
     table(
         AbortCode::ALL,

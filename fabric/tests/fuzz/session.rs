@@ -182,7 +182,7 @@ impl Pair {
                 return;
             };
             let outcome = match (&mut self.provider, &frame) {
-                (None, Frame::Open(open)) => {
+                (None, Frame::Open(open)) if open.generation == Generation::FIRST => {
                     self.provider = Some(Side::new(Flow::terminate(open, LIMITS), 2));
                     Ok(())
                 }

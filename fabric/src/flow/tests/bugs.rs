@@ -14,6 +14,8 @@ pub(super) enum Bug {
     CutTakenForEnd,
     /// Planted where headers are forged.
     ForgeryAccepted,
+    /// Planted where a repeated open is answered.
+    YoungProcessBelieved,
 }
 
 /// What a broken machine would make of a frame; `None` if it loses it.

@@ -1,12 +1,15 @@
 //! What arrives, and where it goes.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::bugs::{Bug, sabotage};
 use super::check::{App, Ending};
 use super::legs::Bound;
 use super::world::{Served, World};
-use crate::flow::Flow;
-use crate::wire::{Frame, Generation, GoneCode, Open, RefuseCode};
-use tokio::time::Instant;
+use crate::flow::{Finished, Flow};
+use crate::wire::{Frame, Generation, GoneCode, Open, RefuseCode, Role};
 
 impl World {
     /// Everything that arrived by now, on any leg, also on those that are fenced.
@@ -109,6 +112,20 @@ impl World {
         let outcome = match (known, self.finished.get(&id), frame) {
             (Some(served), _, Frame::Open(open)) => served.flow.attach_open(open, self.now),
             (Some(served), _, Frame::Resume(resume)) => served.flow.attach(resume, self.now),
+            (None, None, Frame::Open(open))
+                if generation > Generation::FIRST && self.bug != Some(Bug::DoubleDial) =>
+            {
+                let known = Finished::never_arrived(&self.limits, self.now);
+                self.finished.insert(id, known);
+                self.stranger(index, open);
+                return Ok(());
+            }
+            (None, Some(finished), Frame::Open(open))
+                if generation > Generation::FIRST && finished.code == GoneCode::Unknown =>
+            {
+                self.stranger(index, open);
+                return Ok(());
+            }
             (None, Some(finished), _) if self.bug != Some(Bug::DoubleDial) => Err(finished.code),
             (None, _, Frame::Open(open)) => {
                 self.admit(open);
@@ -134,6 +151,34 @@ impl World {
             Some(2..) => Err(format!("I8: the backend of {id} was dialled twice")),
             _ => Ok(()),
         }
+    }
+
+    /// A repeated open of a flow that the provider's process does not know.
+    fn stranger(&mut self, index: usize, open: &Open) {
+        self.report.strangers += 1;
+        let age = match self.provider_since {
+            Some(since) if self.bug != Some(Bug::YoungProcessBelieved) => self.now - since,
+            _ => Duration::from_secs(3600),
+        };
+        let proof = open
+            .secret
+            .prove(open.flow, open.generation, Role::Terminator);
+        let resumed = Frame::Resumed {
+            generation: open.generation,
+            recv: 0,
+            limit: 0,
+            proof,
+            age: Some(age.as_millis() as u64),
+        };
+        let refuse = Frame::Refuse {
+            code: RefuseCode::NeverArrived,
+            text: String::new(),
+        };
+        let leg = &mut self.legs[index];
+        leg.send_down(&resumed, self.now, &mut self.random);
+        leg.send_down(&refuse, self.now, &mut self.random);
+        leg.down.finished = true;
+        leg.bound = Bound::Refused;
     }
 
     fn admit(&mut self, open: &Open) {

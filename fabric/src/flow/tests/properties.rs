@@ -55,7 +55,8 @@ fn random_worlds_keep_all_invariants() {
             && total.done > seeds / 3
             && total.expired > 0
             && total.refused > 0
-            && total.lapses > 0,
+            && total.lapses > 0
+            && total.strangers > 0,
         "{total:?}"
     );
 }
@@ -93,6 +94,7 @@ fn planted_bugs_are_caught() {
             Bug::ForgeryAccepted,
             &["I3: a forged RESUME", "without a reason"],
         ),
+        (Bug::YoungProcessBelieved, &["I8"]),
     ] {
         let found =
             (0..BUG_SEEDS).find_map(|seed| World::new(scramble(seed), Some(bug)).run().err());

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::pair::{Pair, other_open};
-use crate::flow::{Flow, FlowLimits, State, TERMINATOR_GRACE, Violation};
-use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof, RefuseCode};
+use crate::flow::{FlowLimits, State, TERMINATOR_GRACE, Violation};
+use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof, RefuseCode, Role};
 
 #[test]
 fn a_lost_last_word_is_repeated_from_the_record() {
@@ -91,16 +91,19 @@ fn bytes_before_a_reset_during_an_outage_arrive_and_so_does_the_end_of_file() {
 }
 
 #[test]
-fn an_open_that_never_left_is_answered_before_bytes_follow() {
+fn an_open_that_never_left_is_the_first_one_on_the_next_leg() {
     let mut pair = Pair::new();
     pair.consumer.write(Bytes::from_static(b"early"));
     pair.consumer.leg_lost(Generation(1), pair.now);
-    let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
+    let generation = pair.consumer.resume(pair.now).expect("a leg is wanted");
     let frames = pair.sent_by_consumer();
-    let [Frame::Open(open)] = &frames[..] else {
-        panic!("more than OPEN before its answer: {frames:?}")
+    let [Frame::Open(open), Frame::Data { .. }] = &frames[..] else {
+        panic!("early bytes ride along: {frames:?}")
     };
-    assert_eq!(open.generation, second);
+    assert_eq!(
+        (generation, open.generation),
+        (Generation(1), Generation(1))
+    );
     frames.into_iter().for_each(|frame| pair.deliver(frame));
     pair.accepted();
     assert_eq!(pair.take_all(), b"early");
@@ -251,6 +254,7 @@ fn an_answer_without_a_proof_cuts_the_leg_and_not_the_flow() {
         recv: 0,
         limit: 0,
         proof: Proof::from_bytes([7; 32]),
+        age: None,
     };
     assert_eq!(
         pair.consumer.receive(second, forged, pair.now),
@@ -299,22 +303,62 @@ fn a_repeated_open_is_refused_by_the_provider_only() {
     assert!(matches!(pair.consumer.state(), State::Detached { .. }) && pair.consumer.wants_leg());
     assert!(!pair.consumer.restart(other_open()));
 
-    // A provider that never saw the first one proves who it is, and may refuse.
+    // A provider that has taken the first one proves who it is, and may refuse.
     let third = pair.consumer.resume(pair.now).expect("a leg is wanted");
     let Some(Frame::Open(open)) = pair.consumer.transmit(third, pair.now) else {
         panic!("no OPEN")
     };
-    let mut provider = Flow::terminate(&open, FlowLimits::default());
+    let now = pair.now;
+    let provider = pair.provider();
+    provider.attach_open(&open, now).expect("a known flow");
     provider.refuse(RefuseCode::BackendRefused, "refused");
-    let mut frames = Vec::new();
-    while let Some(frame) = provider.transmit(third, pair.now) {
-        frames.push(frame.name());
-        pair.consumer
-            .receive(third, frame, pair.now)
-            .expect("a good frame");
+    let answers: Vec<_> = std::iter::from_fn(|| provider.transmit(third, now)).collect();
+    let names: Vec<_> = answers.iter().map(Frame::name).collect();
+    assert_eq!(names, ["RESUMED", "REFUSE"]);
+    for frame in answers {
+        let taken = pair.consumer.receive(third, frame, now);
+        taken.expect("a good frame");
     }
-    assert_eq!(frames, ["RESUMED", "REFUSE"]);
     assert!(pair.consumer.restart(other_open()));
+}
+
+#[test]
+fn only_a_process_that_is_older_than_the_flow_can_say_that_it_never_came() {
+    for (early, age, may_restart) in [
+        (&b"early"[..], 29_999, false),
+        (b"early", 30_000, true),
+        (b"", 0, true),
+    ] {
+        let mut pair = Pair::new();
+        if !early.is_empty() {
+            pair.consumer.write(Bytes::from_static(early));
+        }
+        pair.exchange();
+        pair.consumer.leg_lost(Generation(1), pair.now);
+        pair.now += Duration::from_secs(30);
+        let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
+        let Some(Frame::Open(open)) = pair.consumer.transmit(second, pair.now) else {
+            panic!("no OPEN")
+        };
+        let resumed = Frame::Resumed {
+            generation: second,
+            recv: 0,
+            limit: 0,
+            proof: open.secret.prove(open.flow, second, Role::Terminator),
+            age: Some(age),
+        };
+        let refuse = Frame::Refuse {
+            code: RefuseCode::NeverArrived,
+            text: String::new(),
+        };
+        for frame in [resumed, refuse] {
+            let taken = pair.consumer.receive(second, frame, pair.now);
+            taken.expect("a good frame");
+        }
+        assert_eq!(pair.consumer.restart(other_open()), may_restart, "{age}");
+        let cut = State::Aborted(AbortCode::PeerGone);
+        assert_eq!(*pair.consumer.state() == cut, !may_restart, "{age}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A random world: one consumer, one provider's process with its table, legs that break, under virtual time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -31,6 +31,8 @@ pub(super) struct Report {
     pub(super) refused: u64,
     /// Repeated opens that a router refused.
     pub(super) lapses: u64,
+    /// Repeated opens whose first one had not come to the provider's process.
+    pub(super) strangers: u64,
     pub(super) bytes: u64,
     /// Of all that happened.
     pub(super) trace: Trace,
@@ -44,6 +46,7 @@ impl Report {
         self.expired += other.expired;
         self.refused += other.refused;
         self.lapses += other.lapses;
+        self.strangers += other.strangers;
         self.bytes += other.bytes;
     }
 }
@@ -57,7 +60,12 @@ pub(super) struct World {
     pub(super) app: App,
     pub(super) served: BTreeMap<FlowId, Served>,
     pub(super) finished: BTreeMap<FlowId, Finished>,
+    /// By all processes that the provider had.
     pub(super) dials: BTreeMap<FlowId, u32>,
+    /// Flows that were begun by a process that is gone.
+    pub(super) lost: BTreeSet<FlowId>,
+    /// Since when the provider's process is there, if it was not always.
+    pub(super) provider_since: Option<Instant>,
     pub(super) legs: Vec<Leg>,
     pub(super) redial_at: Option<Instant>,
     /// Faults that are still allowed; a world that breaks for ever proves nothing about the end.
@@ -126,6 +134,8 @@ impl World {
             served: BTreeMap::new(),
             finished: BTreeMap::new(),
             dials: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            provider_since: None,
             legs: Vec::new(),
             redial_at: None,
             faults_left,
@@ -207,6 +217,9 @@ impl World {
             .act(&mut self.consumer, peer, self.now, &mut self.random)?;
         if let State::Refused { .. } = self.consumer.state() {
             self.report.refused += 1;
+            if self.lost.contains(&self.consumer.id()) && self.app.written > 0 {
+                return Err("I8: early bytes of a process that is gone go out again".to_owned());
+            }
             assert!(
                 self.consumer.restart(open(&mut self.random)),
                 "a refused open can be restarted"

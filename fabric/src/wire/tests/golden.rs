@@ -68,6 +68,17 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
                 recv: 5,
                 limit: 262_149,
                 proof: secret.prove(flow, second, Role::Terminator),
+                age: None,
+            }),
+        ),
+        (
+            "RESUMED of an unknown flow",
+            F(Frame::Resumed {
+                generation: second,
+                recv: 0,
+                limit: 0,
+                proof: secret.prove(flow, second, Role::Terminator),
+                age: Some(90_000),
             }),
         ),
         (

@@ -1,0 +1,275 @@
+//! One flow that ends here, top to bottom: from its first leg over the dial to its last word.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use keel_certs::NodeName;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::Backend;
+use super::dial::{Dialled, Reset};
+use super::reach::{Reached, reach};
+use super::terminator::{Key, Terminator, Via, gone};
+use crate::end::{EndReason, FlowEnd, Route, Told, tell};
+use crate::flow::{Finished, Flow};
+use crate::leg::{Header, IncomingLeg, Leg};
+use crate::link::Drain;
+use crate::memory::Buffers;
+use crate::meter::{FlowMeter, Passing};
+use crate::metrics::{FabricMetrics, Side};
+use crate::options::MAX_RESUME_WINDOW;
+use crate::pump::{Event, Pump};
+use crate::series::At;
+use crate::udp;
+use crate::wire::{AbortCode, GoneCode, Open, Protocol, RefuseCode};
+
+/// A leg on its way to its flow. Boxed: a queue keeps room for 32 entries from the start, for every flow.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) leg: IncomingLeg,
+    /// The router that it came over, and what is known of that router's stop.
+    pub(super) router: NodeName,
+    pub(super) drain: Option<Drain>,
+    /// Where a router counts it.
+    pub(super) passing: Option<Passing>,
+}
+
+/// A flow that begins. Boxed on its way: arguments of a future take their room twice, for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) key: Key,
+    pub(super) open: Box<Open>,
+    pub(super) leg: IncomingLeg,
+    /// Later legs.
+    pub(super) legs: mpsc::Receiver<Box<Arrival>>,
+    pub(super) via: Via,
+    pub(super) backend: Backend,
+}
+
+/// The routers that the flow's legs went over, and what is known of the stop of the newest one's.
+struct Path {
+    routers: Route,
+    drain: Option<Drain>,
+}
+
+/// Serves a flow that was entered in the table until it is over.
+pub(super) async fn run(terminator: Arc<Terminator>, start: Box<Start>) {
+    let Start {
+        key,
+        open,
+        leg,
+        mut legs,
+        mut via,
+        backend,
+    } = *start;
+    let _ended = Ended {
+        terminator: &terminator,
+        key: &key,
+    };
+    let started = Instant::now();
+    let mut pump = pump(&terminator, &open, &mut via, &backend);
+    pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
+    let mut path = Path {
+        routers: Route::default(),
+        drain: via.drain.take(),
+    };
+    path.routers.note(&via.router);
+    carry(
+        &terminator,
+        &mut pump,
+        &open,
+        &backend,
+        &mut legs,
+        &mut path,
+    )
+    .await;
+    let finished = pump.flow().finished(Instant::now());
+    terminator.over(&key, finished);
+    say(&terminator, &mut pump, &open, &via, &path.routers, started);
+    turn_away(legs, finished, &terminator.metrics).await;
+}
+
+/// The flow's machine with all that it is counted and bounded by.
+fn pump(terminator: &Terminator, open: &Open, via: &mut Via, backend: &Backend) -> Pump {
+    let metrics = &terminator.metrics;
+    let mut limits = terminator.flow_limits;
+    if let Some(window) = backend.options.resume_window {
+        limits.resume_window = window.min(MAX_RESUME_WINDOW);
+    }
+    let buffers = Buffers::new(Arc::clone(&terminator.memory), Some(&via.from), limits);
+    let flow = Flow::terminate(open, limits);
+    let service = At(&open.service, open.port, open.protocol);
+    let passing = via.passing.take();
+    let meter = FlowMeter::new(metrics, Side::provider, service, &via.from, passing);
+    let what = (open.service.clone(), open.port, open.protocol);
+    let limit = backend.options.limit;
+    let mut pace = terminator.paces.pace(what, limit, Side::provider);
+    if let Some(limit) = &via.limit {
+        pace.under(limit);
+    }
+    let mut pump = Pump::new(flow, None, AbortCode::BackendReset, buffers, meter, pace);
+    if open.protocol == Protocol::Udp {
+        let idle = backend.options.idle_timeout;
+        pump.set_udp(udp::End::provider(idle, Arc::clone(metrics)));
+    }
+    pump
+}
+
+/// Dials the backend, takes later legs, and copies until the flow is over.
+///
+/// The leg is served while the backend is dialled: the initiator may give up, and its early bytes would else stay in the
+/// window that all flows of the connection share.
+async fn carry(
+    terminator: &Terminator,
+    pump: &mut Pump,
+    open: &Open,
+    backend: &Backend,
+    legs: &mut mpsc::Receiver<Box<Arrival>>,
+    path: &mut Path,
+) {
+    let time = terminator.limits.dial_time;
+    // Given back when it is done: the flow may live for days.
+    let mut dialling = Some(Box::pin(reach(&backend.address, open.protocol, time)));
+    let mut more = true;
+    loop {
+        tokio::select! {
+            reached = dialled(&mut dialling) => {
+                dialling = None;
+                decide(pump, open, backend, reached);
+            }
+            event = pump.event() => if event == Event::Over { break },
+            arrival = legs.recv(), if more => match arrival {
+                Some(arrival) => if offer(pump, arrival.leg, &terminator.metrics).await {
+                    path.routers.note(&arrival.router);
+                    path.drain = arrival.drain;
+                    pump.meter().pass(arrival.passing);
+                },
+                None => more = false,
+            },
+            () = begun(path.drain.as_ref()) => {
+                // Only the initiator can open a leg elsewhere, and it may not have heard of this router's stop.
+                path.drain = None;
+                pump.flow_mut().request_move();
+            }
+        }
+    }
+}
+
+/// Accepts the flow with the backend's socket, or refuses it.
+fn decide(
+    pump: &mut Pump,
+    open: &Open,
+    backend: &Backend,
+    reached: Result<Reached, (RefuseCode, String)>,
+) {
+    match reached {
+        Ok(Reached::Tcp(Dialled {
+            socket,
+            reset: None,
+        })) => {
+            pump.set_tcp(socket);
+            pump.flow_mut().accept(0);
+        }
+        Ok(Reached::Tcp(Dialled {
+            socket,
+            reset: Some(reset),
+        })) => {
+            pump.flow_mut().accept(0);
+            pump.set_tcp_reset(socket, reset == Reset::Ended);
+        }
+        // It is accepted once the backend did not refuse the first packets.
+        Ok(Reached::Udp(socket)) => {
+            if let Some(udp) = pump.udp_mut() {
+                udp.connected(socket);
+            }
+        }
+        Err((code, text)) => {
+            tracing::debug!(flow = %open.flow, service = %open.service, backend = %backend.address, text, "backend cannot be reached");
+            pump.flow_mut().refuse(code, text);
+        }
+    }
+}
+
+/// Writes the line about the flow, and counts its end.
+fn say(
+    terminator: &Terminator,
+    pump: &mut Pump,
+    open: &Open,
+    via: &Via,
+    routers: &Route,
+    started: Instant,
+) {
+    let reason = EndReason::of(pump.flow().state());
+    let (stats, stalls) = (pump.stats(), pump.meter().stalls());
+    let end = FlowEnd::new(Side::provider, reason, stats, stalls, started.elapsed());
+    let told = Told {
+        flow: Some(open.flow),
+        side: Side::provider,
+        peer: &via.from,
+        service: At(&open.service, open.port, open.protocol),
+        provider: &via.provider,
+        routers,
+    };
+    tell(&told, &end, &terminator.metrics, Some(pump.meter()));
+}
+
+/// Legs that came just now are answered as later ones will be.
+async fn turn_away(
+    mut legs: mpsc::Receiver<Box<Arrival>>,
+    finished: Option<Finished>,
+    metrics: &FabricMetrics,
+) {
+    legs.close();
+    while let Ok(arrival) = legs.try_recv() {
+        let code = finished.map_or(GoneCode::Unknown, |finished| finished.code);
+        gone(arrival.leg, code, metrics).await;
+    }
+}
+
+/// Takes the flow out of the table however its task ends.
+struct Ended<'a> {
+    terminator: &'a Terminator,
+    key: &'a Key,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.terminator.ended(self.key);
+    }
+}
+
+/// The outcome of a dial that is still under way.
+async fn dialled<F: Future>(dialling: &mut Option<Pin<Box<F>>>) -> F::Output {
+    match dialling {
+        Some(dialling) => dialling.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until the router of the newest leg says that it stops.
+async fn begun(drain: Option<&Drain>) {
+    match drain {
+        Some(drain) => drain.begun().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Attaches a later leg, or says on it why not. Returns whether it is the flow's leg now.
+async fn offer(pump: &mut Pump, leg: IncomingLeg, metrics: &FabricMetrics) -> bool {
+    let now = Instant::now();
+    let (generation, attached) = match &leg.header {
+        Header::Open(open) => (open.generation, pump.flow_mut().attach_open(open, now)),
+        Header::Resume(resume) => (resume.generation, pump.flow_mut().attach(resume, now)),
+    };
+    match attached {
+        Ok(()) => {
+            pump.attach(Leg::new(generation, leg.send, leg.recv, leg.decoder));
+            true
+        }
+        Err(code) => {
+            gone(leg, code, metrics).await;
+            false
+        }
+    }
+}
