@@ -27,6 +27,14 @@ pub(crate) enum Header {
 }
 
 impl Header {
+    /// Whether the flow may be known where it ends: it had a leg before.
+    pub(crate) fn is_of_known_flow(&self) -> bool {
+        match self {
+            Self::Open(open) => open.generation > Generation::FIRST,
+            Self::Resume(_) => true,
+        }
+    }
+
     /// Appends it as the frame that it came in.
     pub(crate) fn encode(&self, out: &mut BytesMut) {
         match self {

@@ -8,6 +8,10 @@ use crate::flow::FlowLimits;
 use crate::wire::MAX_HEADER;
 pub use keys::{KEYS, Key, Kind, LimitError};
 
+/// Legs of known flows: half of what one core takes, so that those that run go on, and a burst of as many as a large node
+/// has flows.
+const RESUMES: (u32, u32) = (5_000, 4_000);
+
 /// Every limit that has a name in the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -28,6 +32,8 @@ pub struct Limits {
 /// Limits of a sidecar's listeners; their hits count in the sidecar's own metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConsumerLimits {
+    /// Connections that are proxied at once (`connections`); beyond it they wait in the kernel's backlog.
+    pub connections: usize,
     /// Connections of one mapped service that wait for a provider at once (`parked`).
     pub waiting: usize,
     /// UDP associations of one port of a service (`associations`).
@@ -39,6 +45,7 @@ pub struct ConsumerLimits {
 impl Default for ConsumerLimits {
     fn default() -> Self {
         Self {
+            connections: 16_384,
             waiting: 1024,
             associations: 4096,
             associations_per_client: 1024,
@@ -101,6 +108,10 @@ pub struct RouterLimits {
     pub publications: usize,
     /// Flows on one connection (`streams`).
     pub streams: usize,
+    /// Legs of known flows per second, of all identities (`resumes`). More wait a moment, and then are cut.
+    pub resumes_per_second: u32,
+    /// Legs of known flows that come at once beyond the rate and need not wait.
+    pub resumes_burst: u32,
     /// New flows per second of one identity (`opens`).
     pub opens_per_second: u32,
     /// New flows that one identity may open at once beyond the rate.
@@ -117,7 +128,7 @@ pub struct RouterLimits {
     pub hops: u64,
     /// Resumed legs that wait at once for their provider to come back (`parked`).
     pub parked: usize,
-    /// How long they wait.
+    /// How long they wait (`park_time`).
     pub park_time: Duration,
 }
 
@@ -132,6 +143,8 @@ impl Default for RouterLimits {
             connections_per_identity: 64,
             publications: 1024,
             streams: 65_535,
+            resumes_per_second: RESUMES.0,
+            resumes_burst: RESUMES.1,
             opens_per_second: 20_000,
             opens_burst: 4_000,
             flood: 200,
@@ -150,6 +163,11 @@ impl RouterLimits {
     /// Time and bytes of a stream's header.
     pub(crate) const fn header(&self) -> (Duration, usize) {
         (self.header_time, self.header_size)
+    }
+
+    /// Rate and burst of legs of known flows.
+    pub(crate) const fn resumes(&self) -> (u32, u32) {
+        (self.resumes_per_second, self.resumes_burst)
     }
 }
 
@@ -181,19 +199,30 @@ impl Default for LinkLimits {
 /// Limits of the provider's end of flows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProviderLimits {
-    /// Time to connect to a backend.
+    /// Time to connect to a backend (`dial_time`).
     pub dial_time: Duration,
     /// Flows at once (`provider_flows`).
     pub flows: usize,
+    /// Flows that are over and whose late legs are still answered (`remembered`).
+    pub remembered: usize,
     /// Most bytes of the header of a stream (`header_size`).
     pub header_size: usize,
     /// Time for the header of a stream (`header_time`).
     pub header_time: Duration,
     /// Streams of one link whose header is awaited at once (`headers`).
     pub headers: usize,
+    /// Legs of known flows per second, of all routers (`resumes`). More wait a moment, and then are cut.
+    pub resumes_per_second: u32,
+    /// Legs of known flows that come at once beyond the rate and need not wait.
+    pub resumes_burst: u32,
 }
 
 impl ProviderLimits {
+    /// Rate and burst of legs of known flows.
+    pub(crate) const fn resumes(&self) -> (u32, u32) {
+        (self.resumes_per_second, self.resumes_burst)
+    }
+
     /// Time and bytes of a stream's header.
     pub(crate) const fn header(&self) -> (Duration, usize) {
         (self.header_time, self.header_size)
@@ -205,9 +234,12 @@ impl Default for ProviderLimits {
         Self {
             dial_time: Duration::from_secs(5),
             flows: 65_535,
+            remembered: 65_536,
             header_size: MAX_HEADER,
             header_time: Duration::from_secs(3),
             headers: 4096,
+            resumes_per_second: RESUMES.0,
+            resumes_burst: RESUMES.1,
         }
     }
 }

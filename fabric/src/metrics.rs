@@ -220,6 +220,8 @@ metrics! {
     router_connections: Gauge = "router_connections", "Connections open at the router";
     /// Legs that the router forwards now.
     router_legs: Gauge = "router_legs", "Legs forwarded now";
+    /// Legs that wait for their provider.
+    router_legs_parked: Gauge = "router_legs_parked", "Legs that wait for their provider to come back";
     /// Legs that the router cut because it lost their other side.
     router_legs_cut: Counter = "router_legs_cut", "Legs cut with LEG_LOST because their other side was lost";
     /// Bytes that the router forwarded, headers of the flow protocol included.

@@ -18,9 +18,6 @@ use crate::spec::{Port, ServiceRef};
 use crate::udp::Listening;
 use crate::vip::VipTable;
 
-/// Connections that one sidecar proxies at a time; beyond it they wait in the kernel's backlog.
-pub const MAX_CONNECTIONS: usize = 16_384;
-
 /// Connections that the kernel completes before we accept them; more than a burst of a pool that connects at once.
 const BACKLOG: u32 = 1024;
 
@@ -80,16 +77,17 @@ impl Drop for Open {
 }
 
 impl Listeners {
-    /// No listener yet. Connections go to `proxy` until `stop`, and have `grace` from then on.
+    /// No listener yet. At most so many connections at once go to `proxy` until `stop`, and have `grace` from then on.
     pub(crate) fn new(
         proxy: Arc<Proxy>,
+        connections: usize,
         vips: VipTable,
         stop: CancellationToken,
         grace: Duration,
     ) -> Self {
         let listeners = Self {
             proxy,
-            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            permits: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
             stop,
             grace,
             vips,

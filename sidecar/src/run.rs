@@ -185,7 +185,9 @@ impl Sidecar {
             parked: Parked::new(config.limits.consumer.waiting),
             max_associations: config.max_associations,
         };
-        let mut listeners = Listeners::new(Arc::new(proxy), vips, stop.clone(), config.stop_grace);
+        let most = config.limits.consumer.connections;
+        let (proxy, stopped) = (Arc::new(proxy), stop.clone());
+        let mut listeners = Listeners::new(proxy, most, vips, stopped, config.stop_grace);
         let mut mapper = Mapper::new(&config.mapped);
         if let Some(Snapshot {
             origin: Some(origin),

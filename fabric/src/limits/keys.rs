@@ -183,8 +183,14 @@ keys! {
     "headerTime" Time router.header_time, provider.header_time [10, 60 * SECOND] "header_time" "time for a flow's header";
     "hops" Count router.hops [1, 64] "hops" "routers that a flow may pass";
     "parkedResumes" Count router.parked [0, 1_000_000] "parked" "resumes at once that wait for their provider to come back";
+    "parkTime" Time router.park_time [10, 60 * SECOND] "park_time" "time that such a resume waits";
+    "resumesPerSecond" Count router.resumes_per_second, provider.resumes_per_second [1, 10_000_000] "resumes" "legs of known flows per second; more wait a moment, new flows behind them, and are cut then";
+    "resumesBurst" Count router.resumes_burst, provider.resumes_burst [1, 10_000_000] "resumes" "legs of known flows at once beyond the rate";
     "headers" Count provider.headers [1, 65_536] "headers" "new flows of one connection at once whose header is awaited, at a provider";
     "providerFlows" Count provider.flows [1, 1_000_000] "provider_flows" "flows at once that end in this process as their provider";
+    "rememberedFlows" Count provider.remembered [1, 10_000_000] "remembered" "flows that are over and whose late legs are still answered; the oldest are forgotten early";
+    "dialTime" Time provider.dial_time [10, 60 * SECOND] "dial_time" "time to connect to a backend";
+    "proxiedConnections" Count consumer.connections [1, 1_000_000] "connections" "connections that a sidecar carries at once; more wait to be accepted";
     "waitingConnections" Count consumer.waiting [0, 65_536] "parked" "connections to one mapped service at once that wait for a provider";
     "associations" Count consumer.associations [1, 65_536] "associations" "UDP associations of one port of a mapped service; the idlest one makes room";
     "associationsPerClient" Count consumer.associations_per_client [1, 65_536] "associations_per_client" "UDP associations of one client's address at one port";

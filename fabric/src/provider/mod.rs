@@ -25,6 +25,7 @@ use crate::metrics::FabricMetrics;
 pub use crate::options::{Check, Probe, PublicationOptions};
 use crate::pace::Paces;
 use crate::quic::HostPort;
+use crate::turns::Turns;
 use crate::wire::Protocol;
 use check::Checks;
 use publish::{At, Wanted};
@@ -114,6 +115,7 @@ struct Inner {
     config: ProviderConfig,
     metrics: Arc<FabricMetrics>,
     terminator: Arc<Terminator>,
+    resumes: Turns,
     outcomes: Mutex<Outcomes>,
     state: State,
 }
@@ -141,6 +143,7 @@ impl Provider {
             (Arc::clone(&config.paces), Arc::clone(&config.memory)),
             Arc::clone(&metrics),
         );
+        let resumes = Turns::new(config.limits.resumes(), Arc::clone(&metrics));
         let (state, _) = watch::channel(Arc::new(Vec::new()));
         let outcomes = Mutex::default();
         Self {
@@ -150,6 +153,7 @@ impl Provider {
                 config,
                 metrics,
                 terminator,
+                resumes,
                 outcomes,
                 state,
             }),

@@ -310,6 +310,9 @@ async fn take(
             return;
         }
     };
+    if leg.header.is_of_known_flow() && inner.resumes.take().await.is_err() {
+        return leg.cut(ResetCode::Limit);
+    }
     let provider = inner.live.identity().subject;
     match authorise(&link, &leg, &provider) {
         Ok(from) => {

@@ -136,7 +136,7 @@ async fn carry(
         tokio::select! {
             reached = dialled(&mut dialling) => {
                 dialling = None;
-                decide(pump, open, backend, reached);
+                decide(pump, open, backend, reached, &terminator.metrics);
             }
             event = pump.event() => if event == Event::Over { break },
             arrival = legs.recv(), if more => match arrival {
@@ -162,6 +162,7 @@ fn decide(
     open: &Open,
     backend: &Backend,
     reached: Result<Reached, (RefuseCode, String)>,
+    metrics: &FabricMetrics,
 ) {
     match reached {
         Ok(Reached::Tcp(Dialled {
@@ -186,6 +187,9 @@ fn decide(
         }
         Err((code, text)) => {
             tracing::debug!(flow = %open.flow, service = %open.service, backend = %backend.address, text, "backend cannot be reached");
+            if code == RefuseCode::BackendTimeout {
+                metrics.hit("dial_time");
+            }
             pump.flow_mut().refuse(code, text);
         }
     }

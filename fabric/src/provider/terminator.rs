@@ -25,8 +25,6 @@ use crate::wire::{FlowId, Frame, Generation, GoneCode, Open, RefuseCode, ResetCo
 const LEGS: usize = 4;
 /// Time for the last frames of flows that are cut to leave, before their connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-/// Finished flows that are remembered at most.
-const REMEMBERED: usize = 65_536;
 
 /// A flow is its initiator's: nobody else finds it, whatever id he guesses.
 pub(super) type Key = (Subject, FlowId);
@@ -260,7 +258,9 @@ impl Terminator {
         if table.finished.insert(key.clone(), finished).is_none() {
             table.order.push_back((finished.until, key.clone()));
         }
-        table.forget(Instant::now(), REMEMBERED);
+        if table.forget(Instant::now(), self.limits.remembered) {
+            self.metrics.hit("remembered");
+        }
     }
 
     /// The flow's task has ended.

@@ -92,9 +92,10 @@ pub(super) async fn serve(shared: Arc<Shared>, admitted: Admitted) {
                     control.spawn(control::serve(Arc::clone(&shared), Arc::clone(&client), send, recv));
                 }
                 Ok((mut send, mut recv)) => {
+                    let allowance = share.allowance();
                     let limit = if legs.len() >= shared.limits.streams {
                         Some("streams")
-                    } else if !share.open(&shared.limits, Instant::now()) {
+                    } else if !allowance.stream(&shared.limits, Instant::now()) {
                         Some("opens")
                     } else {
                         None
@@ -104,7 +105,7 @@ pub(super) async fn serve(shared: Arc<Shared>, admitted: Admitted) {
                         send.reset(ResetCode::Limit.to_wire());
                         recv.stop(ResetCode::Limit.to_wire());
                     } else {
-                        legs.spawn(stream::serve(Arc::clone(&shared), Arc::clone(&client), share.limit(), send, recv));
+                        legs.spawn(stream::serve(Arc::clone(&shared), Arc::clone(&client), allowance, send, recv));
                     }
                 }
                 Err(lost) => break lost,

@@ -37,8 +37,15 @@ struct Budget {
 /// An identity's share; gives its connection back when dropped.
 #[derive(Debug)]
 pub(super) struct Share {
+    allowance: Allowance,
+}
+
+/// What an identity's flows may have.
+#[derive(Debug, Clone)]
+pub(super) struct Allowance {
     budget: Arc<Mutex<Budget>>,
-    limit: Option<Arc<Limit>>,
+    /// The identity's bandwidth, if it is limited.
+    pub(super) limit: Option<Arc<Limit>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -88,33 +95,53 @@ impl Identities {
         }
         held.connections += 1;
         drop(held);
-        Some(Share { budget, limit })
+        let allowance = Allowance { budget, limit };
+        Some(Share { allowance })
     }
 }
 
-impl Share {
-    /// The identity's bandwidth, if it is limited.
-    pub(super) fn limit(&self) -> Option<Arc<Limit>> {
-        self.limit.clone()
-    }
-
-    /// Takes one new flow out of the budget; false if it is used up.
-    pub(super) fn open(&self, limits: &RouterLimits, now: Instant) -> bool {
+impl Allowance {
+    /// Takes one new flow out of the budget, before it is known whether it is one; false if far too many came. Once it is
+    /// used up, another burst of them may still turn out to be none.
+    pub(super) fn stream(&self, limits: &RouterLimits, now: Instant) -> bool {
         let mut budget = lock(&self.budget);
         let earned = now.saturating_duration_since(budget.filled).as_secs_f64()
             * f64::from(limits.opens_per_second);
-        budget.tokens = (budget.tokens + earned).min(f64::from(limits.opens_burst));
+        let burst = f64::from(limits.opens_burst);
+        budget.tokens = (budget.tokens + earned).min(burst);
         budget.filled = now;
-        if budget.tokens < 1.0 {
+        if budget.tokens < 1.0 - burst {
             return false;
         }
         budget.tokens -= 1.0;
         true
     }
 
+    /// It was a new flow: whether the budget allows it.
+    pub(super) fn open(&self) -> bool {
+        let mut budget = lock(&self.budget);
+        if budget.tokens < 0.0 {
+            budget.tokens += 1.0;
+            return false;
+        }
+        true
+    }
+
+    /// It was none.
+    pub(super) fn give_back(&self) {
+        lock(&self.budget).tokens += 1.0;
+    }
+}
+
+impl Share {
+    /// For the flows of a connection.
+    pub(super) fn allowance(&self) -> Allowance {
+        self.allowance.clone()
+    }
+
     /// Notes a stream that was cut without a byte; true if there were too many.
     pub(super) fn flood(&self, limits: &RouterLimits, now: Instant) -> bool {
-        let mut budget = lock(&self.budget);
+        let mut budget = lock(&self.allowance.budget);
         if now.saturating_duration_since(budget.floods_since) > limits.flood_time {
             budget.floods = 0;
             budget.floods_since = now;
@@ -126,7 +153,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut budget = lock(&self.budget);
+        let mut budget = lock(&self.allowance.budget);
         budget.connections -= 1;
         budget.left = Instant::now();
     }
@@ -177,10 +204,34 @@ mod tests {
         let now = Instant::now();
         let share = identities
             .connect(&"/node/a".parse().unwrap(), &limits, now)
-            .unwrap();
-        assert!(share.open(&limits, now) && share.open(&limits, now));
-        assert!(!share.open(&limits, now));
-        assert!(share.open(&limits, now + Duration::from_secs(1)));
+            .unwrap()
+            .allowance();
+        let open = |now| share.stream(&limits, now) && share.open();
+        assert!(open(now) && open(now));
+        assert!(!open(now));
+        assert!(open(now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn legs_of_known_flows_come_through_a_budget_that_is_used_up() {
+        let identities = identities();
+        let limits = RouterLimits {
+            opens_burst: 2,
+            opens_per_second: 0,
+            ..RouterLimits::default()
+        };
+        let now = Instant::now();
+        let share = identities.connect(&"/node/a".parse().unwrap(), &limits, now);
+        let allowance = share.unwrap().allowance();
+        let stream = || allowance.stream(&limits, now);
+        assert!(stream() && allowance.open() && stream() && allowance.open());
+        for _ in 0..10 {
+            assert!(stream() && !allowance.open());
+            assert!(stream());
+            allowance.give_back();
+        }
+        // Streams that say nothing cannot go on for ever.
+        assert!(stream() && stream() && !stream());
     }
 
     #[test]
@@ -211,10 +262,11 @@ mod tests {
         let subject = "/node/a".parse().unwrap();
         let now = Instant::now();
         let share = identities.connect(&subject, &limits, now).unwrap();
-        assert!(share.open(&limits, now) && !share.flood(&limits, now));
+        let open = |share: &Share| share.allowance.stream(&limits, now) && share.allowance.open();
+        assert!(open(&share) && !share.flood(&limits, now));
         drop(share);
         let share = identities.connect(&subject, &limits, now).unwrap();
-        assert!(!share.open(&limits, now) && share.flood(&limits, now));
+        assert!(!open(&share) && share.flood(&limits, now));
         drop(share);
         let later = Instant::now() + limits.flood_time + Duration::from_secs(1);
         let other = identities.connect(&"/node/b".parse().unwrap(), &limits, later);

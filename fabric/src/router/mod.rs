@@ -38,6 +38,7 @@ use crate::provider::check::{Checks, Healths};
 use crate::provider::terminator::Terminator;
 use crate::provider::{Backend, Publication};
 use crate::quic::{BindError, Endpoint, ListenAddr, Profile, QuicKeys, Windows};
+use crate::turns::Turns;
 use crate::units::Rate;
 use crate::wire::CloseCode;
 use clients::{Client, Clients};
@@ -105,6 +106,7 @@ struct Shared {
     own: Arc<Terminator>,
     drain: Drain,
     parking: Parking,
+    resumes: Turns,
     /// Providers or clients came or went.
     changed: Notify,
 }
@@ -146,6 +148,7 @@ impl Router {
             node: config.node.clone(),
         };
         let parked = config.limits.parked;
+        let resumes = Turns::new(config.limits.resumes(), Arc::clone(&metrics));
         let shared = Arc::new(Shared {
             node: config.node,
             table: Mutex::new(Table::new(subject.clone())),
@@ -163,6 +166,7 @@ impl Router {
             metrics,
             drain: Drain::default(),
             parking: Parking::new(parked),
+            resumes,
             changed: Notify::new(),
         });
         let (view, _) = watch::channel(Arc::new(RouterView {

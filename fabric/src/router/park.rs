@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, Semaphore};
 
 use super::Shared;
@@ -29,6 +30,22 @@ impl Parking {
     }
 }
 
+/// A leg that is counted while it waits.
+struct Waiting<'a>(&'a Gauge);
+
+impl<'a> Waiting<'a> {
+    fn count(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Waits a moment for the provider of a leg that `client` opened; `None` if it does not come, or nobody can wait here.
 pub(super) async fn wait<C: Clone>(
     shared: &Shared,
@@ -39,6 +56,7 @@ pub(super) async fn wait<C: Clone>(
         shared.metrics.hit("parked");
         return None;
     };
+    let _waiting = Waiting::count(&shared.metrics.router_legs_parked);
     let wait = async {
         loop {
             let mut arrived = pin!(shared.parking.arrived.notified());
@@ -52,7 +70,10 @@ pub(super) async fn wait<C: Clone>(
     };
     tokio::select! {
         next = wait => Some(next),
-        () = tokio::time::sleep(shared.limits.park_time) => None,
+        () = tokio::time::sleep(shared.limits.park_time) => {
+            shared.metrics.hit("park_time");
+            None
+        }
         () = shared.drain.begun() => None,
         _ = client.connection.closed() => None,
     }

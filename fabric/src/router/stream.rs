@@ -8,6 +8,7 @@ use keel_certs::Subject;
 use super::Shared;
 use super::clients::Client;
 use super::datagrams::Beside;
+use super::identities::Allowance;
 use super::park;
 use super::route::{Next, Request, ServiceKey};
 use super::splice::{Side, Spliced, Stream, splice};
@@ -16,6 +17,7 @@ use crate::metrics::CodeLabels;
 use crate::pace::{Limit, Pace};
 use crate::provider::terminator::Via;
 use crate::quic::{Connection, RecvStream, SendStream};
+use crate::turns::Crowded;
 use crate::wire::{
     Frame, Generation, MAX_HEADER, MAX_HEADER_FRAME, Open, Protocol, RefuseCode, ResetCode,
 };
@@ -31,13 +33,13 @@ pub(super) enum Outcome {
 
 /// Serves one stream that `client` opened.
 ///
-/// The header is read and stamped, a provider's connection is found, and from then on bytes are copied. A refusal is
-/// answered at once; a RESUME or a repeated OPEN that finds no provider now waits a moment for it, and is then cut with
+/// The header is read and stamped, a provider's connection is found, and from then on bytes are copied. Legs of known flows
+/// go before new ones, and so many a second. A refusal is answered at once; a RESUME or a repeated OPEN that finds no provider now waits a moment for it, and is then cut with
 /// `LEG_LOST`, because the provider may still come back. A router that stops takes neither.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     client: Arc<Client>,
-    limit: Option<Arc<Limit>>,
+    allowance: Allowance,
     send: SendStream,
     recv: RecvStream,
 ) -> Outcome {
@@ -57,7 +59,8 @@ pub(super) async fn serve(
     };
     let _passage = shared.drain.leg(client.id);
     let from = stamp(&mut leg.header, &client.identity);
-    let next = match admit(&shared, &client, &mut leg.header) {
+    let turn = turn(&shared, &allowance, &leg.header).await;
+    let next = match turn.and_then(|()| admit(&shared, &client, &mut leg.header)) {
         Ok(()) => find(&shared, &client, &request(&leg.header)).await,
         Err(refusal) => Err(refusal),
     };
@@ -74,11 +77,13 @@ pub(super) async fn serve(
                 router: shared.node.clone(),
                 drain: None,
                 passing,
-                limit,
+                limit: allowance.limit,
             };
             shared.own.take(leg, via, Some(backend)).await;
         }
-        Ok(Next::Provider(provider)) => forward(&shared, &client, &provider, limit, leg).await,
+        Ok(Next::Provider(provider)) => {
+            forward(&shared, &client, &provider, allowance.limit, leg).await;
+        }
         Err((code, text)) => refuse(&shared, &client, leg, code, text).await,
     }
     Outcome::Served
@@ -113,6 +118,26 @@ async fn find(
         }
         decided => decided,
     }
+}
+
+/// Waits for the leg's turn: those of known flows come first, and do not count as new ones of their identity.
+async fn turn(
+    shared: &Shared,
+    allowance: &Allowance,
+    header: &Header,
+) -> Result<(), (RefuseCode, String)> {
+    if header.is_of_known_flow() {
+        allowance.give_back();
+        let turn = shared.resumes.take().await;
+        turn.map_err(|Crowded| (RefuseCode::Limit, "too many flows come back".to_owned()))?;
+    } else if allowance.open() {
+        shared.resumes.behind().await;
+    } else {
+        shared.metrics.hit("opens");
+        let text = "too many new flows of this identity".to_owned();
+        return Err((RefuseCode::Limit, text));
+    }
+    Ok(())
 }
 
 /// Counts this hop; a router that stops refuses it.
@@ -153,7 +178,7 @@ fn request(header: &Header) -> Request<'_> {
             port: open.port,
             protocol: open.protocol,
             provider: &open.provider,
-            known: open.generation > Generation::FIRST,
+            known: header.is_of_known_flow(),
         },
         Header::Resume(resume) => Request {
             service: &resume.service,

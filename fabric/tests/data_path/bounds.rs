@@ -5,24 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use keel_fabric::consumer::{OpenError, Target};
+use keel_fabric::consumer::{FlowOptions, OpenError, Target};
 use keel_fabric::limits::KEYS;
 use keel_fabric::link::ALPN;
+use keel_fabric::metrics::{EndLabels, Side};
 use keel_fabric::provider::{PublishOutcome, PublishedAt};
-use keel_fabric::quic::{ConnectError, Connection, Endpoint, Profile};
-use keel_fabric::wire::{
-    CloseCode, FlowId, Frame, Generation, Open, Protocol, RefuseCode, ResetCode, Resume, Role,
-    Secret, VERSION,
-};
+use keel_fabric::quic::{ConnectError, Connection, Endpoint, Profile, ReadError};
+use keel_fabric::wire::{CloseCode, Decoder, Frame, GoneCode, Open, RefuseCode, ResetCode, Resume};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 use crate::admission::connect;
-use crate::backend::Backend;
+use crate::backend::{Backend, Deaf};
+use crate::headers;
 use crate::limits::{cut, hits, silent};
 use crate::publications::Puppet;
-use crate::world::{RunningRouter, World, publication, soon};
+use crate::world::{RunningRouter, World, end, publication, soon, target};
 
 /// Waits until a limit was hit, and for a moment longer: nothing else may be.
 async fn only(world: &World, name: &'static str, times: u64) {
@@ -161,22 +160,11 @@ async fn flood() {
     only(&world, "flood", 1).await;
 }
 
+/// An open of a later version, whose fields that nobody knows have that length.
 fn open(target: &Target, rest: usize) -> Open {
     Open {
-        version: VERSION,
-        flow: FlowId::random(),
-        generation: Generation::FIRST,
-        secret: Secret::random(),
-        service: target.service.clone(),
-        port: target.port,
-        protocol: Protocol::Tcp,
-        provider: target.provider.clone(),
-        limit: 1000,
-        max_datagram: 0,
-        hops: 0,
-        flags: 0,
-        from: None,
         rest: Bytes::from(vec![0; rest]),
+        ..headers::open(target)
     }
 }
 
@@ -241,26 +229,88 @@ async fn parked_resumes() {
     let (_provider, target) = world.echo(&router, backend.addr).await;
     let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
     let _control = silent(&connection).await;
-    let open = open(&target, 0);
-    let generation = Generation(2);
-    let resume = Frame::Resume(Box::new(Resume {
-        version: VERSION,
-        flow: open.flow,
-        generation,
-        service: open.service.clone(),
-        port: 80,
+    let absent = Target {
         provider: "/node/z".parse().unwrap(),
-        recv: 0,
-        limit: 1000,
-        proof: open.secret.prove(open.flow, generation, Role::Initiator),
-        protocol: Protocol::Tcp,
-        from: None,
-        rest: Bytes::new(),
-    }));
+        ..target
+    };
+    let resume = Frame::Resume(Box::new(headers::resume(&headers::open(&absent))));
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     send.write_all(&bytes(&resume)).await.unwrap();
     assert_eq!(cut(&mut recv).await, ResetCode::LegLost);
     only(&world, "parked", 1).await;
+}
+
+/// The answers to two resumes at once.
+async fn two_resumes(connection: &Connection, target: &Target) -> [Result<Frame, ResetCode>; 2] {
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let resume = Resume {
+            from: Some("/node/a".parse().unwrap()),
+            ..headers::resume(&headers::open(target))
+        };
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        let header = bytes(&Frame::Resume(Box::new(resume)));
+        send.write_all(&header).await.unwrap();
+        answers.push((send, recv.read_chunk(100).await));
+    }
+    let answer = |(_, answer): (_, Result<Option<Bytes>, ReadError>)| match answer {
+        Ok(Some(bytes)) => {
+            let mut decoder = Decoder::new();
+            decoder.push(bytes);
+            Ok(decoder.next().unwrap().unwrap())
+        }
+        Err(ReadError::Reset(code)) => Err(ResetCode::from_wire(code)),
+        other => panic!("{other:?}"),
+    };
+    answers
+        .into_iter()
+        .map(answer)
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap()
+}
+
+const UNKNOWN: Frame = Frame::Gone {
+    code: GoneCode::Unknown,
+};
+
+#[tokio::test]
+async fn resumes() {
+    let mut world = World::new();
+    world.router_limits.resumes_per_second = 1;
+    world.router_limits.resumes_burst = 1;
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = silent(&connection).await;
+    let answers = soon(two_resumes(&connection, &target)).await;
+    assert_eq!(answers, [Ok(UNKNOWN), Err(ResetCode::LegLost)]);
+    only(&world, "resumes", 1).await;
+}
+
+#[tokio::test]
+async fn resumes_at_a_provider() {
+    let mut world = World::new();
+    world.provider_limits.resumes_per_second = 1;
+    world.provider_limits.resumes_burst = 1;
+    let puppet = Puppet::new(&world);
+    let backend = Backend::echo().await;
+    let live = world.fabric.pod("b", "default", "p");
+    let list = vec![publication("echo.default", 80, backend.addr)];
+    let links = world.links(&live);
+    let _provider = world.provider_over(links, &live, vec![puppet.peer()], list);
+    let (connection, _control, _answers) = puppet.accept().await;
+    let target = Target {
+        service: "echo.default".parse().unwrap(),
+        port: 80,
+        provider: live.identity().subject,
+        router: puppet.peer(),
+        options: FlowOptions::default(),
+    };
+    let answers = soon(two_resumes(&connection, &target)).await;
+    assert_eq!(answers, [Ok(UNKNOWN), Err(ResetCode::Limit)]);
+    only(&world, "resumes", 1).await;
 }
 
 #[tokio::test]
@@ -275,6 +325,61 @@ async fn provider_flows() {
     soon(flow.open(&consumer.links, &target)).await.unwrap();
     assert_eq!(refusal(&world, &target).await, RefuseCode::Limit);
     only(&world, "provider_flows", 1).await;
+}
+
+#[tokio::test]
+async fn dial_time() {
+    let mut world = World::new();
+    world.provider_limits.dial_time = Duration::from_millis(50);
+    let router = world.router("r").await;
+    let deaf = Deaf::new().await;
+    let (_provider, target) = world.echo(&router, deaf.addr).await;
+    let refused = refusal(&world, &target).await;
+    assert_eq!(refused, RefuseCode::BackendTimeout);
+    only(&world, "dial_time", 1).await;
+}
+
+#[tokio::test]
+async fn park_time() {
+    let mut world = World::new();
+    world.router_limits.park_time = Duration::from_millis(50);
+    let router = world.router("r").await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = silent(&connection).await;
+    let target = target("echo.default", 80, "/node/z".parse().unwrap(), &router);
+    let resume = Frame::Resume(Box::new(headers::resume(&headers::open(&target))));
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&bytes(&resume)).await.unwrap();
+    assert_eq!(cut(&mut recv).await, ResetCode::LegLost);
+    only(&world, "park_time", 1).await;
+}
+
+#[tokio::test]
+async fn remembered_flows() {
+    let mut world = World::new();
+    world.provider_limits.remembered = 1;
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    for hits_after in [vec![], vec![("remembered", 1)]] {
+        let mut tasks = JoinSet::new();
+        let client = consumer.carried(&mut tasks, &target).await;
+        drop(client);
+        end(&mut tasks).await.unwrap();
+        let ended = |role| {
+            let ends = &world.metrics.flows_ended;
+            ends.get_or_create(&EndLabels {
+                role,
+                how: "done",
+                code: "DONE",
+            })
+            .get()
+        };
+        let both = || ended(Side::provider) == ended(Side::consumer);
+        crate::counters::until(both).await;
+        assert_eq!(hits(&world), hits_after);
+    }
 }
 
 #[tokio::test]

@@ -3,18 +3,17 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use keel_fabric::consumer::OpenError;
-use keel_fabric::wire::{
-    Decoder, FlowId, Frame, Generation, GoneCode, MAX_HEADER_FRAME, Open, Protocol, RefuseCode,
-    ResetCode, Resume, Role, Secret, VERSION,
-};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use keel_fabric::consumer::{OpenError, Target};
+use keel_fabric::wire::{Decoder, Frame, GoneCode, MAX_HEADER_FRAME, Open, RefuseCode, ResetCode};
+use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinSet;
 
 use crate::admission::connect;
 use crate::backend::Backend;
+use crate::counters::until;
+use crate::headers;
 use crate::limits::{answer, cut, hits, silent};
-use crate::world::{World, end, publication, soon, target};
+use crate::world::{World, echoes, end, publication, soon, target};
 
 #[tokio::test]
 async fn a_router_that_stops_takes_nothing_new() {
@@ -30,9 +29,7 @@ async fn a_router_that_stops_takes_nothing_new() {
     let own = target("own.default", 80, "/node/r".parse().unwrap(), &router);
     let consumer = world.consumer();
     let mut tasks = JoinSet::new();
-    let mut client = consumer.connect(&mut tasks, &own).await;
-    client.write_all(b"a").await.unwrap();
-    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
+    let mut client = consumer.carried(&mut tasks, &own).await;
     let link = consumer.links.link(&router.peer).await.unwrap();
     assert!(!link.is_draining());
 
@@ -54,8 +51,7 @@ async fn a_router_that_stops_takes_nothing_new() {
     assert!(soon(stranger.links.link(&router.peer)).await.is_err());
     assert!(begun.elapsed() < Duration::from_secs(3), "{begun:?}");
 
-    client.write_all(b"b").await.unwrap();
-    assert_eq!(soon(client.read_u8()).await.unwrap(), b'b');
+    echoes(&mut client, b'b').await;
     drop(client);
     router.stopped().await;
 }
@@ -72,9 +68,7 @@ async fn a_flow_that_ends_in_the_router_is_reset_at_the_deadline() {
     router.shows(|view| !view.services.is_empty()).await;
     let target = target("echo.default", 80, "/node/r".parse().unwrap(), &router);
     let mut tasks = JoinSet::new();
-    let mut client = world.consumer().connect(&mut tasks, &target).await;
-    client.write_all(b"a").await.unwrap();
-    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
+    let mut client = world.consumer().carried(&mut tasks, &target).await;
     let begun = Instant::now();
     router.stopped().await;
     assert!(begun.elapsed() >= world.drain_timeout, "{begun:?}");
@@ -94,9 +88,7 @@ async fn a_router_that_is_hurried_waits_for_nothing() {
     router.shows(|view| !view.services.is_empty()).await;
     let target = target("echo.default", 80, "/node/r".parse().unwrap(), &router);
     let mut tasks = JoinSet::new();
-    let mut client = world.consumer().connect(&mut tasks, &target).await;
-    client.write_all(b"a").await.unwrap();
-    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
+    let _client = world.consumer().carried(&mut tasks, &target).await;
     let begun = Instant::now();
     router.hurry.cancel();
     router.stopped().await;
@@ -144,9 +136,9 @@ async fn a_resumed_leg_waits_a_moment_for_its_provider() {
     let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
     let _control = silent(&connection).await;
     let waiting = answer(&connection, resume(&target));
+    let metrics = world.metrics.clone();
     let coming = async {
-        // By then the leg waits.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        until(|| metrics.router_legs_parked.get() == 1).await;
         world.echo(&router, backend.addr).await
     };
     let ((frame, _), (provider, _)) = tokio::join!(waiting, coming);
@@ -203,40 +195,14 @@ async fn a_header_that_the_router_makes_too_long_is_refused() {
     assert!(hits(&world).contains(&("header_size", 1)));
 }
 
-fn resume(target: &keel_fabric::consumer::Target) -> Frame {
-    let (flow, generation) = (FlowId::random(), Generation(2));
-    Frame::Resume(Box::new(Resume {
-        version: VERSION,
-        flow,
-        generation,
-        service: target.service.clone(),
-        port: target.port,
-        provider: target.provider.clone(),
-        recv: 0,
-        limit: 1000,
-        proof: Secret::random().prove(flow, generation, Role::Initiator),
-        from: None,
-        protocol: Protocol::Tcp,
-        rest: Bytes::new(),
-    }))
+fn resume(target: &Target) -> Frame {
+    Frame::Resume(Box::new(headers::resume(&headers::open(target))))
 }
 
 /// An open of a later version, whose fields that nobody knows have that length.
-fn open(target: &keel_fabric::consumer::Target, rest: usize) -> Frame {
+fn open(target: &Target, rest: usize) -> Frame {
     Frame::Open(Box::new(Open {
-        version: VERSION,
-        flow: FlowId::random(),
-        generation: Generation::FIRST,
-        secret: Secret::random(),
-        service: target.service.clone(),
-        port: target.port,
-        protocol: Protocol::Tcp,
-        provider: target.provider.clone(),
-        limit: 1000,
-        max_datagram: 0,
-        hops: 0,
-        flags: 0,
-        from: None,
         rest: Bytes::from(vec![0; rest]),
+        ..headers::open(target)
     }))
 }

@@ -3,32 +3,20 @@
 use bytes::{Bytes, BytesMut};
 use keel_fabric::metrics::{GoneLabels, Side};
 use keel_fabric::quic::{RecvStream, SendStream};
-use keel_fabric::wire::{
-    Decoder, FlowId, Frame, Generation, GoneCode, Open, Proof, Protocol, Resume, Role, Secret,
-    VERSION,
-};
+use keel_fabric::wire::{Decoder, Frame, Generation, GoneCode, Open, Proof, Resume, Role, Secret};
 
 use crate::admission::connect;
 use crate::backend::Backend;
+use crate::headers;
 use crate::limits::answer;
 use crate::world::{World, soon};
 
-fn resume(open: &Open, generation: u64, proof: Option<Proof>) -> Frame {
-    let generation = Generation(generation);
-    let right = open.secret.prove(open.flow, generation, Role::Initiator);
+fn resume(open: &Open, proof: Option<Proof>) -> Frame {
+    let resume = headers::resume(open);
     Frame::Resume(Box::new(Resume {
-        version: VERSION,
-        flow: open.flow,
-        generation,
-        service: open.service.clone(),
-        port: open.port,
-        provider: open.provider.clone(),
-        recv: 0,
-        limit: 1000,
-        proof: proof.unwrap_or(right),
+        proof: proof.unwrap_or(resume.proof),
         from: Some("/node/a/ns/default/pod/c".parse().unwrap()),
-        protocol: Protocol::Tcp,
-        rest: Bytes::new(),
+        ..resume
     }))
 }
 
@@ -63,22 +51,7 @@ async fn forged_replayed_and_foreign_resumes_are_refused_and_counted() {
         ours.open_bi().await.unwrap(),
         theirs.open_bi().await.unwrap(),
     );
-    let open = Open {
-        version: VERSION,
-        flow: FlowId::random(),
-        generation: Generation::FIRST,
-        secret: Secret::random(),
-        service: target.service.clone(),
-        port: target.port,
-        protocol: Protocol::Tcp,
-        provider: target.provider.clone(),
-        limit: 1000,
-        max_datagram: 0,
-        hops: 0,
-        flags: 0,
-        from: None,
-        rest: Bytes::new(),
-    };
+    let open = headers::open(&target);
     let refused = |code: GoneCode| {
         let labels = GoneLabels {
             role: Side::provider,
@@ -90,13 +63,13 @@ async fn forged_replayed_and_foreign_resumes_are_refused_and_counted() {
     assert!(matches!(frame, Frame::Accept { .. }), "{frame:?}");
     echo(&mut first, 0, b"one").await;
 
-    let forged = resume(&open, 2, Some(Proof::from_bytes([7; 32])));
+    let forged = resume(&open, Some(Proof::from_bytes([7; 32])));
     let role = Secret::random().prove(open.flow, Generation(2), Role::Initiator);
-    let other_secret = resume(&open, 2, Some(role));
+    let other_secret = resume(&open, Some(role));
     let reflected = open
         .secret
         .prove(open.flow, Generation(2), Role::Terminator);
-    let reflected = resume(&open, 2, Some(reflected));
+    let reflected = resume(&open, Some(reflected));
     for frame in [forged, other_secret, reflected] {
         let (frame, _) = answer(&ours, frame).await;
         let code = GoneCode::Forbidden;
@@ -105,13 +78,13 @@ async fn forged_replayed_and_foreign_resumes_are_refused_and_counted() {
     assert_eq!(refused(GoneCode::Forbidden), 3);
 
     // Whoever else knows everything, is not the one who opened it: the router says who asks.
-    let (frame, _) = answer(&theirs, resume(&open, 2, None)).await;
+    let (frame, _) = answer(&theirs, resume(&open, None)).await;
     let code = GoneCode::Unknown;
     assert_eq!(frame, Frame::Gone { code });
     assert_eq!(refused(GoneCode::Unknown), 1);
     echo(&mut first, 3, b"two").await;
 
-    let genuine = || resume(&open, 2, None);
+    let genuine = || resume(&open, None);
     let (frame, mut second) = answer(&ours, genuine()).await;
     assert!(matches!(frame, Frame::Resumed { .. }), "{frame:?}");
     let (frame, _) = answer(&ours, genuine()).await;

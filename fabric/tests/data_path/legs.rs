@@ -359,9 +359,7 @@ async fn without_a_resume_window_a_lost_leg_is_a_reset() {
     let (_provider, target) = world.echo(&router, backend.addr).await;
     world.ways = vec![router.peer.clone()];
     let mut tasks = JoinSet::new();
-    let mut client = world.consumer().connect(&mut tasks, &target).await;
-    client.write_all(b"a").await.unwrap();
-    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
+    let mut client = world.consumer().carried(&mut tasks, &target).await;
     world.kill().await;
     let _again = world.router_at("r", router.addr.into());
     let error = soon(client.read_u8()).await.unwrap_err();
@@ -382,9 +380,7 @@ async fn a_flow_whose_other_end_died_is_reset() {
     let (provider, target) = world.echo(&router, backend.addr).await;
     world.ways = vec![router.peer.clone()];
     let mut tasks = JoinSet::new();
-    let mut client = world.consumer().connect(&mut tasks, &target).await;
-    client.write_all(b"a").await.unwrap();
-    assert_eq!(soon(client.read_u8()).await.unwrap(), b'a');
+    let mut client = world.consumer().carried(&mut tasks, &target).await;
     router.stopped().await;
     provider.stop.cancel();
     let mut done = provider.done.clone();

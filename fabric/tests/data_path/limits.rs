@@ -3,23 +3,21 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use keel_fabric::EndReason;
-use keel_fabric::consumer::OpenError;
+use keel_fabric::consumer::{FlowOptions, OpenError, Target};
 use keel_fabric::limits::KEYS;
 use keel_fabric::metrics::LimitLabels;
 use keel_fabric::quic::{Connection, ReadError, RecvStream, SendStream};
-use keel_fabric::wire::{
-    CloseCode, Decoder, FlowId, Frame, Generation, GoneCode, Open, Protocol, RefuseCode, ResetCode,
-    Resume, Role, Secret, VERSION,
-};
+use keel_fabric::wire::{CloseCode, Decoder, Frame, GoneCode, Open, RefuseCode, ResetCode, Resume};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 use crate::admission::connect;
 use crate::backend::{Backend, Deaf};
+use crate::headers;
 use crate::publications::Puppet;
-use crate::world::{World, end, publication, soon};
+use crate::world::{World, end, publication, soon, target};
 
 /// The limits that were hit, and how often.
 pub(crate) fn hits(world: &World) -> Vec<(&'static str, u64)> {
@@ -74,9 +72,14 @@ async fn opens_beyond_the_rate_are_cut() {
     let router = world.router("r").await;
     let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
     let _control = silent(&connection).await;
-    let _first = silent(&connection).await;
-    let (_send, mut second) = silent(&connection).await;
-    assert_eq!(cut(&mut second).await, ResetCode::Limit);
+    for expected in [RefuseCode::UnknownService, RefuseCode::Limit] {
+        let absent = target("echo.default", 80, "/node/z".parse().unwrap(), &router);
+        let header = Frame::Open(Box::new(headers::open(&absent)));
+        match answer(&connection, header).await.0 {
+            Frame::Refuse { code, .. } => assert_eq!(code, expected),
+            other => panic!("{other:?}"),
+        }
+    }
     assert_eq!(hits(&world), [("opens", 1)]);
 }
 
@@ -135,8 +138,8 @@ async fn a_redial_survives_whoever_waits_for_it() {
     let away = async {
         router.shows(|view| view.totals.connections == 1).await;
         router.stopped().await;
-        // By then the leg is being dialled.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let metrics = world.metrics.clone();
+        crate::counters::until(|| metrics.legs_dialled.get() > 0).await;
     };
     tokio::select! {
         opened = flow.open(&consumer.links, &target) => panic!("{opened:?}"),
@@ -182,21 +185,23 @@ async fn a_provider_takes_only_what_is_for_it_and_from_whom_it_is() {
     let links = world.links(&live);
     let _provider = world.provider_over(links, &live, vec![puppet.peer()], list);
     let (connection, _control, _answers) = puppet.accept().await;
-    let open = Open {
-        version: VERSION,
-        flow: FlowId::random(),
-        generation: Generation::FIRST,
-        secret: Secret::random(),
+    let us = Target {
         service: "echo.default".parse().unwrap(),
         port: 80,
-        protocol: Protocol::Tcp,
         provider: live.identity().subject,
-        limit: 1000,
-        max_datagram: 0,
+        router: puppet.peer(),
+        options: FlowOptions::default(),
+    };
+    let open = Open {
         hops: 1,
-        flags: 0,
         from: Some("/node/a".parse().unwrap()),
-        rest: Bytes::new(),
+        ..headers::open(&us)
+    };
+    let resume = |from: &str| {
+        Frame::Resume(Box::new(Resume {
+            from: Some(from.parse().unwrap()),
+            ..headers::resume(&open)
+        }))
     };
     let refusal = async |open: Open| match answer(&connection, Frame::Open(Box::new(open))).await {
         (Frame::Refuse { code, .. }, _) => code,
@@ -216,23 +221,6 @@ async fn a_provider_takes_only_what_is_for_it_and_from_whom_it_is() {
     let (accepted, _leg) = answer(&connection, Frame::Open(Box::new(open.clone()))).await;
     assert!(matches!(accepted, Frame::Accept { .. }), "{accepted:?}");
     // Everything is right but the identity: the flow is somebody else's.
-    let generation = Generation(2);
-    let resume = |from: &str| {
-        Frame::Resume(Box::new(Resume {
-            version: VERSION,
-            flow: open.flow,
-            generation,
-            service: open.service.clone(),
-            port: 80,
-            provider: open.provider.clone(),
-            recv: 0,
-            limit: 1000,
-            proof: open.secret.prove(open.flow, generation, Role::Initiator),
-            from: Some(from.parse().unwrap()),
-            protocol: Protocol::Tcp,
-            rest: Bytes::new(),
-        }))
-    };
     let (frame, _) = answer(&connection, resume("/node/z")).await;
     assert_eq!(
         frame,

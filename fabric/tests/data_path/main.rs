@@ -15,6 +15,7 @@ mod counters;
 mod drain;
 mod fairness;
 mod flows;
+mod headers;
 mod hijack;
 mod legs;
 mod limits;

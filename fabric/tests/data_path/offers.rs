@@ -134,12 +134,14 @@ async fn an_open_without_an_answer_is_waited_for_if_something_was_said() {
     let consumer = world.consumer();
     let (mut client, mut flow) = consumer.flow().await;
     client.write_all(b"early").await.unwrap();
-    let (opened, served) = tokio::join!(soon(flow.open(&consumer.links, &silent)), async {
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        soon(deaf.hear().accept()).await.unwrap()
-    });
+    let mut opening = Box::pin(flow.open(&consumer.links, &silent));
+    // Its patience is over long before.
+    let early = tokio::time::timeout(Duration::from_millis(400), &mut opening).await;
+    assert!(early.is_err(), "{early:?}");
+    let listener = deaf.hear();
+    let (opened, served) = tokio::join!(soon(opening), soon(listener.accept()));
     opened.unwrap();
-    let (mut served, _) = served;
+    let (mut served, _) = served.unwrap();
     let mut carried = tokio::task::JoinSet::new();
     carried.spawn(flow.carry());
     let mut came = [0; 5];

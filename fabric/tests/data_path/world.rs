@@ -21,6 +21,7 @@ use keel_fabric::quic::{Endpoint, ListenAddr, Profile, Windows};
 use keel_fabric::router::{DRAIN_TIMEOUT, Router, RouterConfig, RouterView};
 use keel_fabric::units::Rate;
 use keel_fabric::wire::Protocol;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -357,12 +358,29 @@ impl Consumer {
         client
     }
 
+    /// Connects an application to an echoing `target`; its flow carries.
+    pub(crate) async fn carried(
+        &self,
+        tasks: &mut JoinSet<Result<FlowEnd, OpenError>>,
+        target: &Target,
+    ) -> TcpStream {
+        let mut client = self.connect(tasks, target).await;
+        echoes(&mut client, b'a').await;
+        client
+    }
+
     pub(crate) async fn flow(&self) -> (TcpStream, ConsumerFlow) {
         let (client, accepted) = socket_pair().await;
         let service = ("mysql.default".parse().unwrap(), 3306);
         let flow = ConsumerFlow::new(accepted, service, self.config.clone());
         (client, flow)
     }
+}
+
+/// One byte goes there and comes back.
+pub(crate) async fn echoes(client: &mut TcpStream, byte: u8) {
+    client.write_all(&[byte]).await.unwrap();
+    assert_eq!(soon(client.read_u8()).await.unwrap(), byte);
 }
 
 pub(crate) async fn socket_pair() -> (TcpStream, TcpStream) {

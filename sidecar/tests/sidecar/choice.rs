@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use keel_fabric::provider::Publication;
 use keel_fabric::wire::Protocol;
-use tokio::net::UdpSocket;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -44,6 +45,34 @@ async fn so_many_connections_wait_for_a_provider_and_no_more() {
     let _provider = Pod::start(node.pod("db-0"), "", &published).await;
     let answer = waiting.join_next().await.unwrap();
     assert_eq!(answer.unwrap().unwrap(), b"first");
+}
+
+#[tokio::test]
+async fn so_many_connections_are_carried_at_once_and_the_next_one_waits() {
+    let (node, mut tasks) = (Node::start("a").await, JoinSet::new());
+    let backend = echo(&mut tasks).await;
+    let published = format!("mysql:3306={backend}");
+    let _provider = Pod::start(node.pod("db-0"), "", &published).await;
+    let mut config = node.pod("app-0");
+    (config.ip_range, config.connect_timeout) = (range(34), LONG);
+    config.limits.consumer.connections = 1;
+    let mut consumer = Pod::start(config, "mysql:3306", "").await;
+    let address = consumer.address().await;
+    let mut first = TcpStream::connect(address).await.unwrap();
+    first.write_all(b"first").await.unwrap();
+    let accepted = "keel_sidecar_connections_accepted_total";
+    let carried = async { while consumer.metric(accepted).await == 0 {} };
+    timeout(LONG, carried).await.unwrap();
+    // Before it was carried, the next one was asked for.
+    let limited = "keel_sidecar_limit_hit_total{name=\"connections\"}";
+    assert!(consumer.metric(limited).await > 0);
+    let mut second = JoinSet::new();
+    second.spawn(async move { exchange(address, b"second").await });
+    let early = timeout(Duration::from_millis(300), second.join_next()).await;
+    assert!(early.is_err(), "it was carried beside the first");
+    drop(first);
+    let answer = timeout(LONG, second.join_next()).await.unwrap().unwrap();
+    assert_eq!(answer.unwrap().unwrap(), b"second");
 }
 
 #[tokio::test]
