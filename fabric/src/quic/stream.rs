@@ -111,6 +111,7 @@ impl SendStream {
         cx: &mut Context<'_>,
         chunks: &mut [Bytes],
     ) -> Poll<Result<(usize, usize), WriteError>> {
+        self.datagrams.stream_sends();
         // The implementation's future is cancel safe and leaves its waker registered.
         pin!(self.inner.write_chunks(chunks))
             .poll(cx)

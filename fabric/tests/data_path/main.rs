@@ -9,6 +9,7 @@
 
 mod admission;
 mod backend;
+mod bad_links;
 mod bandwidth;
 mod bounds;
 mod counters;

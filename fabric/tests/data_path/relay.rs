@@ -1,16 +1,32 @@
-//! A piece of network between two ends that can be made to lose everything, one way or both, while it runs.
+//! A piece of network between two ends that can be made to lose everything, one way or both, while it runs; or that is
+//! slow, or bad, all the time.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use keel_fabric::link::RouterPeer;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::world::RunningRouter;
+
+/// How packets fare towards the router, and from there.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Line {
+    /// Bytes per second, with a queue of so many packets; what finds it full is lost.
+    pub(crate) rate: Option<(u32, usize)>,
+    /// Of a thousand packets so many are lost, chosen by the seed.
+    pub(crate) lost: u64,
+    /// Of a thousand packets so many come this much later, behind others.
+    pub(crate) late: (u64, Duration),
+    pub(crate) seed: u64,
+}
 
 pub(crate) struct Relay {
     /// The router as it is reached through here.
@@ -26,6 +42,10 @@ struct Passes {
 
 impl Relay {
     pub(crate) async fn to(router: &RunningRouter) -> Self {
+        Self::over(router, Line::default()).await
+    }
+
+    pub(crate) async fn over(router: &RunningRouter, line: Line) -> Self {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let peer = RouterPeer {
             node: router.peer.node.clone(),
@@ -36,7 +56,7 @@ impl Relay {
             down: true.into(),
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(carry(socket, router.addr, Arc::clone(&passes)));
+        tasks.spawn(carry(socket, router.addr, Arc::clone(&passes), line));
         Self {
             peer,
             passes,
@@ -51,39 +71,104 @@ impl Relay {
     }
 }
 
-async fn carry(near: Arc<UdpSocket>, router: SocketAddr, passes: Arc<Passes>) {
-    let mut far: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+/// One direction of a line towards one socket.
+struct Way {
+    line: Line,
+    random: u64,
+    queue: mpsc::Sender<Vec<u8>>,
+}
+
+impl Way {
+    fn new(line: Line, to: Arc<UdpSocket>, address: SocketAddr, tasks: &mut JoinSet<()>) -> Self {
+        let (queue, waiting) = mpsc::channel(line.rate.map_or(1024, |(_, packets)| packets));
+        tasks.spawn(drive(line, waiting, to, address));
+        Self {
+            line,
+            random: line.seed.wrapping_mul(2).wrapping_add(1),
+            queue,
+        }
+    }
+
+    /// Whether a chance of so many in a thousand comes true.
+    fn chance(&mut self, of_thousand: u64) -> bool {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % 1000 < of_thousand
+    }
+
+    fn take(&mut self, packet: &[u8], tasks: &mut JoinSet<()>) {
+        if self.chance(self.line.lost) {
+            return;
+        }
+        let (queue, packet) = (self.queue.clone(), packet.to_vec());
+        let (late, by) = self.line.late;
+        if self.chance(late) {
+            tasks.spawn(async move {
+                tokio::time::sleep(by).await;
+                // What finds the queue full is lost.
+                let _ = queue.try_send(packet);
+            });
+        } else {
+            let _ = queue.try_send(packet);
+        }
+    }
+}
+
+/// Sends what waits, as fast as the line is.
+async fn drive(
+    line: Line,
+    mut waiting: mpsc::Receiver<Vec<u8>>,
+    to: Arc<UdpSocket>,
+    address: SocketAddr,
+) {
+    let mut free = Instant::now();
+    while let Some(packet) = waiting.recv().await {
+        // A lost packet is what a network does.
+        let _ = to.send_to(&packet, address).await;
+        if let Some((rate, _)) = line.rate {
+            let takes = Duration::from_secs(1).mul_f64(packet.len() as f64 / f64::from(rate));
+            free = free.max(Instant::now()) + takes;
+            tokio::time::sleep_until(free).await;
+        }
+    }
+}
+
+async fn carry(near: Arc<UdpSocket>, router: SocketAddr, passes: Arc<Passes>, line: Line) {
+    let mut far: HashMap<SocketAddr, Way> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut packet = vec![0; 65_536];
     loop {
         let Ok((len, client)) = near.recv_from(&mut packet).await else {
             continue;
         };
-        let socket = match far.entry(client) {
+        let way = match far.entry(client) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-                socket.connect(router).await.unwrap();
-                let (far, near) = (Arc::clone(&socket), Arc::clone(&near));
-                tasks.spawn(back(far, near, client, Arc::clone(&passes)));
-                new.insert(socket)
+                let way = Way::new(line, Arc::clone(&socket), router, &mut tasks);
+                let down = Way::new(line, Arc::clone(&near), client, &mut tasks);
+                tasks.spawn(back(socket, down, Arc::clone(&passes)));
+                new.insert(way)
             }
         };
+        while tasks.try_join_next().is_some() {}
         if passes.up.load(Ordering::Relaxed) {
-            // A lost packet is what a network does.
-            let _ = socket.send(&packet[..len]).await;
+            way.take(&packet[..len], &mut tasks);
         }
     }
 }
 
-async fn back(far: Arc<UdpSocket>, near: Arc<UdpSocket>, client: SocketAddr, passes: Arc<Passes>) {
+async fn back(far: Arc<UdpSocket>, mut way: Way, passes: Arc<Passes>) {
+    let mut tasks = JoinSet::new();
     let mut packet = vec![0; 65_536];
     loop {
         // An error is that of a packet before: nobody listened there.
         if let Ok(len) = far.recv(&mut packet).await
             && passes.down.load(Ordering::Relaxed)
         {
-            let _ = near.send_to(&packet[..len], client).await;
+            while tasks.try_join_next().is_some() {}
+            way.take(&packet[..len], &mut tasks);
         }
     }
 }

@@ -20,15 +20,15 @@ use tokio::time::Instant;
 use crate::world::{Consumer, RunningProvider, RunningRouter, World, publication, soon, target};
 
 /// A backend that sends every packet back.
-struct Echo {
-    address: SocketAddr,
+pub(crate) struct Echo {
+    pub(crate) address: SocketAddr,
     /// Where packets came from: one address per association.
     seen: Arc<Mutex<BTreeSet<SocketAddr>>>,
     _task: JoinSet<()>,
 }
 
 impl Echo {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(BTreeSet::new()));
@@ -51,7 +51,7 @@ impl Echo {
         }
     }
 
-    fn sources(&self) -> usize {
+    pub(crate) fn sources(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
 }
@@ -59,13 +59,13 @@ impl Echo {
 type Ended = Result<FlowEnd, OpenError>;
 
 /// The mapped side: a socket with an association for each client address.
-struct Mapped {
-    address: SocketAddr,
+pub(crate) struct Mapped {
+    pub(crate) address: SocketAddr,
     ends: mpsc::Receiver<Ended>,
     _task: JoinSet<()>,
 }
 
-async fn map(consumer: &Consumer, target: &Target) -> Mapped {
+pub(crate) async fn map(consumer: &Consumer, target: &Target) -> Mapped {
     let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
     let address = socket.local_addr().unwrap();
     let (links, config, target) = (
@@ -114,14 +114,14 @@ async fn map(consumer: &Consumer, target: &Target) -> Mapped {
     }
 }
 
-fn over_udp(backend: SocketAddr) -> Publication {
+pub(crate) fn over_udp(backend: SocketAddr) -> Publication {
     Publication {
         protocol: Protocol::Udp,
         ..publication("echo.default", 80, backend)
     }
 }
 
-async fn published(
+pub(crate) async fn published(
     world: &mut World,
     router: &RunningRouter,
     backend: SocketAddr,
@@ -133,7 +133,7 @@ async fn published(
     (provider, target)
 }
 
-async fn client(to: SocketAddr) -> UdpSocket {
+pub(crate) async fn client(to: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.connect(to).await.unwrap();
     socket
@@ -153,7 +153,7 @@ async fn answer(client: &UdpSocket) -> Vec<u8> {
 }
 
 /// Repeats `packet` until it comes back, as clients of UDP do.
-async fn comes_back(client: &UdpSocket, packet: &[u8]) {
+pub(crate) async fn comes_back(client: &UdpSocket, packet: &[u8]) {
     let mut buffer = vec![0; 1 << 16];
     let repeated = async {
         loop {
@@ -169,7 +169,7 @@ async fn comes_back(client: &UdpSocket, packet: &[u8]) {
     soon(repeated).await;
 }
 
-fn dropped(metrics: &FabricMetrics, reason: &'static str) -> u64 {
+pub(crate) fn dropped(metrics: &FabricMetrics, reason: &'static str) -> u64 {
     metrics
         .packets_dropped
         .get_or_create(&DropLabels { reason })
@@ -184,7 +184,7 @@ fn quiet_port() -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-fn pattern(length: usize, seed: usize) -> Vec<u8> {
+pub(crate) fn pattern(length: usize, seed: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 31 + seed) as u8).collect()
 }
 

@@ -304,6 +304,11 @@ impl World {
 }
 
 impl RunningRouter {
+    /// Whether it has ended.
+    pub(crate) fn is_done(&self) -> bool {
+        *self.done.borrow()
+    }
+
     pub(crate) async fn stopped(&mut self) {
         self.stop.cancel();
         soon(self.done.wait_for(|done| *done)).await.unwrap();
