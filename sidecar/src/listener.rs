@@ -287,6 +287,8 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     };
     // Connections of an earlier run that linger do not block the port; another listener still does.
     socket.set_reuseaddr(true)?;
+    // What is accepted inherits it: a connection that is dropped before anybody has taken it over is reset, too.
+    SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -387,6 +389,8 @@ impl Accepting {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
 
     #[test]
@@ -410,6 +414,17 @@ mod tests {
             let text = explain(address, &kind.into());
             assert!(text.contains(part), "{part} in {text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_nobody_took_over_is_no_clean_end() {
+        let listener = bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        drop(listener.accept().await.unwrap());
+        let error = client.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]

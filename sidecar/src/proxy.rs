@@ -133,114 +133,198 @@ pub(crate) async fn open(
     flow: &mut ConsumerFlow,
     wanted: Wanted<'_>,
 ) -> Result<Late, Unserved> {
-    let Wanted {
-        target,
-        port,
-        protocol,
-        ..
-    } = wanted;
-    let deadline = Instant::now() + proxy.connect_timeout;
-    let key = PortKey::new(target.service.clone(), port, protocol);
-    let mut directory = proxy.directory.clone();
-    let mut late = Late::default();
-    let links = tokio::select! {
-        links = identified(proxy, deadline) => links?,
-        gone = flow.gone() => return Err(Unserved::Open(gone)),
-    };
-    let options = proxy.options.of(&target.service, port);
-    let rules = rules(&options, wanted.client);
-    let mut tried = Tried::default();
-    let mut round = Instant::now();
-    let mut asked_again = false;
-    let mut refused = None;
-    let mut unreachable = None;
+    let mut opening = Opening::begin(proxy, flow, wanted).await?;
     loop {
-        let now = directory.borrow_and_update().clone();
-        let Some(first) = next(proxy, &now, &key, wanted, rules, &tried) else {
-            // Somebody answered: the client hears of it at once, unless that was some time ago, while others kept silent:
-            // then who refused may say yes by now. Nobody did: one may still come.
-            if let Some(error) = refused.take() {
-                if asked_again || round.elapsed() < OLD_NEWS {
-                    return Err(Unserved::Open(error));
-                }
-                tried = Tried::default();
-                asked_again = true;
-                continue;
-            }
-            let Some(_place) = proxy.parked.enter(&key) else {
-                proxy.metrics.dns.limit_hit("parked");
-                return Err(unreachable.map_or(Unserved::Crowded, Unserved::Open));
-            };
-            let pause = RETRY_PAUSE.mul_f64(rand::random_range(0.75..1.25));
-            let again = async {
-                tokio::select! {
-                    changed = directory.changed() => if changed.is_err() { std::future::pending::<()>().await },
-                    () = sleep(pause), if !tried.is_empty() => {}
-                }
-            };
-            let waited = tokio::select! {
-                waited = timeout_at(deadline, again) => waited,
-                gone = flow.gone() => return Err(Unserved::Open(gone)),
-            };
-            if waited.is_err() {
-                return Err(unreachable.map_or(Unserved::NoProvider, Unserved::Open));
-            }
-            (tried, round) = (Tried::default(), Instant::now());
+        let Some(first) = opening.next() else {
+            opening.wait(flow).await?;
             continue;
         };
-        let race = Race {
-            links: &links,
-            endpoints: &proxy.endpoints,
-            directory: &mut directory,
-            deadline,
-            late: &mut late,
+        let Some(way) = opening.reach(flow, first).await? else {
+            continue;
         };
-        let another = |now: &Directory, tried: &Tried| next(proxy, now, &key, wanted, rules, tried);
-        let reached = tokio::select! {
-            reached = reach(race, first, &mut tried, another) => reached,
+        if opening.ask(flow, &way).await? {
+            return Ok(opening.late);
+        }
+    }
+}
+
+/// The open of one connection.
+struct Opening<'a> {
+    proxy: &'a Proxy,
+    wanted: Wanted<'a>,
+    key: PortKey,
+    options: ServiceOptions,
+    rules: Rules,
+    links: Links,
+    deadline: Instant,
+    directory: watch::Receiver<Arc<Directory>>,
+    /// The directory when the last way was chosen.
+    now: Arc<Directory>,
+    tried: Tried,
+    /// When the first of those that were tried was.
+    round: Instant,
+    asked_again: bool,
+    refused: Option<OpenError>,
+    unreachable: Option<OpenError>,
+    late: Late,
+}
+
+impl<'a> Opening<'a> {
+    /// Waits for an identity.
+    async fn begin(
+        proxy: &'a Proxy,
+        flow: &mut ConsumerFlow,
+        wanted: Wanted<'a>,
+    ) -> Result<Self, Unserved> {
+        let Wanted {
+            target,
+            port,
+            protocol,
+            client,
+        } = wanted;
+        let deadline = Instant::now() + proxy.connect_timeout;
+        let links = tokio::select! {
+            links = identified(proxy, deadline) => links?,
             gone = flow.gone() => return Err(Unserved::Open(gone)),
         };
-        let way = match reached {
-            Ok(way) => way,
-            Err(error) => {
-                tracing::debug!(service = %target, port, %error, "no router reached, trying another way");
-                unreachable = Some(OpenError::NoRouter(error));
-                continue;
+        let options = proxy.options.of(&target.service, port);
+        let mut directory = proxy.directory.clone();
+        let now = directory.borrow_and_update().clone();
+        Ok(Self {
+            proxy,
+            wanted,
+            key: PortKey::new(target.service.clone(), port, protocol),
+            rules: rules(&options, client),
+            options,
+            links,
+            deadline,
+            directory,
+            now,
+            tried: Tried::default(),
+            round: Instant::now(),
+            asked_again: false,
+            refused: None,
+            unreachable: None,
+            late: Late::default(),
+        })
+    }
+
+    /// The next way to try, with its class.
+    fn next(&mut self) -> Option<(Candidate, Class)> {
+        self.now = self.directory.borrow_and_update().clone();
+        let (key, wanted, rules) = (&self.key, self.wanted, self.rules);
+        next(self.proxy, &self.now, key, wanted, rules, &self.tried)
+    }
+
+    /// No way is left to try: waits until one may be.
+    ///
+    /// If somebody answered, the client hears of it at once, unless that was some time ago, while others kept silent: then
+    /// who refused may say yes by now. If nobody did, one may still come.
+    async fn wait(&mut self, flow: &mut ConsumerFlow) -> Result<(), Unserved> {
+        if let Some(error) = self.refused.take() {
+            if self.asked_again || self.round.elapsed() < OLD_NEWS {
+                return Err(Unserved::Open(error));
+            }
+            self.tried = Tried::default();
+            self.asked_again = true;
+            return Ok(());
+        }
+        let Some(_place) = self.proxy.parked.enter(&self.key) else {
+            self.proxy.metrics.dns.limit_hit("parked");
+            let why = self.unreachable.take();
+            return Err(why.map_or(Unserved::Crowded, Unserved::Open));
+        };
+        let pause = RETRY_PAUSE.mul_f64(rand::random_range(0.75..1.25));
+        let (directory, tried) = (&mut self.directory, &self.tried);
+        let again = async {
+            tokio::select! {
+                changed = directory.changed() => if changed.is_err() { std::future::pending::<()>().await },
+                () = sleep(pause), if !tried.is_empty() => {}
             }
         };
+        let waited = tokio::select! {
+            waited = timeout_at(self.deadline, again) => waited,
+            gone = flow.gone() => return Err(Unserved::Open(gone)),
+        };
+        if waited.is_err() {
+            let why = self.unreachable.take();
+            return Err(why.map_or(Unserved::NoProvider, Unserved::Open));
+        }
+        (self.tried, self.round) = (Tried::default(), Instant::now());
+        Ok(())
+    }
+
+    /// Connects to the router of `first`, or of another way beside it; `None` if none of them is reached.
+    async fn reach(
+        &mut self,
+        flow: &mut ConsumerFlow,
+        first: (Candidate, Class),
+    ) -> Result<Option<Candidate>, Unserved> {
+        let race = Race {
+            links: &self.links,
+            endpoints: &self.proxy.endpoints,
+            directory: &mut self.directory,
+            deadline: self.deadline,
+            late: &mut self.late,
+        };
+        let (proxy, key, wanted, rules) = (self.proxy, &self.key, self.wanted, self.rules);
+        let another = |now: &Directory, tried: &Tried| next(proxy, now, key, wanted, rules, tried);
+        let reached = tokio::select! {
+            reached = reach(race, first, &mut self.tried, another) => reached,
+            gone = flow.gone() => return Err(Unserved::Open(gone)),
+        };
+        match reached {
+            Ok(way) => Ok(Some(way)),
+            Err(error) => {
+                let Wanted { target, port, .. } = wanted;
+                tracing::debug!(service = %target, port, %error, "no router reached, trying another way");
+                self.unreachable = Some(OpenError::NoRouter(error));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Asks the provider of `way`; whether it took the flow, and if not, another one may.
+    async fn ask(&mut self, flow: &mut ConsumerFlow, way: &Candidate) -> Result<bool, Unserved> {
+        let (proxy, key) = (self.proxy, &self.key);
+        let patience = patience(proxy, &self.now, key, self.wanted, way, &self.tried);
         let one = Target {
-            service: target.service.clone(),
-            port,
+            service: self.wanted.target.service.clone(),
+            port: self.wanted.port,
             provider: way.provider.clone(),
             router: (*way.router).clone(),
             options: FlowOptions {
-                patience: Some(patience(proxy, &now, &key, wanted, &way, &tried)),
-                ..options.flow()
+                patience: Some(patience),
+                ..self.options.flow()
             },
         };
-        proxy.endpoints.trying(&key, &way.provider);
+        proxy.endpoints.trying(key, &way.provider);
         let asked = Instant::now();
-        let outcome = timeout_at(deadline, flow.open(&links, &one)).await;
-        note(proxy, &key, &way, asked, outcome.as_ref().ok());
-        match outcome {
-            Ok(Ok(())) => return Ok(late),
-            Ok(Err(error)) if error.elsewhere() => {
-                tracing::debug!(service = %target, port, provider = %one.provider, router = %one.router.node, %error, "trying the next provider");
-                if backend_failed(&error).is_some() {
-                    // It says so over every router.
-                    tried.provider(&way.provider);
-                } else {
-                    tried.way(&way);
-                }
-                if is_answer(&error) {
-                    refused = Some(error);
-                } else {
-                    unreachable = Some(error);
-                }
-            }
+        let outcome = timeout_at(self.deadline, flow.open(&self.links, &one)).await;
+        note(proxy, key, way, asked, outcome.as_ref().ok());
+        let error = match outcome {
+            Ok(Ok(())) => return Ok(true),
+            Ok(Err(error)) if error.elsewhere() => error,
             Ok(Err(error)) => return Err(Unserved::Open(error)),
-            Err(_) => return Err(unreachable.map_or(Unserved::NoAnswer, Unserved::Open)),
+            Err(_) => {
+                let why = self.unreachable.take();
+                return Err(why.map_or(Unserved::NoAnswer, Unserved::Open));
+            }
+        };
+        let Wanted { target, port, .. } = self.wanted;
+        tracing::debug!(service = %target, port, provider = %one.provider, router = %one.router.node, %error, "trying the next provider");
+        if backend_failed(&error).is_some() {
+            // It says so over every router.
+            self.tried.provider(&way.provider);
+        } else {
+            self.tried.way(way);
         }
+        if is_answer(&error) {
+            self.refused = Some(error);
+        } else {
+            self.unreachable = Some(error);
+        }
+        Ok(false)
     }
 }
 
