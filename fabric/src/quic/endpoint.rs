@@ -15,6 +15,7 @@ use super::error::{BindError, ConnectError, Lost};
 use super::network::Following;
 use super::noting::Noting;
 use super::peers::Peers;
+use super::turn::Turns;
 use super::{ListenAddr, Profile, QuicKeys, Windows, socket, transport};
 
 /// Handshakes that wait at once; more are ignored.
@@ -260,7 +261,7 @@ fn unspecified() -> SocketAddr {
 
 /// The socket as the implementation wants it; with `peers` they are noted.
 fn wrap(socket: UdpSocket, peers: Option<&Arc<Peers>>) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-    let inner = quinn::TokioRuntime.wrap_udp_socket(socket)?;
+    let inner = Turns.wrap_udp_socket(socket)?;
     Ok(match peers {
         Some(peers) => Arc::new(Noting {
             inner,
@@ -283,7 +284,7 @@ fn drive(
     config
         .max_udp_payload_size(transport::MAX_UDP_PAYLOAD)
         .map_err(io::Error::other)?;
-    quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(quinn::TokioRuntime))
+    quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(Turns))
 }
 
 fn server_configs(

@@ -20,6 +20,8 @@ mod peers;
 mod socket;
 mod stream;
 mod transport;
+mod turn;
+mod udp;
 
 pub use addr::{AddrError, HostPort, ListenAddr};
 pub(crate) use connection::Traffic;

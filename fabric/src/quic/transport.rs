@@ -15,7 +15,7 @@ use crate::limits::Limits;
 /// Segments that the driver hands to one send; the product with the packet size must fit into one UDP datagram.
 const SEGMENTS: u16 = 10;
 /// What one UDP send takes over IPv4.
-const UDP_MAX: u16 = 65_507;
+pub(super) const UDP_MAX: u16 = 65_507;
 /// Largest UDP payload on Ethernet.
 const MTU_NETWORK: u16 = 1472;
 /// Largest UDP payload that is looked for on loopback.
