@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::meter::Meter;
 use crate::pace::Gate;
@@ -88,14 +88,27 @@ pub(super) async fn splice(
     Spliced::Cut
 }
 
+/// One chunk of all. The sending side looks a packet's bytes up chunk by chunk, from the oldest that is not acknowledged:
+/// with chunks of a packet's size that costs more than to copy them.
+fn join(chunks: &mut [Bytes]) -> Bytes {
+    if let [only] = chunks {
+        return std::mem::take(only);
+    }
+    let mut joined = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+    for chunk in chunks {
+        joined.extend_from_slice(chunk);
+    }
+    joined.freeze()
+}
+
 /// A stream or its connection is gone.
 struct Cut;
 
-/// One direction. Holds chunks only while the receiver is slower than the sender.
+/// One direction. Holds bytes only while the receiver is slower than the sender.
 struct Way<'a> {
     from: RecvStream,
     to: SendStream,
-    waiting: Vec<Bytes>,
+    waiting: Bytes,
     meter: &'a Meter,
     limit: Option<Gate>,
     done: bool,
@@ -106,7 +119,7 @@ impl<'a> Way<'a> {
         Self {
             from,
             to,
-            waiting: Vec::new(),
+            waiting: Bytes::new(),
             meter,
             limit,
             done: false,
@@ -124,11 +137,7 @@ impl<'a> Way<'a> {
                 return Poll::Ready(Ok(()));
             }
             if !self.waiting.is_empty() {
-                let mut waiting = std::mem::take(&mut self.waiting);
-                let written = self.write(cx, &mut waiting);
-                waiting.retain(|chunk| !chunk.is_empty());
-                self.waiting = waiting;
-                ready!(written)?;
+                ready!(self.write(cx))?;
                 continue;
             }
             let mut chunks = [const { Bytes::new() }; CHUNKS];
@@ -146,16 +155,8 @@ impl<'a> Way<'a> {
             }
             match ready!(read) {
                 Ok(Some(count)) => {
-                    let read = &mut chunks[..count];
-                    self.meter
-                        .add(read.iter().map(|chunk| chunk.len() as u64).sum());
-                    if let Poll::Ready(Err(cut)) = self.write(cx, read) {
-                        return Poll::Ready(Err(cut));
-                    }
-                    if !self.done {
-                        self.waiting
-                            .extend(chunks.into_iter().filter(|chunk| !chunk.is_empty()));
-                    }
+                    self.waiting = join(&mut chunks[..count]);
+                    self.meter.add(self.waiting.len() as u64);
                 }
                 Ok(None) => {
                     self.to.finish();
@@ -168,17 +169,17 @@ impl<'a> Way<'a> {
         Poll::Pending
     }
 
-    /// Writes what goes; ready when all is written. What is left stays in `chunks`.
-    fn write(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<(), Cut>> {
-        let mut rest = chunks;
-        while !rest.is_empty() {
-            match ready!(self.to.poll_write_chunks(cx, rest)) {
-                Ok((written, _)) => rest = &mut std::mem::take(&mut rest)[written..],
+    /// Writes what goes; ready when nothing waits any more.
+    fn write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        while !self.waiting.is_empty() {
+            let waiting = std::slice::from_mut(&mut self.waiting);
+            match ready!(self.to.poll_write_chunks(cx, waiting)) {
+                Ok(_) => {}
                 // The reader has what it wants, as after a refusal. What it still says must get through.
                 Err(WriteError::Stopped(code)) => {
                     self.from.stop(code);
+                    self.waiting.clear();
                     self.done = true;
-                    break;
                 }
                 Err(WriteError::Lost(_) | WriteError::Closed) => return Poll::Ready(Err(Cut)),
             }
