@@ -146,7 +146,10 @@ impl RecvHalf {
             0
         };
         let credit = self.credit() - self.limit;
-        let step = ACK_BYTES.min(self.window as u64 / 2).max(1);
+        let step = (self.window as u64 / 8)
+            .clamp(ACK_BYTES, MAX_ACK_BYTES)
+            .min(self.window as u64 / 2)
+            .max(1);
         // Credit alone is worth an ACK only when the sender is getting short of it.
         let short = credit > 0 && self.limit - self.received < self.window as u64 / 2;
         match self.ack {
@@ -223,8 +226,11 @@ impl RecvHalf {
 }
 
 /// An ACK leaves at the latest when this much is unacknowledged: a quarter of the initial window, so that the sender
-/// never waits for credit while the receiver keeps up.
+/// never waits for credit while the receiver keeps up;
 const ACK_BYTES: u64 = 64 * 1024;
+
+/// and this much once the window has grown. Half of what a sender keeps whose memory is tight, see [`crate::memory`].
+const MAX_ACK_BYTES: u64 = 128 * 1024;
 
 /// An ACK waits at most this long for bytes to travel with: about the delayed acknowledgement of a TCP stack.
 const ACK_DELAY: Duration = Duration::from_millis(20);
