@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use crate::place::Link;
+use crate::tunnel::Tunnel;
 
 /// Tunnels side by side, under the same loads, interleaved
 #[derive(Debug, clap::Parser)]
 #[command(
     bin_name = "tests/compare",
-    after_help = "Examples:\n  tests/compare                              all of it, about 20 minutes\n  tests/compare --quick                      one short round of each\n  tests/compare --only keel,rathole --link pair\n  tests/compare --faults                     connections through the same faults"
+    after_help = "Examples:\n  tests/compare                              all of it, about 20 minutes\n  tests/compare --quick                      one short round of each\n  tests/compare --only keel,rathole --link pair --loads bulk\n  tests/compare --faults                     connections through the same faults"
 )]
 pub(crate) struct Arguments {
     /// Rounds; each measures every tunnel once
@@ -20,7 +21,7 @@ pub(crate) struct Arguments {
     /// One round of half a second each: shows that it works, not how fast
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Only tunnels whose name has one of these words in it
+    /// Only the tunnels with these names; a word that is no name stands for all that have it in theirs
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only on these links: loopback, pair (two namespaces, MTU 1500), loss (the same, 1 % of packets lost)
@@ -29,9 +30,9 @@ pub(crate) struct Arguments {
     /// Connections held open to measure what an idle one keeps in memory
     #[arg(long, default_value_t = 1000)]
     pub(crate) idle: usize,
-    /// Only memory
-    #[arg(long)]
-    pub(crate) memory_only: bool,
+    /// Only these loads
+    #[arg(long, value_delimiter = ',', value_enum)]
+    loads: Vec<Kind>,
     /// What becomes of a connection when the relay dies, the network goes, the NAT changes its ports (as root)
     #[arg(long)]
     pub(crate) faults: bool,
@@ -40,9 +41,29 @@ pub(crate) struct Arguments {
     bench: bool,
 }
 
+/// One kind of load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// Many bytes over 1 and 8 connections
+    Bulk,
+    /// New connections
+    Connections,
+    /// Small requests
+    Echo,
+    /// Idle connections
+    Memory,
+}
+
 impl Arguments {
     pub(crate) fn wants(&self, tunnel: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|word| tunnel.contains(word.as_str()))
+        let named = |word: &str| Tunnel::ALL.iter().any(|known| known.name() == word);
+        let means =
+            |word: &String| tunnel == word || (!named(word) && tunnel.contains(word.as_str()));
+        self.only.is_empty() || self.only.iter().any(means)
+    }
+
+    pub(crate) fn loads(&self, kind: Kind) -> bool {
+        self.loads.is_empty() || self.loads.contains(&kind)
     }
 
     pub(crate) fn links(&self) -> Vec<Link> {

@@ -15,7 +15,7 @@ mod tunnel;
 use anyhow::Context;
 use clap::Parser;
 
-use arguments::Arguments;
+use arguments::{Arguments, Kind};
 use load::Backend;
 use place::Place;
 use table::Figures;
@@ -85,7 +85,7 @@ fn measure(tunnel: Tunnel, place: &Place, arguments: &Arguments) -> anyhow::Resu
     };
     load.ready().with_context(|| running.log())?;
     let mut row = table::Row::default();
-    if !arguments.memory_only {
+    if arguments.loads(Kind::Bulk) {
         // The first connections pay for buffers and for the congestion window.
         load.bulk(load::Way::Up, 1, arguments.time() / 4)?;
         for (way, flows, name) in [
@@ -101,13 +101,19 @@ fn measure(tunnel: Tunnel, place: &Place, arguments: &Arguments) -> anyhow::Resu
                 row.set("cpu s/GB", cpu.as_secs_f64() / (bulk.bytes as f64 / 1e9));
             }
         }
+    }
+    if arguments.loads(Kind::Connections) {
         row.set("conn/s x1", load.connections(1)?);
         row.set("conn/s x64", load.connections(64)?);
+    }
+    if arguments.loads(Kind::Echo) {
         let echo = load.echoes()?;
         row.set("p50 us", echo.p50.as_secs_f64() * 1e6);
         row.set("p99 us", echo.p99.as_secs_f64() * 1e6);
     }
-    if let Some(kb) = load.idle(arguments.idle, || running.resident())? {
+    if arguments.loads(Kind::Memory)
+        && let Some(kb) = load.idle(arguments.idle, || running.resident())?
+    {
         row.set("idle kB", kb);
     }
     Ok(row)

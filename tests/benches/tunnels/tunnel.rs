@@ -45,6 +45,19 @@ pub(crate) enum Tunnel {
 }
 
 impl Tunnel {
+    pub(crate) const ALL: &'static [Self] = &[
+        Self::Direct,
+        Self::Keel,
+        Self::KeelNoResume,
+        Self::KeelSidecars,
+        Self::RatholePlain,
+        Self::RatholeTls,
+        Self::RatholeNoise,
+        Self::Bore,
+        Self::Ssh,
+        Self::Stunnel,
+    ];
+
     /// Those whose speed is measured.
     pub(crate) const FAST: &'static [Self] = &[
         Self::Direct,
