@@ -10,5 +10,6 @@ mod legs;
 mod pair;
 mod properties;
 mod resumes;
+mod silence;
 mod trace;
 mod world;
