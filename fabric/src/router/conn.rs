@@ -11,6 +11,10 @@ use super::{Shared, control, stream};
 use crate::quic::{Connection, Incoming};
 use crate::wire::{CloseCode, ResetCode};
 
+/// New streams of a connection that are taken in a row before others have their turn. One that is over its limits waits after
+/// each: a thousand that are refused at once would hold everybody up for milliseconds.
+const AT_ONCE: usize = 16;
+
 /// A connection whose peer is known and within its budget.
 pub(super) struct Admitted {
     connection: Connection,
@@ -84,6 +88,7 @@ pub(super) async fn serve(shared: Arc<Shared>, admitted: Admitted) {
     let mut control = JoinSet::new();
     let mut legs: JoinSet<stream::Outcome> = JoinSet::new();
     let mut first = true;
+    let mut in_a_row = 0;
     let lost = loop {
         tokio::select! {
             stream = connection.accept_bi() => match stream {
@@ -104,8 +109,14 @@ pub(super) async fn serve(shared: Arc<Shared>, admitted: Admitted) {
                         shared.metrics.hit(name);
                         send.reset(ResetCode::Limit.to_wire());
                         recv.stop(ResetCode::Limit.to_wire());
+                        in_a_row = AT_ONCE;
                     } else {
                         legs.spawn(stream::serve(Arc::clone(&shared), Arc::clone(&client), allowance, send, recv));
+                    }
+                    in_a_row += 1;
+                    if in_a_row >= AT_ONCE {
+                        in_a_row = 0;
+                        tokio::task::yield_now().await;
                     }
                 }
                 Err(lost) => break lost,
