@@ -59,10 +59,7 @@ impl Udp {
     }
 }
 
-#[allow(
-    unsafe_code,
-    reason = "the runtime's own type for UDP follows reading and writing, and cannot be told otherwise"
-)]
+#[allow(unsafe_code, reason = "no safe call follows reading alone")]
 fn follow(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
     // SAFETY: the descriptor is the socket's, which the registration owns: it stays open and the same until both are gone.
     Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
