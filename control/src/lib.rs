@@ -1,7 +1,7 @@
 //! Resources, store, API server, client and syncer: the control plane of a node.
 //!
 //! The path of a write, top to bottom: [`transport`] (HTTP/3 or TCP, mTLS) -> [`server`] (who may do what, Kubernetes' API
-//! conventions) -> [`store`] (SQLite, one writer, revisions) -> watches. [`client`] is the other end of the wire, [`syncer`]
+//! conventions) -> [`store`] (SQLite or PostgreSQL, one writer, revisions) -> watches. [`client`] is the other end of the wire, [`syncer`]
 //! exchanges resources between nodes, [`routes`] compiles them into what the fabric serves, [`enroll`] hands out identities.
 
 pub mod api;

@@ -255,8 +255,9 @@ fn store_status(failure: &StoreError) -> Status {
             Reason::ServiceUnavailable,
             "the APIServer's store is closed",
         ),
+        StoreError::Full => Status::failure(Reason::ServiceUnavailable, failure.to_string()),
         StoreError::Panicked => Status::failure(Reason::InternalError, failure.to_string()),
-        StoreError::Database { doing, source } => {
+        StoreError::Database { doing, source } | StoreError::Unknown { doing, source } => {
             error!(doing, error = %source, "the store failed");
             Status::failure(Reason::InternalError, failure.to_string())
         }

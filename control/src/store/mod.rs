@@ -1,35 +1,40 @@
-//! The store: SQLite, one writer, one revision counter.
+//! The store: a database, one writer, one revision counter.
 //!
 //! A write is a decision (a function from the current object to a [`Change`]) that the writer task runs; it answers after its
 //! commit. The writer collects writes into batches, so one `fsync` pays for many of them. Object and event go in one transaction, so
 //! a watch sees exactly what was committed. Readers have connections of their own and never wait for the writer.
 //!
+//! The database is a SQLite file of this node ([`Store::open`]), or a PostgreSQL database that several APIServers share
+//! ([`Store::connect`]); what they do each in their own way is behind the `database` seam.
+//!
 //! The hub ([`Store::revision`]) carries numbers only: whoever follows the store keeps a cursor and reads what is behind it,
 //! from the [`ring`] or, further back, from the database. The store never calls the network and knows no resource's schema.
 
+mod database;
 mod open;
+mod postgres;
 mod read;
 mod ring;
+mod sqlite;
 mod tokens;
 mod writer;
 
 use std::borrow::Cow;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use sqlx::SqlitePool;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::api::Revision;
+use database::{News, Readers};
 use ring::Ring;
 use writer::{Job, Writer};
 
 pub use open::OpenError;
-pub use read::EventsError;
+pub use read::{EventsError, Page};
 pub use tokens::{ConsumeError, Consumed, TokenRecord, TokenScope};
 
 /// How the store batches, keeps and forgets.
@@ -49,6 +54,8 @@ pub struct StoreConfig {
     pub keep_for: Duration,
     /// How often old events are looked for.
     pub compact_every: Duration,
+    /// Bytes of the disk that are held back beside a SQLite file, for the day when it is full.
+    pub ballast: u64,
 }
 
 impl Default for StoreConfig {
@@ -62,6 +69,8 @@ impl Default for StoreConfig {
             keep_events: 10_000,
             keep_for: Duration::from_secs(3600),
             compact_every: Duration::from_secs(60),
+            // What the log grows to before it is moved into the file.
+            ballast: 4 << 20,
         }
     }
 }
@@ -133,12 +142,26 @@ pub enum StoreError {
     /// The decision about the write panicked; nothing was written.
     #[error("the write could not be decided: this is a bug, see the log")]
     Panicked,
-    /// SQLite said no; a write did not happen as far as the caller is concerned, though it may be found done.
+    /// The disk is full; a write did not happen, and none does until there is room again. Reads go on.
+    #[error(
+        "the disk that holds the store is full: nothing is written until there is room again, reads go on"
+    )]
+    Full,
+    /// The database said no; a write did not happen.
     #[error("the store failed to {doing}")]
     Database {
         /// What was being done.
         doing: &'static str,
-        /// What SQLite said.
+        /// What the database said.
+        #[source]
+        source: Arc<sqlx::Error>,
+    },
+    /// The database failed while it committed: the write may have happened, or not. Reading tells.
+    #[error("the store failed to {doing}, and it is unknown whether that was done: read it again")]
+    Unknown {
+        /// What was being done.
+        doing: &'static str,
+        /// What the database said.
         #[source]
         source: Arc<sqlx::Error>,
     },
@@ -163,11 +186,12 @@ pub struct Store {
 
 #[derive(Debug)]
 struct Inner {
-    path: PathBuf,
+    /// Where the store is kept, for people: a path, or an URL without its password.
+    place: String,
     /// Writes wait here when the writer is busy; a full queue makes callers wait, it drops nothing.
     jobs: mpsc::Sender<Job>,
     shared: Arc<Shared>,
-    readers: SqlitePool,
+    readers: Readers,
     /// The writer task. A lock because `close` takes it out through a shared handle.
     task: Mutex<JoinSet<()>>,
 }
@@ -182,8 +206,11 @@ struct Shared {
     /// Events up to here are gone. Raised before they are deleted, so that a reader who read half of them can tell.
     compacted: AtomicU64,
     /// Numbers that were skipped: a cursor inside has seen what was lost. A std lock, never held across an await.
-    gaps: RwLock<Vec<(Revision, Revision)>>,
+    gaps: RwLock<Vec<Gap>>,
 }
+
+/// Numbers that were skipped, without the ends.
+type Gap = (Revision, Revision);
 
 /// Writes that may wait for the writer: a few batches.
 const QUEUE: usize = 256;
@@ -213,10 +240,10 @@ impl Store {
         self.inner.shared.compacted()
     }
 
-    /// Where the store is kept.
+    /// Where the store is kept, for people: a path, or an URL without its password.
     #[must_use]
-    pub fn path(&self) -> &std::path::Path {
-        &self.inner.path
+    pub fn place(&self) -> &str {
+        &self.inner.place
     }
 
     /// Lets `decide` see the object and change it, then commits and gives its answer.
@@ -226,7 +253,7 @@ impl Store {
     /// the future does not undo the write.
     ///
     /// # Errors
-    /// [`StoreError::Closed`], [`StoreError::Database`] if the commit failed, or [`StoreError::Panicked`] if `decide` did.
+    /// A [`StoreError`]; the write was done only if it is [`StoreError::Unknown`], and then perhaps.
     pub async fn write<T, F>(&self, key: Key, decide: F) -> Result<T, StoreError>
     where
         F: FnOnce(Option<&Object>, Revision) -> (Change, T) + Send + 'static,
@@ -253,7 +280,7 @@ impl Store {
         answered.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Finishes what is queued and closes the file. Other handles get [`StoreError::Closed`].
+    /// Finishes what is queued and closes the database. Other handles get [`StoreError::Closed`].
     pub async fn close(&self) {
         let (answer, answered) = oneshot::channel();
         if self.send(Job::Close { answer }).await.is_ok() {
@@ -295,6 +322,40 @@ impl Shared {
         Revision(self.compacted.load(Ordering::Acquire))
     }
 
+    /// Notes that events are about to be deleted.
+    fn forget(&self, upto: Revision) {
+        self.compacted.fetch_max(upto.0, Ordering::AcqRel);
+        self.gaps
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(_, high)| *high > upto);
+    }
+
+    /// Notes that numbers were skipped.
+    fn skip(&self, skipped: Vec<Gap>) {
+        let mut gaps = self.gaps.write().unwrap_or_else(PoisonError::into_inner);
+        for gap in skipped {
+            if !gaps.contains(&gap) {
+                gaps.push(gap);
+            }
+        }
+    }
+
+    /// Takes in what others did: first what says which cursors are lost, then the events, then that they can be read.
+    fn learn(&self, news: News) {
+        self.skip(news.gaps);
+        self.forget(news.compacted);
+        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(floor) = news.floor {
+            ring.restart(floor);
+        }
+        ring.extend(news.events);
+        drop(ring);
+        self.revision.send_if_modified(|revision| {
+            std::mem::replace(revision, news.revision) != news.revision
+        });
+    }
+
     /// Makes committed events readable, then tells that they are.
     fn publish(&self, events: Vec<Arc<Event>>) {
         let Some(last) = events.last().map(|event| event.revision) else {
@@ -307,6 +368,3 @@ impl Shared {
         self.revision.send_replace(last);
     }
 }
-
-#[cfg(test)]
-mod tests;

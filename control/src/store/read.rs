@@ -3,10 +3,8 @@
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
-use super::{Event, EventKind, Key, Object, Store, StoreError};
+use super::{Event, Key, Object, Store, StoreError};
 use crate::api::Revision;
 
 /// Why the events after a revision cannot be had.
@@ -33,54 +31,91 @@ pub enum EventsError {
     Store(#[from] StoreError),
 }
 
+/// A part of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Names and objects, by name.
+    pub objects: Vec<(String, Bytes)>,
+    /// The revision at which they were so.
+    pub revision: Revision,
+    /// Whether there are more behind the last one.
+    pub more: bool,
+}
+
 impl Store {
     /// The object, if there is one. Sees every write that was answered before.
     ///
     /// # Errors
-    /// [`StoreError::Database`] if SQLite fails.
+    /// [`StoreError::Database`] if the database fails.
     pub async fn get(&self, key: &Key) -> Result<Option<Object>, StoreError> {
-        let row =
-            sqlx::query("SELECT revision, data FROM object WHERE resource = ?1 AND name = ?2")
-                .bind(key.resource.as_ref())
-                .bind(key.name.as_str())
-                .fetch_optional(&self.inner.readers)
-                .await
-                .map_err(StoreError::database("read an object"))?;
-        row.map(|row| object(&row, 0))
-            .transpose()
+        self.inner
+            .readers
+            .get(key)
+            .await
             .map_err(StoreError::database("read an object"))
     }
 
     /// All objects of a resource by name, and the revision at which they were so.
     ///
     /// # Errors
-    /// [`StoreError::Database`] if SQLite fails.
+    /// [`StoreError::Database`] if the database fails.
     pub async fn list(&self, resource: &str) -> Result<(Vec<Object>, Revision), StoreError> {
-        self.list_in_snapshot(resource)
+        self.inner
+            .readers
+            .list(resource)
             .await
             .map_err(StoreError::database("list objects"))
     }
 
-    async fn list_in_snapshot(
+    /// The first `max` objects of a resource whose names are behind `after` (all names are behind the empty one), as they were at
+    /// the revision `at`; without one, as they are.
+    ///
+    /// A list in pages is one state of the store if every page asks for the revision of the first. That is had from the objects as
+    /// they are and from the events since, so it is had for as long as those are kept.
+    ///
+    /// # Errors
+    /// [`EventsError::Compacted`] if some of the events since are forgotten, [`EventsError::Ahead`] if the store is not there yet.
+    pub async fn page(
         &self,
         resource: &str,
-    ) -> Result<(Vec<Object>, Revision), sqlx::Error> {
-        // One transaction is one snapshot, so the number and the objects belong together.
-        let mut transaction = self.inner.readers.begin().await?;
-        let revision: i64 = sqlx::query_scalar("SELECT value FROM meta WHERE key = 'revision'")
-            .fetch_one(&mut *transaction)
-            .await?;
-        let rows =
-            sqlx::query("SELECT revision, data FROM object WHERE resource = ?1 ORDER BY name")
-                .bind(resource)
-                .fetch_all(&mut *transaction)
-                .await?;
-        transaction.rollback().await?;
-        let objects = rows
-            .iter()
-            .map(|row| object(row, 0))
-            .collect::<Result<_, _>>()?;
-        Ok((objects, Revision(revision.unsigned_abs())))
+        at: Option<Revision>,
+        after: &str,
+        max: usize,
+    ) -> Result<Page, EventsError> {
+        if let Some(asked) = at
+            && let Some(error) = self.forgotten(asked)
+        {
+            return Err(error);
+        }
+        // One more, to know whether there are more.
+        let limit = i64::try_from(max).unwrap_or(i64::MAX).saturating_add(1);
+        let part = self
+            .inner
+            .readers
+            .part(resource, at, after, limit)
+            .await
+            .map_err(StoreError::database("list objects"))?;
+        let revision = at.unwrap_or(part.current);
+        if revision > part.current {
+            return Err(EventsError::Ahead {
+                asked: revision,
+                current: part.current,
+            });
+        }
+        if at.is_some_and(|asked| asked < part.compacted) {
+            return Err(EventsError::Compacted {
+                asked: revision,
+                oldest: part.compacted,
+            });
+        }
+        let mut objects = part.objects;
+        let more = objects.len() > max;
+        objects.truncate(max);
+        Ok(Page {
+            objects,
+            revision,
+            more,
+        })
     }
 
     /// The first `max` events after the revision, of all resources, in order; empty if there are none yet.
@@ -100,20 +135,7 @@ impl Store {
                 current,
             });
         }
-        let forgotten = || {
-            let oldest = shared.compacted();
-            let lost = shared
-                .gaps
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .iter()
-                .any(|(low, high)| *low < after && after < *high);
-            (after < oldest || lost).then_some(EventsError::Compacted {
-                asked: after,
-                oldest,
-            })
-        };
-        if let Some(error) = forgotten() {
+        if let Some(error) = self.forgotten(after) {
             return Err(error);
         }
         if let Some(events) = shared
@@ -124,87 +146,38 @@ impl Store {
         {
             return Ok(events);
         }
-        let events = self.events_between(after, current, max).await?;
+        let max = i64::try_from(max).unwrap_or(i64::MAX);
+        let (events, compacted) = self
+            .inner
+            .readers
+            .events(after, current, max)
+            .await
+            .map_err(StoreError::database("read events"))?;
+        if after < compacted {
+            // Another APIServer has forgotten them.
+            return Err(EventsError::Compacted {
+                asked: after,
+                oldest: compacted,
+            });
+        }
         // Compaction raises its mark before it deletes: if the mark is still below, nothing was missing from what was read.
-        match forgotten() {
+        match self.forgotten(after) {
             Some(error) => Err(error),
             None => Ok(events),
         }
     }
 
-    async fn events_between(
-        &self,
-        after: Revision,
-        upto: Revision,
-        max: usize,
-    ) -> Result<Vec<Arc<Event>>, StoreError> {
-        let rows = sqlx::query(SELECT_EVENTS)
-            .bind(column(after))
-            .bind(column(upto))
-            .bind(i64::try_from(max).unwrap_or(i64::MAX))
-            .fetch_all(&self.inner.readers)
-            .await
-            .map_err(StoreError::database("read events"))?;
-        rows.iter()
-            .map(|row| event(row).map(Arc::new))
-            .collect::<Result<_, _>>()
-            .map_err(StoreError::database("read events"))
-    }
-}
-
-/// Events after ?1 up to ?2, the first ?3 of them.
-pub(super) const SELECT_EVENTS: &str = "SELECT revision, kind, resource, name, object, previous FROM event \
-     WHERE revision > ?1 AND revision <= ?2 ORDER BY revision LIMIT ?3";
-
-/// A revision as SQLite holds it. Nothing above `Revision::MAX` gets this far; if it did, it would be beyond every row.
-pub(super) fn column(revision: Revision) -> i64 {
-    i64::try_from(revision.0).unwrap_or(i64::MAX)
-}
-
-/// Reads `revision, data` from the columns at `first`.
-pub(super) fn object(row: &SqliteRow, first: usize) -> Result<Object, sqlx::Error> {
-    let revision: i64 = row.try_get(first)?;
-    let data: Vec<u8> = row.try_get(first + 1)?;
-    Ok(Object {
-        revision: Revision(revision.unsigned_abs()),
-        data: Bytes::from(data),
-    })
-}
-
-/// Reads a row of [`SELECT_EVENTS`].
-pub(super) fn event(row: &SqliteRow) -> Result<Event, sqlx::Error> {
-    let revision: i64 = row.try_get(0)?;
-    let kind: i64 = row.try_get(1)?;
-    let resource: String = row.try_get(2)?;
-    let name: String = row.try_get(3)?;
-    let object: Vec<u8> = row.try_get(4)?;
-    let previous: Option<Vec<u8>> = row.try_get(5)?;
-    Ok(Event {
-        revision: Revision(revision.unsigned_abs()),
-        kind: EventKind::from_column(kind),
-        key: Key {
-            resource: resource.into(),
-            name,
-        },
-        object: object.into(),
-        previous: previous.map(Bytes::from),
-    })
-}
-
-impl EventKind {
-    pub(super) fn column(self) -> i64 {
-        match self {
-            Self::Added => 0,
-            Self::Deleted => 1,
-            Self::Modified => 2,
-        }
-    }
-
-    fn from_column(column: i64) -> Self {
-        match column {
-            0 => Self::Added,
-            1 => Self::Deleted,
-            _ => Self::Modified,
-        }
+    /// Why the revision is none that can be gone on from.
+    fn forgotten(&self, asked: Revision) -> Option<EventsError> {
+        let oldest = self.inner.shared.compacted();
+        let lost = self
+            .inner
+            .shared
+            .gaps
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .any(|(low, high)| *low < asked && asked < *high);
+        (asked < oldest || lost).then_some(EventsError::Compacted { asked, oldest })
     }
 }

@@ -28,6 +28,13 @@ impl Ring {
         }
     }
 
+    /// Forgets everything: what comes next are the events after this revision.
+    pub(super) fn restart(&mut self, floor: Revision) {
+        self.events.clear();
+        self.bytes = 0;
+        self.floor = floor;
+    }
+
     /// Takes events in the order of their revisions.
     pub(super) fn extend(&mut self, events: Vec<Arc<Event>>) {
         for event in events {

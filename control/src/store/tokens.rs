@@ -11,11 +11,10 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use keel_certs::{Namespace, NodeName, PodName, TokenId};
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Connection, Row};
 use tokio::sync::oneshot;
 
-use super::writer::{Job, unix_seconds};
+use super::database::{Cells, Database, Failed};
+use super::writer::Job;
 use super::{Store, StoreError};
 
 /// How long a token that can no longer be used is still listed, and its results kept.
@@ -31,6 +30,26 @@ macro_rules! select_tokens {
         )
     };
 }
+
+/// All tokens.
+pub(super) const LIST: &str = select_tokens!("ORDER BY created_at, id");
+/// The token $1.
+pub(super) const SELECT: &str = select_tokens!("WHERE id = $1");
+/// What was kept for the use of the token $1 by the key $2.
+pub(super) const SELECT_USE: &str =
+    "SELECT result FROM token_use WHERE token = $1 AND key_hash = $2";
+/// Forgets tokens that ended before $1.
+pub(super) const FORGET: &str = "DELETE FROM token WHERE expires_at < $1";
+/// Keeps a token.
+pub(super) const CREATE: &str = "INSERT INTO token (id, secret_hash, scope, created_at, expires_at, uses, revoked) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7)";
+/// Revokes the token $1.
+pub(super) const REVOKE: &str = "UPDATE token SET revoked = TRUE WHERE id = $1";
+/// Takes a use of the token $1 for the key $2 at $3.
+pub(super) const USE: &str = "INSERT INTO token_use (token, key_hash, used_at) VALUES ($1, $2, $3)";
+/// Keeps the result $3 for the use of the token $1 by the key $2.
+pub(super) const KEEP_RESULT: &str =
+    "UPDATE token_use SET result = $3 WHERE token = $1 AND key_hash = $2";
 
 /// A join token, without its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,27 +124,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; also if the id is taken.
     pub async fn create_token(&self, token: TokenRecord) -> Result<(), StoreError> {
-        self.transact("keep a token", move |connection| {
-            async move {
-                let forget = unix_seconds().saturating_sub(KEEP_EXPIRED.as_secs().cast_signed());
-                sqlx::query("DELETE FROM token WHERE expires_at < ?1").bind(forget).execute(&mut *connection).await?;
-                let scope = serde_json::to_string(&token.scope).map_err(|error| sqlx::Error::Encode(error.into()))?;
-                sqlx::query(
-                    "INSERT INTO token (id, secret_hash, scope, created_at, expires_at, uses, revoked) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                )
-                .bind(token.id.to_string())
-                .bind(token.secret_hash.to_vec())
-                .bind(scope)
-                .bind(seconds(token.created_at))
-                .bind(seconds(token.expires_at))
-                .bind(i64::from(token.uses_left))
-                .bind(token.revoked)
-                .execute(connection)
-                .await?;
-                Ok(())
-            }
-            .boxed()
+        let forget = SystemTime::now() - KEEP_EXPIRED;
+        self.transact("keep a token", move |database| {
+            database.create_token(token, forget).boxed()
         })
         .await
     }
@@ -135,13 +136,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
-        let rows = sqlx::query(select_tokens!("ORDER BY created_at, id"))
-            .fetch_all(&self.inner.readers)
+        self.inner
+            .readers
+            .tokens()
             .await
-            .map_err(StoreError::database("list tokens"))?;
-        rows.iter()
-            .map(record)
-            .collect::<Result<_, _>>()
             .map_err(StoreError::database("list tokens"))
     }
 
@@ -150,16 +148,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn revoke_token(&self, id: &TokenId) -> Result<bool, StoreError> {
-        let id = id.to_string();
-        self.transact("revoke a token", move |connection| {
-            async move {
-                let done = sqlx::query("UPDATE token SET revoked = 1 WHERE id = ?1")
-                    .bind(id)
-                    .execute(connection)
-                    .await?;
-                Ok(done.rows_affected() > 0)
-            }
-            .boxed()
+        let id = id.clone();
+        self.transact("revoke a token", move |database| {
+            async move { database.revoke_token(&id).await }.boxed()
         })
         .await
     }
@@ -178,13 +169,12 @@ impl Store {
         key_hash: [u8; 32],
         now: SystemTime,
     ) -> Result<Consumed, ConsumeError> {
-        let id = id.to_string();
-        self.transact("use a token", move |connection| {
+        let id = id.clone();
+        self.transact("use a token", move |database| {
             async move {
-                let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-                let verdict = consume(&mut transaction, &id, secret_hash, key_hash, now).await?;
-                transaction.commit().await?;
-                Ok(verdict)
+                database
+                    .consume_token(&id, secret_hash, key_hash, now)
+                    .await
             }
             .boxed()
         })
@@ -201,35 +191,24 @@ impl Store {
         key_hash: [u8; 32],
         result: Bytes,
     ) -> Result<(), StoreError> {
-        let id = id.to_string();
-        self.transact("keep the result of a token", move |connection| {
-            async move {
-                sqlx::query("UPDATE token_use SET result = ?3 WHERE token = ?1 AND key_hash = ?2")
-                    .bind(id)
-                    .bind(key_hash.to_vec())
-                    .bind(result.to_vec())
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            }
-            .boxed()
+        let id = id.clone();
+        self.transact("keep the result of a token", move |database| {
+            async move { database.keep_result(&id, key_hash, result).await }.boxed()
         })
         .await
     }
 
-    /// Runs `work` on the writer's connection, between batches.
+    /// Runs `work` in the writer task, between batches.
     async fn transact<T, F>(&self, doing: &'static str, work: F) -> Result<T, StoreError>
     where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>
-            + Send
-            + 'static,
+        F: for<'c> FnOnce(&'c mut Database) -> BoxFuture<'c, Result<T, Failed>> + Send + 'static,
         T: Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        let job: super::writer::Transact = Box::new(move |connection| {
+        let job: super::writer::Transact = Box::new(move |database| {
             async move {
                 // A caller that went away does not want to know.
-                let _ = answer.send(work(connection).await);
+                let _ = answer.send(work(database).await);
             }
             .boxed()
         });
@@ -237,87 +216,65 @@ impl Store {
         answered
             .await
             .map_err(|_| StoreError::Closed)?
-            .map_err(StoreError::database(doing))
+            .map_err(|failed| failed.doing(doing))
     }
 }
 
-async fn consume(
-    connection: &mut SqliteConnection,
-    id: &str,
+impl TokenRecord {
+    /// The scope as a column holds it.
+    pub(super) fn scope_column(&self) -> Result<String, sqlx::Error> {
+        serde_json::to_string(&self.scope).map_err(|error| sqlx::Error::Encode(error.into()))
+    }
+}
+
+/// Whether the token is good for a key that has `used` it before (and got the result inside). `true` if it is a new use.
+pub(super) fn verdict(
+    token: Option<TokenRecord>,
+    used: Option<Option<Bytes>>,
     secret_hash: [u8; 32],
-    key_hash: [u8; 32],
     now: SystemTime,
-) -> Result<Result<Consumed, ConsumeError>, sqlx::Error> {
-    let row = sqlx::query(select_tokens!("WHERE id = ?1"))
-        .bind(id)
-        .fetch_optional(&mut *connection)
-        .await?;
-    let Some(row) = row else {
-        return Ok(Err(ConsumeError::Unknown));
-    };
-    let token = record(&row)?;
+) -> Result<(Consumed, bool), ConsumeError> {
+    let token = token.ok_or(ConsumeError::Unknown)?;
     if verify_slices_are_equal(&token.secret_hash, &secret_hash).is_err() {
-        return Ok(Err(ConsumeError::Unknown));
+        return Err(ConsumeError::Unknown);
     }
     if token.revoked {
-        return Ok(Err(ConsumeError::Revoked));
+        return Err(ConsumeError::Revoked);
     }
     let expired = token.expires_at < now;
-    let used = sqlx::query("SELECT result FROM token_use WHERE token = ?1 AND key_hash = ?2")
-        .bind(id)
-        .bind(key_hash.to_vec())
-        .fetch_optional(&mut *connection)
-        .await?;
-    if let Some(used) = used {
-        let result: Option<Vec<u8>> = used.try_get(0)?;
-        return Ok(match result {
-            None if expired => Err(ConsumeError::Expired),
-            result => Ok(Consumed {
-                scope: token.scope,
-                result: result.map(Bytes::from),
-            }),
-        });
-    }
-    if expired {
-        return Ok(Err(ConsumeError::Expired));
-    }
-    if token.uses_left == 0 {
-        return Ok(Err(ConsumeError::UsedUp));
-    }
-    sqlx::query("INSERT INTO token_use (token, key_hash, used_at) VALUES (?1, ?2, ?3)")
-        .bind(id)
-        .bind(key_hash.to_vec())
-        .bind(seconds(now))
-        .execute(connection)
-        .await?;
-    Ok(Ok(Consumed {
-        scope: token.scope,
-        result: None,
-    }))
+    let (result, new) = match used {
+        // Expired or not: the use was taken in time.
+        Some(Some(result)) => (Some(result), false),
+        Some(None) if !expired => (None, false),
+        None if !expired && token.uses_left == 0 => return Err(ConsumeError::UsedUp),
+        None if !expired => (None, true),
+        _ => return Err(ConsumeError::Expired),
+    };
+    let scope = token.scope;
+    Ok((Consumed { scope, result }, new))
 }
 
-fn record(row: &SqliteRow) -> Result<TokenRecord, sqlx::Error> {
-    let id: String = row.try_get(0)?;
-    let secret_hash: Vec<u8> = row.try_get(1)?;
-    let scope: String = row.try_get(2)?;
-    let (created_at, expires_at): (i64, i64) = (row.try_get(3)?, row.try_get(4)?);
-    let uses_left: i64 = row.try_get(6)?;
+/// Reads a row of [`LIST`] or [`SELECT`].
+pub(super) fn record(row: &impl Cells) -> Result<TokenRecord, sqlx::Error> {
+    let secret_hash = row.bytes(1)?.unwrap_or_default();
     Ok(TokenRecord {
-        id: id
+        id: row
+            .text(0)?
             .parse()
             .map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
-        secret_hash: secret_hash
+        secret_hash: secret_hash[..]
             .try_into()
             .map_err(|_| sqlx::Error::Decode("a token's hash is not 32 bytes".into()))?,
-        scope: serde_json::from_str(&scope).map_err(|error| sqlx::Error::Decode(error.into()))?,
-        created_at: time(created_at),
-        expires_at: time(expires_at),
-        uses_left: u32::try_from(uses_left).unwrap_or(0),
-        revoked: row.try_get(5)?,
+        scope: serde_json::from_str(&row.text(2)?)
+            .map_err(|error| sqlx::Error::Decode(error.into()))?,
+        created_at: time(row.number(3)?),
+        expires_at: time(row.number(4)?),
+        uses_left: u32::try_from(row.number(6)?).unwrap_or(0),
+        revoked: row.flag(5)?,
     })
 }
 
-fn seconds(at: SystemTime) -> i64 {
+pub(super) fn seconds(at: SystemTime) -> i64 {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

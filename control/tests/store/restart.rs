@@ -1,14 +1,19 @@
-//! What the store makes of the file it finds.
+//! What the store makes of the file, or of the database, that it finds.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, Connection};
+use keel_control::store::{EventsError, OpenError, Store, StoreConfig};
 use tempfile::TempDir;
 
-use super::super::{EventsError, OpenError, Store, StoreConfig};
-use super::{RESOURCE, open, put};
+use super::place::{Place, on_both};
+use super::{RESOURCE, put};
+
+on_both! {
+    an_opening_leaves_a_gap_that_no_cursor_may_lie_in,
+    the_gaps_of_many_openings_are_bounded,
+    what_is_newer_is_left_alone,
+}
 
 fn now() -> u64 {
     u64::try_from(
@@ -20,15 +25,10 @@ fn now() -> u64 {
     .unwrap()
 }
 
-/// Changes a closed store behind its back.
-async fn meddle(folder: &TempDir, sql: &str) {
-    let options = SqliteConnectOptions::new().filename(folder.path().join("store.db"));
-    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-        .execute(&mut connection)
+async fn open(folder: &TempDir, config: StoreConfig) -> Store {
+    Store::open(&folder.path().join("store.db"), config)
         .await
-        .unwrap();
-    connection.close().await.unwrap();
+        .unwrap()
 }
 
 #[tokio::test]
@@ -50,31 +50,23 @@ async fn a_new_store_counts_from_the_clock_and_is_private() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn an_opening_leaves_a_gap_that_no_cursor_may_lie_in() {
-    let folder = TempDir::new().unwrap();
-    let store = open(&folder, StoreConfig::default()).await;
+async fn an_opening_leaves_a_gap_that_no_cursor_may_lie_in(place: Place) {
+    let store = place.open(StoreConfig::default()).await;
     let start = store.current();
     let last = put(&store, "a", "1").await;
     store.close().await;
     // As after a clock that was set back: the file's numbers are ahead of it.
     let ahead = last.0 + 1_000_000;
-    meddle(
-        &folder,
-        &format!("UPDATE meta SET value = {ahead} WHERE key = 'revision'"),
-    )
-    .await;
+    place.sql(&place.set_revision(ahead)).await;
     let before = now();
-    let store = open(&folder, StoreConfig::default()).await;
+    let store = place.open(StoreConfig::default()).await;
     assert_eq!(store.current().0, ahead + 1, "never back");
     store.close().await;
-    meddle(
-        &folder,
-        &format!("UPDATE meta SET value = {last} WHERE key = 'revision'; DELETE FROM gap"),
-    )
-    .await;
+    place
+        .sql(&format!("{}; DELETE FROM gap", place.set_revision(last.0)))
+        .await;
 
-    let store = open(&folder, StoreConfig::default()).await;
+    let store = place.open(StoreConfig::default()).await;
     let base = store.current();
     assert!((before..=now()).contains(&base.0), "{last} -> {base}");
     assert_eq!(
@@ -137,25 +129,21 @@ async fn a_restored_backup_gives_no_number_out_twice() {
     }
 }
 
-#[tokio::test]
-async fn the_gaps_of_many_openings_are_bounded() {
-    let folder = TempDir::new().unwrap();
-    let store = open(&folder, StoreConfig::default()).await;
+async fn the_gaps_of_many_openings_are_bounded(place: Place) {
+    let store = place.open(StoreConfig::default()).await;
     let first = put(&store, "a", "1").await;
     store.close().await;
     let rows: Vec<String> = (1..=150)
         .map(|at| format!("({}, {})", first.0 + 2 * at, first.0 + 2 * at + 2))
         .collect();
-    meddle(
-        &folder,
-        &format!(
-            "INSERT INTO gap (low, high) VALUES {}; UPDATE meta SET value = {} WHERE key = 'revision'",
+    place
+        .sql(&format!(
+            "INSERT INTO gap (low, high) VALUES {}; {}",
             rows.join(", "),
-            first.0 + 302
-        ),
-    )
-    .await;
-    let store = open(&folder, StoreConfig::default()).await;
+            place.set_revision(first.0 + 302)
+        ))
+        .await;
+    let store = place.open(StoreConfig::default()).await;
     assert!(store.compacted() > first);
     assert!(matches!(
         store.events_since(first, 10).await,
@@ -209,28 +197,25 @@ async fn a_corrupt_store_is_set_aside_and_a_new_one_begins() {
     }
 }
 
-#[tokio::test]
-async fn files_that_are_not_ours_or_newer_are_left_alone() {
-    let folder = TempDir::new().unwrap();
-    meddle_new(&folder, "CREATE TABLE songs (title TEXT)").await;
-    let path = folder.path().join("store.db");
-    assert!(matches!(
-        Store::open(&path, StoreConfig::default()).await,
-        Err(OpenError::Foreign { .. })
-    ));
-
-    let folder = TempDir::new().unwrap();
-    open(&folder, StoreConfig::default()).await.close().await;
-    meddle(&folder, "PRAGMA user_version = 99").await;
-    let path = folder.path().join("store.db");
-    let error = Store::open(&path, StoreConfig::default())
-        .await
-        .unwrap_err();
+async fn what_is_newer_is_left_alone(place: Place) {
+    place.open(StoreConfig::default()).await.close().await;
+    place.sql(place.newer()).await;
+    let error = place.try_open(StoreConfig::default()).await.unwrap_err();
     assert!(
         matches!(error, OpenError::Newer { found: 99, .. }),
         "{error}"
     );
+}
 
+#[tokio::test]
+async fn what_is_not_ours_is_left_alone() {
+    let folder = TempDir::new().unwrap();
+    let place = Place::Sqlite(folder);
+    place.sql("CREATE TABLE songs (title TEXT)").await;
+    let error = place.try_open(StoreConfig::default()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+
+    let folder = TempDir::new().unwrap();
     let error = Store::open(&folder.path().join("none/store.db"), StoreConfig::default())
         .await
         .unwrap_err();
@@ -238,9 +223,13 @@ async fn files_that_are_not_ours_or_newer_are_left_alone() {
         matches!(error, OpenError::File { .. }) && error.to_string().contains("none/store.db"),
         "{error}"
     );
-}
 
-async fn meddle_new(folder: &TempDir, sql: &str) {
-    std::fs::write(folder.path().join("store.db"), b"").unwrap();
-    meddle(folder, sql).await;
+    let Some(place) = Place::postgres().await else {
+        return;
+    };
+    place
+        .sql("CREATE SCHEMA keel; CREATE TABLE keel.songs (title TEXT)")
+        .await;
+    let error = place.try_open(StoreConfig::default()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
 }

@@ -4,10 +4,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use keel_certs::{JoinToken, RootPin};
-use tempfile::TempDir;
+use keel_control::store::{ConsumeError, StoreConfig, TokenRecord, TokenScope};
 
-use super::super::{ConsumeError, StoreConfig, TokenRecord, TokenScope};
-use super::open;
+use super::place::{Place, on_both};
+
+on_both! {
+    a_use_is_bound_to_the_first_key,
+    expired_revoked_and_forgotten,
+}
 
 fn record(uses: u32, life: Duration) -> TokenRecord {
     let pin: RootPin = "00".repeat(32).parse().unwrap();
@@ -33,10 +37,8 @@ fn record(uses: u32, life: Duration) -> TokenRecord {
     }
 }
 
-#[tokio::test]
-async fn a_use_is_bound_to_the_first_key() {
-    let folder = TempDir::new().unwrap();
-    let store = open(&folder, StoreConfig::default()).await;
+async fn a_use_is_bound_to_the_first_key(place: Place) {
+    let store = place.open(StoreConfig::default()).await;
     let token = record(1, Duration::from_secs(600));
     store.create_token(token.clone()).await.unwrap();
     assert_eq!(store.tokens().await.unwrap(), vec![token.clone()]);
@@ -77,7 +79,7 @@ async fn a_use_is_bound_to_the_first_key() {
     );
     assert_eq!(store.tokens().await.unwrap()[0].uses_left, 0);
     store.close().await;
-    let store = open(&folder, StoreConfig::default()).await;
+    let store = place.open(StoreConfig::default()).await;
     let kept = store
         .consume_token(&token.id, token.secret_hash, [1; 32], now)
         .await
@@ -90,10 +92,8 @@ async fn a_use_is_bound_to_the_first_key() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn expired_revoked_and_forgotten() {
-    let folder = TempDir::new().unwrap();
-    let store = open(&folder, StoreConfig::default()).await;
+async fn expired_revoked_and_forgotten(place: Place) {
+    let store = place.open(StoreConfig::default()).await;
     let token = record(2, Duration::from_secs(600));
     store.create_token(token.clone()).await.unwrap();
     let now = SystemTime::now();

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use keel_control::api::Revision;
+use keel_control::store::{Change, EventKind, Object, Store, StoreConfig};
 use proptest::prelude::*;
-use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
-use super::super::{Change, EventKind, Object, Store, StoreConfig};
-use super::{RESOURCE, key, open};
-use crate::api::Revision;
+use super::place::{Place, long};
+use super::{RESOURCE, key};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -105,15 +106,14 @@ async fn compare(store: &Store, model: &Model) {
     }
 }
 
-async fn run(steps: Vec<Step>) {
-    let folder = TempDir::new().unwrap();
+async fn run(place: &Place, steps: Vec<Step>) {
     // A ring of three, so that most resumes cross from the database into memory; no waiting for company.
     let config = StoreConfig {
         ring: 3,
         linger: std::time::Duration::ZERO,
         ..StoreConfig::default()
     };
-    let mut store = open(&folder, config.clone()).await;
+    let mut store = place.open(config.clone()).await;
     let mut model = Model {
         compacted: store.current(),
         ..Model::default()
@@ -141,7 +141,7 @@ async fn run(steps: Vec<Step>) {
             Step::Reopen => {
                 let before = store.current();
                 store.close().await;
-                store = open(&folder, config.clone()).await;
+                store = place.open(config.clone()).await;
                 assert!(
                     store.current() > before,
                     "an opening begins with a new number"
@@ -158,11 +158,40 @@ async fn run(steps: Vec<Step>) {
     store.close().await;
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+/// Runs histories until one is not as the model says; that one is made as short as it goes and printed.
+fn histories(runtime: &Runtime, cases: u32, place: impl Fn() -> Place) {
+    let cases = if long() { 20 * cases } else { cases };
+    let config = ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    runner
+        .run(&proptest::collection::vec(step(), 1..40), |steps| {
+            runtime.block_on(run(&place(), steps));
+            Ok(())
+        })
+        .unwrap();
+}
 
-    #[test]
-    fn behaves_like_a_map_with_a_history(steps in proptest::collection::vec(step(), 1..40)) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(steps));
-    }
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn behaves_like_a_map_with_a_history_in_sqlite() {
+    histories(&runtime(), 48, Place::sqlite);
+}
+
+#[test]
+fn behaves_like_a_map_with_a_history_in_postgresql() {
+    let runtime = runtime();
+    let Some(server) = super::server::shared() else {
+        return;
+    };
+    histories(&runtime, 16, || runtime.block_on(Place::on(&server)));
 }

@@ -1,53 +1,27 @@
-//! Tests of the store.
-
-mod model;
-mod restart;
-mod tokens;
+//! What every store must do, whatever database it is in.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use tempfile::TempDir;
+use keel_control::api::Revision;
+use keel_control::store::{Change, EventKind, EventsError, StoreConfig, StoreError};
 
-use super::{Change, EventKind, EventsError, Key, Store, StoreConfig};
-use crate::api::Revision;
+use super::place::{Place, on_both};
+use super::{RESOURCE, delete, key, put};
 
-const RESOURCE: &str = "things.example.com";
-
-fn key(name: &str) -> Key {
-    Key {
-        resource: RESOURCE.into(),
-        name: name.into(),
-    }
+on_both! {
+    a_write_is_readable_when_it_is_answered,
+    one_callers_conflict_does_not_abort_the_batch,
+    events_come_from_ring_and_database_alike,
+    compaction_forgets_events_and_keeps_objects,
+    old_events_go_by_themselves_but_never_the_last_ones,
+    a_decision_that_panics_takes_nobody_else_along,
+    numbers_can_be_skipped_by_a_write,
+    a_list_in_pages_is_one_state,
 }
 
-async fn open(folder: &TempDir, config: StoreConfig) -> Store {
-    Store::open(&folder.path().join("store.db"), config)
-        .await
-        .unwrap()
-}
-
-async fn put(store: &Store, name: &str, data: &'static str) -> Revision {
-    store
-        .write(key(name), move |_, revision| {
-            (Change::Put(Bytes::from_static(data.as_bytes())), revision)
-        })
-        .await
-        .unwrap()
-}
-
-async fn delete(store: &Store, name: &str) -> Option<Revision> {
-    let decide = |current: Option<&super::Object>, revision| match current {
-        Some(object) => (Change::Delete(object.data.clone()), Some(revision)),
-        None => (Change::Keep, None),
-    };
-    store.write(key(name), decide).await.unwrap()
-}
-
-#[tokio::test]
-async fn a_write_is_readable_when_it_is_answered() {
-    let folder = TempDir::new().unwrap();
-    let store = open(&folder, StoreConfig::default()).await;
+async fn a_write_is_readable_when_it_is_answered(place: Place) {
+    let store = place.open(StoreConfig::default()).await;
     let before = store.current();
     let revision = put(&store, "a", "1").await;
     assert!(revision > before);
@@ -73,14 +47,12 @@ async fn a_write_is_readable_when_it_is_answered() {
     );
 }
 
-#[tokio::test]
-async fn one_callers_conflict_does_not_abort_the_batch() {
-    let folder = TempDir::new().unwrap();
+async fn one_callers_conflict_does_not_abort_the_batch(place: Place) {
     let config = StoreConfig {
         linger: Duration::from_millis(50),
         ..StoreConfig::default()
     };
-    let store = open(&folder, config).await;
+    let store = place.open(config).await;
     let before = store.current();
     let only_new = |name: &'static str| {
         store.write(key(name), move |current, revision| match current {
@@ -103,17 +75,13 @@ async fn one_callers_conflict_does_not_abort_the_batch() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn events_come_from_ring_and_database_alike() {
-    let folder = TempDir::new().unwrap();
-    let store = open(
-        &folder,
-        StoreConfig {
+async fn events_come_from_ring_and_database_alike(place: Place) {
+    let store = place
+        .open(StoreConfig {
             ring: 2,
             ..StoreConfig::default()
-        },
-    )
-    .await;
+        })
+        .await;
     let start = store.current();
     for (name, data) in [("a", "1"), ("a", "2"), ("b", "1"), ("a", "3")] {
         put(&store, name, data).await;
@@ -144,17 +112,13 @@ async fn events_come_from_ring_and_database_alike() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn compaction_forgets_events_and_keeps_objects() {
-    let folder = TempDir::new().unwrap();
-    let store = open(
-        &folder,
-        StoreConfig {
+async fn compaction_forgets_events_and_keeps_objects(place: Place) {
+    let store = place
+        .open(StoreConfig {
             ring: 1,
             ..StoreConfig::default()
-        },
-    )
-    .await;
+        })
+        .await;
     let first = put(&store, "a", "1").await;
     let second = put(&store, "b", "2").await;
     let third = put(&store, "c", "3").await;
@@ -168,14 +132,12 @@ async fn compaction_forgets_events_and_keeps_objects() {
     );
     assert_eq!(store.list(RESOURCE).await.unwrap().0.len(), 3);
     store.close().await;
-    let store = open(&folder, StoreConfig::default()).await;
+    let store = place.open(StoreConfig::default()).await;
     assert_eq!(store.compacted(), second, "what was forgotten stays so");
     store.close().await;
 }
 
-#[tokio::test]
-async fn old_events_go_by_themselves_but_never_the_last_ones() {
-    let folder = TempDir::new().unwrap();
+async fn old_events_go_by_themselves_but_never_the_last_ones(place: Place) {
     let config = StoreConfig {
         keep_events: 5,
         keep_for: Duration::ZERO,
@@ -183,7 +145,7 @@ async fn old_events_go_by_themselves_but_never_the_last_ones() {
         ring: 1,
         ..StoreConfig::default()
     };
-    let store = open(&folder, config).await;
+    let store = place.open(config).await;
     let start = store.current();
     for _ in 0..20 {
         put(&store, "a", "x").await;
@@ -208,19 +170,17 @@ async fn old_events_go_by_themselves_but_never_the_last_ones() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn a_decision_that_panics_takes_nobody_else_along() {
-    let folder = TempDir::new().unwrap();
+async fn a_decision_that_panics_takes_nobody_else_along(place: Place) {
     let config = StoreConfig {
         linger: Duration::from_millis(50),
         ..StoreConfig::default()
     };
-    let store = open(&folder, config).await;
+    let store = place.open(config).await;
     let bad = store.write(key("a"), |_, _| -> (Change, ()) {
         panic!("this panic belongs to the test")
     });
     let (bad, good) = tokio::join!(bad, put(&store, "b", "1"));
-    assert!(matches!(bad, Err(super::StoreError::Panicked)), "{bad:?}");
+    assert!(matches!(bad, Err(StoreError::Panicked)), "{bad:?}");
     assert_eq!(store.current(), good);
     assert!(store.get(&key("a")).await.unwrap().is_none());
     assert!(store.is_open());
@@ -229,10 +189,8 @@ async fn a_decision_that_panics_takes_nobody_else_along() {
     assert!(!store.is_open());
 }
 
-#[tokio::test]
-async fn numbers_can_be_skipped_by_a_write() {
-    let folder = TempDir::new().unwrap();
-    let store = open(&folder, StoreConfig::default()).await;
+async fn numbers_can_be_skipped_by_a_write(place: Place) {
+    let store = place.open(StoreConfig::default()).await;
     let first = put(&store, "a", "1").await;
     let far = Revision(first.0 + 1_000_000);
     let write = |at| {
@@ -245,10 +203,71 @@ async fn numbers_can_be_skipped_by_a_write() {
     let next = put(&store, "a", "3").await;
     assert_eq!(next, far.next());
     store.close().await;
-    let store = open(&folder, StoreConfig::default()).await;
+    let store = place.open(StoreConfig::default()).await;
     for (cursor, events) in [(first, Some(2)), (first.next(), None), (far, Some(1))] {
         let found = store.events_since(cursor, 10).await;
         assert_eq!(found.ok().map(|found| found.len()), events, "{cursor}");
+    }
+    store.close().await;
+}
+
+async fn a_list_in_pages_is_one_state(place: Place) {
+    let store = place.open(StoreConfig::default()).await;
+    let start = store.current();
+    for name in ["a", "b", "c", "d", "e"] {
+        put(&store, name, "1").await;
+    }
+    put(&store, "b", "2").await;
+    let first = store.page(RESOURCE, None, "", 2).await.unwrap();
+    assert!(first.more);
+    let at = first.revision;
+    // Everything that can happen to an object happens between the pages.
+    delete(&store, "c").await.unwrap();
+    put(&store, "d", "2").await;
+    put(&store, "d", "3").await;
+    put(&store, "dd", "1").await;
+    delete(&store, "e").await.unwrap();
+    put(&store, "e", "4").await;
+    let second = store.page(RESOURCE, Some(at), "b", 2).await.unwrap();
+    let third = store.page(RESOURCE, Some(at), "d", 2).await.unwrap();
+    assert!(second.more && !third.more);
+    let pages = [first, second, third];
+    let seen: Vec<(&str, &[u8])> = pages
+        .iter()
+        .flat_map(|page| &page.objects)
+        .map(|(name, data)| (name.as_str(), &data[..]))
+        .collect();
+    let expected: [(&str, &[u8]); 5] = [
+        ("a", b"1"),
+        ("b", b"2"),
+        ("c", b"1"),
+        ("d", b"1"),
+        ("e", b"1"),
+    ];
+    assert_eq!(seen, expected);
+    let now = store.page(RESOURCE, None, "", 9).await.unwrap();
+    let names: Vec<&str> = now.objects.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!((names, now.more), (vec!["a", "b", "d", "dd", "e"], false));
+    assert!(
+        store
+            .page("others", None, "", 9)
+            .await
+            .unwrap()
+            .objects
+            .is_empty()
+    );
+
+    let ahead = store
+        .page(RESOURCE, Some(store.current().next()), "", 2)
+        .await;
+    assert!(matches!(ahead, Err(EventsError::Ahead { .. })), "{ahead:?}");
+    store.compact(at.next()).await.unwrap();
+    for gone in [at, start] {
+        let gone = store.page(RESOURCE, Some(gone), "b", 2).await;
+        assert!(
+            matches!(gone, Err(EventsError::Compacted { .. })),
+            "{gone:?}"
+        );
     }
     store.close().await;
 }

@@ -1,0 +1,304 @@
+//! Opening: schema, revision rules over a stop, quarantine of a corrupt file.
+
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, Connection, Error};
+use tracing::{error, warn};
+
+use super::super::database::{Cells, GAPS, all, column};
+use super::super::open::{OpenError, SCHEMA, State};
+use super::ballast::Ballast;
+use super::{DURABLE, Database, Trouble, check, options, trouble};
+use crate::api::Revision;
+
+/// Marks the file as ours (`keel` in ASCII), so that no other program's database is taken for a store.
+const APPLICATION: i64 = 0x6b65_656c;
+const CREATE: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE object (
+    resource TEXT NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL, data BLOB NOT NULL,
+    PRIMARY KEY (resource, name)
+);
+CREATE TABLE event (
+    revision INTEGER PRIMARY KEY, at INTEGER NOT NULL, kind INTEGER NOT NULL,
+    resource TEXT NOT NULL, name TEXT NOT NULL, object BLOB NOT NULL, previous BLOB
+);
+CREATE TABLE gap (low INTEGER PRIMARY KEY, high INTEGER NOT NULL);
+CREATE TABLE token (
+    id TEXT PRIMARY KEY, secret_hash BLOB NOT NULL, scope TEXT NOT NULL,
+    created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, uses INTEGER NOT NULL, revoked INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE token_use (
+    token TEXT NOT NULL REFERENCES token (id) ON DELETE CASCADE, key_hash BLOB NOT NULL,
+    used_at INTEGER NOT NULL, result BLOB, PRIMARY KEY (token, key_hash)
+);
+";
+
+/// Why a file could not be opened, before the path is known to the error.
+enum Failure {
+    Corrupt(String),
+    Error(OpenError),
+}
+
+/// Opens the file, or sets it aside and makes a new one if it is corrupt. `ballast` bytes are held back beside it.
+pub(in crate::store) async fn open(
+    path: &Path,
+    ballast: u64,
+) -> Result<(Database, SqlitePool, State), OpenError> {
+    let opened = match attempt(path).await {
+        Err(Failure::Error(OpenError::Database { source, .. }))
+            if trouble(&source) == Trouble::Full =>
+        {
+            // Opening writes a little: this is what the ballast is for.
+            warn!(store = %path.display(), "the disk is full: the ballast is given up to open the store");
+            Ballast::give_up(path);
+            attempt(path).await
+        }
+        outcome => outcome,
+    };
+    let (connection, state, events) = match opened {
+        Ok(opened) => opened,
+        Err(Failure::Error(error)) => return Err(error),
+        Err(Failure::Corrupt(why)) => {
+            let aside = quarantine(path)?;
+            error!(
+                store = %path.display(), aside = %aside.display(), %why,
+                "THE STORE IS CORRUPT: it was set aside and a new, empty one takes its place; what only this node knew is lost"
+            );
+            match attempt(path).await {
+                Ok(opened) => opened,
+                Err(Failure::Error(error)) => return Err(error),
+                Err(Failure::Corrupt(why)) => {
+                    return Err(OpenError::Database {
+                        store: path.display().to_string(),
+                        source: Error::Protocol(why),
+                    });
+                }
+            }
+        }
+    };
+    let readers = SqlitePoolOptions::new()
+        // Reads are short; each connection costs a thread and a page cache, so idle ones go.
+        .max_connections(4)
+        .idle_timeout(Duration::from_secs(60))
+        .connect_lazy_with(options(path).pragma("query_only", "ON"));
+    let database = Database {
+        path: path.into(),
+        connection: Some(connection),
+        verify: false,
+        next: state.revision.next(),
+        events,
+        ballast: Ballast::hold(path, ballast),
+    };
+    Ok((database, readers, state))
+}
+
+/// Opens the file; also says how many events there are.
+async fn attempt(path: &Path) -> Result<(SqliteConnection, State, u64), Failure> {
+    // SQLite gives its log and index files the mode of the database, so this one call keeps all three private.
+    let created = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path);
+    if let Err(source) = created {
+        return Err(Failure::Error(OpenError::File {
+            store: path.display().to_string(),
+            source,
+        }));
+    }
+    let mut connection = SqliteConnection::connect_with(&options(path))
+        .await
+        .map_err(|error| failure(path, error))?;
+    match prepare(path, &mut connection).await {
+        Ok((state, events)) => Ok((connection, state, events)),
+        Err(error) => {
+            // Awaited, because the file may be moved next.
+            if let Err(error) = connection.close().await {
+                warn!(%error, "the store that could not be used did not close cleanly");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<(State, u64), Failure> {
+    let version: i64 = number(path, connection, "PRAGMA user_version").await?;
+    let application: i64 = number(path, connection, "PRAGMA application_id").await?;
+    let tables: i64 = number(path, connection, "SELECT COUNT(*) FROM sqlite_master").await?;
+    match (version, application) {
+        (0, 0) if tables == 0 => {}
+        (SCHEMA, APPLICATION) => {}
+        (found, APPLICATION) if found > SCHEMA => {
+            return Err(Failure::Error(OpenError::Newer {
+                store: path.display().to_string(),
+                found,
+            }));
+        }
+        _ => {
+            return Err(Failure::Error(OpenError::Foreign {
+                store: path.display().to_string(),
+            }));
+        }
+    }
+    // Only now, when the file is known to be ours.
+    sqlx::raw_sql(DURABLE)
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| failure(path, error))?;
+    if version == 0 {
+        create(connection)
+            .await
+            .map_err(|error| failure(path, error))?;
+    }
+    check(connection)
+        .await
+        .map_err(|error| failure(path, error))?
+        .map_err(Failure::Corrupt)?;
+    resume(connection, version == 0)
+        .await
+        .map_err(|error| failure(path, error))
+}
+
+async fn number(
+    path: &Path,
+    connection: &mut SqliteConnection,
+    sql: &'static str,
+) -> Result<i64, Failure> {
+    sqlx::query_scalar(sql)
+        .fetch_one(connection)
+        .await
+        .map_err(|error| failure(path, error))
+}
+
+/// Makes the tables, in one transaction, so that a stop half-way leaves an empty file.
+async fn create(connection: &mut SqliteConnection) -> Result<(), Error> {
+    let base = column(Revision::at(SystemTime::now()));
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::raw_sql(CREATE).execute(&mut *transaction).await?;
+    sqlx::query("INSERT INTO meta (key, value) VALUES ('revision', ?1), ('compacted', ?1)")
+        .bind(base)
+        .execute(&mut *transaction)
+        .await?;
+    for (pragma, value) in [("user_version", SCHEMA), ("application_id", APPLICATION)] {
+        // Pragmas take no parameters; both parts are constants of this file.
+        sqlx::query(AssertSqlSafe(format!("PRAGMA {pragma} = {value}")))
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await
+}
+
+/// Reads where the store stands and goes on with the clock's number.
+///
+/// What the file does not know may have happened all the same: the file may be a restored backup, its last commits may be lost
+/// with a disk that lies about `fsync`. Numbers come from the clock, so those that were given out since are behind it, and with
+/// every opening beginning there none is given out twice. The numbers that are skipped are a gap: a cursor inside has seen what was
+/// lost, one at its beginning has not.
+async fn resume(connection: &mut SqliteConnection, fresh: bool) -> Result<(State, u64), Error> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let meta = |key: &'static str| {
+        sqlx::query_scalar::<_, i64>("SELECT value FROM meta WHERE key = ?1").bind(key)
+    };
+    let durable: i64 = meta("revision").fetch_one(&mut *transaction).await?;
+    let compacted: i64 = meta("compacted").fetch_one(&mut *transaction).await?;
+    let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(revision) FROM event")
+        .fetch_one(&mut *transaction)
+        .await?;
+    let durable = Revision(durable.max(newest.unwrap_or(0)).unsigned_abs());
+    let mut compacted = Revision(compacted.unsigned_abs());
+    let mut revision = durable;
+    if !fresh {
+        revision = durable.next().max(Revision::at(SystemTime::now()));
+        sqlx::query("INSERT OR REPLACE INTO gap (low, high) VALUES (?1, ?2)")
+            .bind(column(durable))
+            .bind(column(revision))
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("UPDATE meta SET value = ?1 WHERE key = 'revision'")
+            .bind(column(revision))
+            .execute(&mut *transaction)
+            .await?;
+    }
+    let older: Option<i64> =
+        sqlx::query_scalar("SELECT high FROM gap ORDER BY low DESC LIMIT 1 OFFSET ?1")
+            .bind(GAPS)
+            .fetch_optional(&mut *transaction)
+            .await?;
+    if let Some(high) = older {
+        compacted = compacted.max(Revision(high.unsigned_abs()));
+        for forget in [
+            "DELETE FROM event WHERE revision <= ?1",
+            "DELETE FROM gap WHERE high <= ?1",
+            "UPDATE meta SET value = ?1 WHERE key = 'compacted'",
+        ] {
+            sqlx::query(forget)
+                .bind(column(compacted))
+                .execute(&mut *transaction)
+                .await?;
+        }
+    }
+    let events: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM event")
+        .fetch_one(&mut *transaction)
+        .await?;
+    let gaps = sqlx::query("SELECT low, high FROM gap ORDER BY low")
+        .fetch_all(&mut *transaction)
+        .await?;
+    let gaps = all(&gaps, Cells::gap)?;
+    transaction.commit().await?;
+    let state = State {
+        revision,
+        compacted,
+        gaps,
+    };
+    Ok((state, events.unsigned_abs()))
+}
+
+fn failure(path: &Path, error: Error) -> Failure {
+    let code = error
+        .as_database_error()
+        .and_then(|error| error.code().map(Cow::into_owned));
+    match (trouble(&error), code.as_deref()) {
+        (Trouble::Corrupt, _) => Failure::Corrupt(error.to_string()),
+        // Tables or rows of ours are missing: a file that was cut and still passes as a database.
+        (_, Some("1")) => Failure::Corrupt(error.to_string()),
+        _ if matches!(error, Error::RowNotFound) => {
+            Failure::Corrupt("rows of the table meta are missing".into())
+        }
+        _ => Failure::Error(OpenError::Database {
+            store: path.display().to_string(),
+            source: error,
+        }),
+    }
+}
+
+/// Moves the file and its log aside. Nothing is deleted: it may hold what only this node knew.
+fn quarantine(path: &Path) -> Result<PathBuf, OpenError> {
+    let suffix = format!(".corrupt-{}", Revision::at(SystemTime::now()));
+    let beside = |extra: &str, suffix: &str| {
+        let mut name = OsString::from(path);
+        name.push(extra);
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    for extra in ["-wal", "-shm", ""] {
+        match std::fs::rename(beside(extra, ""), beside(&suffix, extra)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(OpenError::File {
+                    store: path.display().to_string(),
+                    source: error,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(beside(&suffix, ""))
+}

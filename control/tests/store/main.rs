@@ -1,0 +1,44 @@
+//! The store from outside: one battery on SQLite and on PostgreSQL, and what only one of them has to stand.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod battery;
+mod crash;
+mod cuts;
+mod disk;
+mod model;
+mod place;
+mod restart;
+mod server;
+mod sharing;
+mod tokens;
+
+use bytes::Bytes;
+use keel_control::api::Revision;
+use keel_control::store::{Change, Key, Object, Store};
+
+const RESOURCE: &str = "things.example.com";
+
+fn key(name: &str) -> Key {
+    Key {
+        resource: RESOURCE.into(),
+        name: name.into(),
+    }
+}
+
+async fn put(store: &Store, name: &str, data: &'static str) -> Revision {
+    store
+        .write(key(name), move |_, revision| {
+            (Change::Put(Bytes::from_static(data.as_bytes())), revision)
+        })
+        .await
+        .unwrap()
+}
+
+async fn delete(store: &Store, name: &str) -> Option<Revision> {
+    let decide = |current: Option<&Object>, revision| match current {
+        Some(object) => (Change::Delete(object.data.clone()), Some(revision)),
+        None => (Change::Keep, None),
+    };
+    store.write(key(name), decide).await.unwrap()
+}

@@ -1,0 +1,152 @@
+//! Where a store under test is kept, and how a test that cannot run says so.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::sync::Arc;
+
+use keel_control::store::{OpenError, Store, StoreConfig};
+use sqlx::postgres::PgConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection};
+use tempfile::TempDir;
+
+use super::server::{self, Server};
+
+pub(crate) enum Place {
+    /// A folder for the file.
+    Sqlite(TempDir),
+    /// A database of its own.
+    Postgres { server: Arc<Server>, name: String },
+}
+
+/// Makes a test for each database of an `async fn(Place)`.
+macro_rules! on_both {
+    ($($test:ident,)*) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::Place::sqlite()).await;
+            })*
+        }
+
+        mod postgresql {
+            $(#[tokio::test]
+            async fn $test() {
+                if let Some(place) = super::Place::postgres().await {
+                    super::$test(place).await;
+                }
+            })*
+        }
+    };
+}
+pub(crate) use on_both;
+
+impl Place {
+    pub(crate) fn sqlite() -> Self {
+        Self::Sqlite(TempDir::new().unwrap())
+    }
+
+    /// A new database; `None` if there is no PostgreSQL here, which was said.
+    pub(crate) async fn postgres() -> Option<Self> {
+        let server = server::shared()?;
+        Some(Self::on(&server).await)
+    }
+
+    pub(crate) async fn on(server: &Arc<Server>) -> Self {
+        Self::Postgres {
+            server: Arc::clone(server),
+            name: server.create().await,
+        }
+    }
+
+    /// Path or URL.
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::Sqlite(folder) => folder.path().join("store.db").display().to_string(),
+            Self::Postgres { server, name } => server.url(name),
+        }
+    }
+
+    pub(crate) async fn try_open(&self, config: StoreConfig) -> Result<Store, OpenError> {
+        open(&self.url(), config).await
+    }
+
+    pub(crate) async fn open(&self, config: StoreConfig) -> Store {
+        self.try_open(config).await.unwrap()
+    }
+
+    /// Changes the database behind the store's back.
+    pub(crate) async fn sql(&self, sql: &str) {
+        let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+        match self {
+            Self::Sqlite(folder) => {
+                let options = SqliteConnectOptions::new()
+                    .filename(folder.path().join("store.db"))
+                    .create_if_missing(true);
+                let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+                sql.execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Self::Postgres { server, name } => {
+                let mut connection = PgConnection::connect(&server.url(name)).await.unwrap();
+                sqlx::raw_sql("SET search_path TO keel")
+                    .execute(&mut connection)
+                    .await
+                    .unwrap();
+                sql.execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
+    }
+
+    pub(crate) fn set_revision(&self, revision: u64) -> String {
+        match self {
+            Self::Sqlite(_) => format!("UPDATE meta SET value = {revision} WHERE key = 'revision'"),
+            Self::Postgres { .. } => format!("UPDATE meta SET revision = {revision}"),
+        }
+    }
+
+    /// What makes it a store of a later version.
+    pub(crate) fn newer(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "PRAGMA user_version = 99",
+            Self::Postgres { .. } => "UPDATE meta SET version = 99",
+        }
+    }
+}
+
+/// Opens the store at a path or URL.
+pub(crate) async fn open(url: &str, config: StoreConfig) -> Result<Store, OpenError> {
+    match url.starts_with("postgres:") {
+        true => Store::connect(url, config).await,
+        false => Store::open(url.as_ref(), config).await,
+    }
+}
+
+/// Whether the long form of the tests runs (`KEEL_LONG=1`): the numbers that are promised.
+pub(crate) fn long() -> bool {
+    std::env::var_os("KEEL_LONG").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// Says that the calling test is skipped because something is missing: loudly, and in the list that `tests/run` counts
+/// (`$KEEL_SKIPPED`). Where nothing may be missing (`$KEEL_REQUIRE`), that is a failure.
+pub(crate) fn skipped(missing: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("?");
+    let required = std::env::var("KEEL_REQUIRE").unwrap_or_default();
+    assert!(
+        !required
+            .split(',')
+            .any(|name| name == "all" || name == missing),
+        "{test} needs {missing}, which is required here (KEEL_REQUIRE) and missing"
+    );
+    eprintln!("SKIPPED {test}: no {missing}");
+    if let Some(list) = std::env::var_os("KEEL_SKIPPED") {
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(list)
+            .and_then(|mut file| file.write_all(format!("{test}: no {missing}\n").as_bytes()))
+            .unwrap();
+    }
+}
