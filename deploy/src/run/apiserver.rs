@@ -30,7 +30,7 @@ use super::identity::{self, Established};
 use super::node::client;
 use super::renewal::Renewal;
 use super::{peers, ports};
-use crate::settings::{NodeSettings, Part, PeerArg};
+use crate::settings::{NodeSettings, Part, PeerArg, StoreUrl};
 
 /// How long the store may take to write its last words.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -71,10 +71,7 @@ impl ControlPlane {
         let Some(established) = established.transpose()? else {
             return Ok(None);
         };
-        let path = settings.store.clone().unwrap_or_else(|| data.store());
-        let store = Store::open(&path, StoreConfig::default())
-            .await
-            .with_context(|| format!("cannot open the store {}", path.display()))?;
+        let store = open(settings, &data).await?;
         match Self::serve(settings, data, established, store.clone(), metrics, flows) {
             Ok(this) => Ok(Some(this)),
             Err(error) => {
@@ -260,6 +257,20 @@ impl ControlPlane {
         close(&self.store).await;
         drop(self.data);
     }
+}
+
+async fn open(settings: &NodeSettings, data: &DataDir) -> anyhow::Result<Store> {
+    let config = StoreConfig::default();
+    let path = match &settings.store {
+        Some(StoreUrl::Postgres(url)) => {
+            let store = Store::connect(url, config).await;
+            return store.context("cannot open the store in PostgreSQL");
+        }
+        Some(StoreUrl::Sqlite(path)) => path.clone(),
+        None => data.store(),
+    };
+    let store = Store::open(&path, config).await;
+    store.with_context(|| format!("cannot open the store {}", path.display()))
 }
 
 async fn close(store: &Store) {

@@ -69,7 +69,8 @@ pub struct NodeFlags {
     )]
     #[serde(deserialize_with = "values::texts")]
     pub peer: Vec<PeerArg>,
-    /// Where resources are kept [default: sqlite:<data directory>/store.db]
+    /// Where resources are kept: sqlite:PATH, or postgres://USER@HOST/DATABASE for several APIServers on one database (its
+    /// password from PGPASSFILE or ~/.pgpass) [default: sqlite:<data directory>/store.db]
     #[arg(long, env = "KEEL_STORE", value_name = "URL", hide_env_values = true)]
     #[serde(deserialize_with = "values::text")]
     pub store: Option<StoreUrl>,
@@ -177,10 +178,21 @@ impl Part {
 }
 
 /// Where resources are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum StoreUrl {
     /// A SQLite file.
     Sqlite(PathBuf),
+    /// The URL of a PostgreSQL database. May hold a password, so it is never shown.
+    Postgres(String),
+}
+
+impl std::fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(_) => f.write_str("postgres:…"),
+        }
+    }
 }
 
 impl std::str::FromStr for StoreUrl {
@@ -191,10 +203,12 @@ impl std::str::FromStr for StoreUrl {
             Some(("sqlite", path)) if !path.trim_start_matches("//").is_empty() => {
                 Ok(Self::Sqlite(path.strip_prefix("//").unwrap_or(path).into()))
             }
-            Some(("postgres" | "postgresql", _)) => Err(Usage(
-                "PostgreSQL as a store is not built yet: use sqlite:PATH".into(),
+            Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
+                Ok(Self::Postgres(text.to_owned()))
+            }
+            _ => Err(Usage(
+                "a store is written sqlite:PATH or postgres://USER@HOST/DATABASE".into(),
             )),
-            _ => Err(Usage("a store is written sqlite:PATH".into())),
         }
     }
 }
@@ -222,8 +236,8 @@ pub struct NodeSettings {
     pub advertise: Vec<HostPort>,
     /// Peers to exchange Routers with, besides the one joined through.
     pub peers: Vec<PeerArg>,
-    /// The store's file; none: in the data directory.
-    pub store: Option<PathBuf>,
+    /// The store; none: a file in the data directory.
+    pub store: Option<StoreUrl>,
     /// Where a dashboard would listen.
     pub dashboard_listen: Option<SocketAddr>,
     /// Where metrics and health are served.
@@ -327,7 +341,7 @@ impl NodeFlags {
             trust_domain: self.trust_domain,
             advertise: self.advertise,
             peers: self.peer,
-            store: self.store.map(|StoreUrl::Sqlite(path)| path),
+            store: self.store,
             dashboard_listen: self.dashboard_listen,
             metrics_listen: Wanted::new(
                 self.metrics_listen,
@@ -421,7 +435,7 @@ mod tests {
         ];
         let settings = flags(&all).resolve("/x".into(), "h".into()).unwrap();
         assert_eq!((settings.advertise.len(), settings.peers.len()), (2, 1));
-        assert_eq!(settings.store, Some("/s.db".into()));
+        assert_eq!(settings.store, Some(StoreUrl::Sqlite("/s.db".into())));
     }
 
     #[test]
