@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::{GROUP, PLURAL};
+use super::kind::About;
 
 /// Kubernetes' `Status` object.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, thiserror::Error)]
@@ -147,33 +147,32 @@ impl Status {
         }
     }
 
-    /// A failure that is about the router of this name.
-    pub fn router(reason: Reason, name: &str, message: impl Into<String>) -> Self {
-        let details = Details {
-            name: name.into(),
-            group: GROUP.into(),
-            kind: PLURAL.into(),
-            ..Details::default()
-        };
+    /// A failure that is about the object of this kind and name.
+    pub(crate) fn about(
+        about: &About,
+        reason: Reason,
+        name: &str,
+        message: impl Into<String>,
+    ) -> Self {
         Self {
-            details: Some(Box::new(details)),
+            details: Some(Box::new(details(about, name))),
             ..Self::failure(reason, message)
         }
     }
 
-    /// There is no router of this name.
-    pub fn not_found(name: &str) -> Self {
-        Self::router(
-            Reason::NotFound,
-            name,
-            format!("{PLURAL}.{GROUP} {name:?} not found"),
-        )
+    /// There is no object of this name.
+    pub(crate) fn not_found(about: &About, name: &str) -> Self {
+        let message = format!("{} {name:?} not found", about.resource);
+        Self::about(about, Reason::NotFound, name, message)
     }
 
-    /// The router is no longer what the writer thinks it is.
-    pub fn conflict(name: &str, why: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {PLURAL}.{GROUP} {name:?}: {why}");
-        Self::router(Reason::Conflict, name, message)
+    /// The object is no longer what the writer thinks it is.
+    pub(crate) fn conflict(about: &About, name: &str, why: &str) -> Self {
+        let message = format!(
+            "Operation cannot be fulfilled on {} {name:?}: {why}",
+            about.resource
+        );
+        Self::about(about, Reason::Conflict, name, message)
     }
 
     /// The revision is compacted away.
@@ -212,14 +211,11 @@ impl Status {
         }
     }
 
-    /// The router was deleted.
-    pub fn deleted(name: &str, uid: &str) -> Self {
+    /// The object was deleted.
+    pub(crate) fn deleted(about: &About, name: &str, uid: &str) -> Self {
         let details = Details {
-            name: name.into(),
-            group: GROUP.into(),
-            kind: PLURAL.into(),
             uid: uid.into(),
-            ..Details::default()
+            ..details(about, name)
         };
         Self {
             kind: "Status".into(),
@@ -238,5 +234,14 @@ impl Status {
             .iter()
             .flat_map(|details| &details.causes)
             .any(|cause| cause.reason == reason)
+    }
+}
+
+fn details(about: &About, name: &str) -> Details {
+    Details {
+        name: name.into(),
+        group: about.group.into(),
+        kind: about.plural.into(),
+        ..Details::default()
     }
 }

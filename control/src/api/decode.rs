@@ -7,9 +7,8 @@ use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visit
 use serde_json::{Map, Number, Value};
 
 use super::answer::{Details, Reason, Status};
-use super::router::RouterSpec;
+use super::kind::{About, Kind};
 use super::validate::{FieldError, Findings, check};
-use super::{API_VERSION, GROUP, KIND, VERSION, schema};
 
 /// How deep a body may nest. Deep bodies cost stack; the deepest resource has 8 levels, annotations are strings.
 pub(crate) const MAX_DEPTH: usize = 64;
@@ -18,7 +17,7 @@ const MAX_DUPLICATES: usize = 50;
 
 /// What happens to fields that the schema does not know, or that stand twice: `fieldValidation` of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FieldValidation {
+pub(crate) enum FieldValidation {
     /// They are dropped silently.
     Ignore,
     /// The request fails.
@@ -30,7 +29,7 @@ pub enum FieldValidation {
 
 /// The format of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// JSON.
     Json,
     /// YAML, one document.
@@ -39,18 +38,18 @@ pub enum Format {
 
 /// A parsed body: any JSON value, and the fields that stood in it twice (the last one counts).
 #[derive(Debug)]
-pub struct Parsed {
+pub(crate) struct Parsed {
     /// The value.
-    pub value: Value,
+    pub(crate) value: Value,
     /// Paths of the fields that stood there twice.
-    pub duplicates: Vec<String>,
+    pub(crate) duplicates: Vec<String>,
 }
 
-/// Parses a body.
+/// Parses a body that should be of this kind.
 ///
 /// # Errors
 /// A `BadRequest` that says where the body is malformed or too deep.
-pub fn parse(bytes: &[u8], format: Format) -> Result<Parsed, Status> {
+pub(crate) fn parse(bytes: &[u8], format: Format, kind: &str) -> Result<Parsed, Status> {
     let parsed = match format {
         Format::Json => {
             serde_json::from_slice(bytes).map_err(|error| format!("json parse error: {error}"))
@@ -60,44 +59,65 @@ pub fn parse(bytes: &[u8], format: Format) -> Result<Parsed, Status> {
         }
     };
     parsed.map_err(|error| {
-        let message = format!("the object provided is unrecognized (must be of type {KIND}): couldn't get version/kind; {error}");
+        let message = format!("the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; {error}");
         Status::failure(Reason::BadRequest, message)
     })
 }
 
-/// A `Router` that holds: the right kind, known fields only, values that the schema allows.
-#[derive(Debug)]
-pub struct Decoded {
-    /// The object: `metadata` and `spec` are objects, `status` (if any) is as it was given.
-    pub object: Map<String, Value>,
-    /// What to tell the client, if it asked for warnings.
-    pub warnings: Vec<String>,
+/// How much of an object a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Some of its fields: what is required may be absent.
+    Partial,
+    /// All of it.
+    Whole,
 }
 
-/// Checks a `Router`.
+/// An object that holds: the right kind, known fields only, values that the schema allows.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    /// The object: `metadata` (and `spec`, where the kind has one) are objects, `status` (if any) is as it was given.
+    pub(crate) object: Map<String, Value>,
+    /// What to tell the client, if it asked for warnings.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Checks an object.
 ///
 /// # Errors
 /// `BadRequest` for another kind and, if `validation` is strict, for fields that are unknown or stand twice; `Invalid` (with every
 /// field that is wrong) for values that the schema does not allow.
-pub fn router(parsed: Parsed, validation: FieldValidation) -> Result<Decoded, Status> {
+pub(crate) fn object(
+    kind: &Kind,
+    parsed: Parsed,
+    validation: FieldValidation,
+    extent: Extent,
+) -> Result<Decoded, Status> {
     let Parsed { value, duplicates } = parsed;
+    let about = &kind.about;
     let Value::Object(mut object) = value else {
         return Err(Status::failure(
             Reason::BadRequest,
-            format!("the body must be an object of kind {KIND}"),
+            format!("the body must be an object of kind {}", about.kind),
         ));
     };
-    check_kind(&object)?;
+    check_kind(about, &object)?;
     // The status is lenient: it is taken aside, so that nothing in it can be unknown or wrong.
     let status = object.remove("status");
-    for part in ["metadata", "spec"] {
+    let parts = ["metadata"]
+        .into_iter()
+        .chain(kind.has_spec().then_some("spec"));
+    for part in parts {
         if object.get(part).is_none_or(Value::is_null) {
             object.insert(part.into(), Value::Object(Map::new()));
         }
     }
-    let mut findings = Findings::default();
+    let mut findings = Findings {
+        partial: extent == Extent::Partial,
+        ..Findings::default()
+    };
     let mut value = Value::Object(object);
-    check(&mut value, schema::router(), "", &mut findings);
+    check(&mut value, kind.schema(), "", &mut findings);
     let duplicates = duplicates
         .into_iter()
         .map(|path| format!("duplicate field {path:?}"));
@@ -108,28 +128,22 @@ pub fn router(parsed: Parsed, validation: FieldValidation) -> Result<Decoded, St
     let complaints: Vec<String> = unknown.chain(duplicates).collect();
     if validation == FieldValidation::Strict && !complaints.is_empty() {
         let message = format!(
-            "{KIND} in version \"{VERSION}\" cannot be handled as a {KIND}: strict decoding error: {}",
+            "{0} in version \"{1}\" cannot be handled as a {0}: strict decoding error: {2}",
+            about.kind,
+            about.version,
             complaints.join(", ")
         );
         return Err(Status::failure(Reason::BadRequest, message));
     }
-    if findings.errors.is_empty() {
-        // The schema is made from the type, so this can only fail where the schema says less than the type does.
-        match RouterSpec::deserialize(&value["spec"]) {
-            Ok(spec) => findings.errors.extend(spec.check()),
-            Err(error) => findings.errors.push(FieldError::invalid(
-                "spec".into(),
-                "object",
-                &error.to_string(),
-            )),
-        }
+    if findings.errors.is_empty() && extent == Extent::Whole {
+        findings.errors.extend(kind.check(&value));
     }
     let name = value["metadata"]["name"]
         .as_str()
         .unwrap_or_default()
         .to_owned();
     if !findings.errors.is_empty() {
-        return Err(invalid(&name, &findings.errors));
+        return Err(invalid(about, &name, &findings.errors));
     }
     let Value::Object(mut object) = value else {
         return Err(Status::failure(
@@ -144,7 +158,7 @@ pub fn router(parsed: Parsed, validation: FieldValidation) -> Result<Decoded, St
         }
         Some(_) => {
             let error = FieldError::invalid("status".into(), "", "status must be of type object");
-            return Err(invalid(&name, &[error]));
+            return Err(invalid(about, &name, &[error]));
         }
     }
     let warnings = if validation == FieldValidation::Warn {
@@ -155,17 +169,23 @@ pub fn router(parsed: Parsed, validation: FieldValidation) -> Result<Decoded, St
     Ok(Decoded { object, warnings })
 }
 
-/// The `Invalid` answer about one field of a router.
-pub(crate) fn invalid_field(name: &str, path: &str, value: &str, why: &str) -> Status {
+/// The `Invalid` answer about one field of an object.
+pub(crate) fn invalid_field(
+    about: &About,
+    name: &str,
+    path: &str,
+    value: &str,
+    why: &str,
+) -> Status {
     let error = if value.is_empty() {
         FieldError::required(path.into(), why)
     } else {
         FieldError::invalid(path.into(), value, why)
     };
-    invalid(name, &[error])
+    invalid(about, name, &[error])
 }
 
-fn invalid(name: &str, errors: &[FieldError]) -> Status {
+fn invalid(about: &About, name: &str, errors: &[FieldError]) -> Status {
     let texts: Vec<String> = errors.iter().map(FieldError::text).collect();
     let text = match texts.as_slice() {
         [one] => one.clone(),
@@ -174,32 +194,38 @@ fn invalid(name: &str, errors: &[FieldError]) -> Status {
     let causes = errors.iter().map(FieldError::cause).collect();
     let details = Details {
         name: name.into(),
-        group: GROUP.into(),
-        kind: KIND.into(),
+        group: about.group.into(),
+        kind: about.kind.into(),
         causes,
         ..Details::default()
     };
-    let message = format!("{KIND}.{GROUP} {name:?} is invalid: {text}");
+    let message = format!("{} {name:?} is invalid: {text}", about.kind_and_group());
     Status {
         details: Some(Box::new(details)),
         ..Status::failure(Reason::Invalid, message)
     }
 }
 
-fn check_kind(object: &Map<String, Value>) -> Result<(), Status> {
+fn check_kind(about: &About, object: &Map<String, Value>) -> Result<(), Status> {
     let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
     let (version, kind) = (text("apiVersion"), text("kind"));
-    let message = match (version, kind) {
-        (API_VERSION, KIND) => return Ok(()),
-        ("", _) => "Object 'apiVersion' is missing".to_owned(),
-        (_, "") => "Object 'Kind' is missing".to_owned(),
-        (API_VERSION, _) => {
-            format!("{kind} in version \"{VERSION}\" cannot be handled as a {KIND}")
-        }
-        _ => format!(
-            "the API version in the data ({}) does not match the expected API version ({API_VERSION})",
+    let expected = about.api_version();
+    let message = if version.is_empty() {
+        "Object 'apiVersion' is missing".to_owned()
+    } else if kind.is_empty() {
+        "Object 'Kind' is missing".to_owned()
+    } else if version != expected {
+        format!(
+            "the API version in the data ({}) does not match the expected API version ({expected})",
             version.chars().take(100).collect::<String>()
-        ),
+        )
+    } else if kind != about.kind {
+        format!(
+            "{kind} in version \"{}\" cannot be handled as a {}",
+            about.version, about.kind
+        )
+    } else {
+        return Ok(());
     };
     Err(Status::failure(Reason::BadRequest, message))
 }

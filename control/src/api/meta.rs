@@ -198,10 +198,15 @@ pub struct ObjectMeta {
     pub annotations: BTreeMap<String, String>,
     /// Who must agree before the object goes.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub finalizers: Vec<String>,
     /// Objects that this one depends on.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("items" = {"type": "object", "x-kubernetes-preserve-unknown-fields": true}))]
+    #[schemars(extend(
+        "items" = {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["uid"]
+    ))]
     pub owner_references: Vec<serde_json::Value>,
     /// Who manages which field.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]

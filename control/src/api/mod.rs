@@ -1,18 +1,22 @@
 //! The resources: one Rust type per kind is the only schema.
 //!
-//! [`Router`] is what the API serves, stores and documents; [`schema`] derives the OpenAPI schema from it, [`decode`] reads
-//! bodies by that schema (the spec strictly, the status leniently), [`Status`] is how Kubernetes clients are told what went wrong.
+//! `kind` lists what the API serves, stores and documents; `schema` derives the OpenAPI schemas from the types, `decode` reads
+//! bodies by them (the spec strictly, the status leniently), [`Status`] is how Kubernetes clients are told what went wrong.
 
 pub mod answer;
-pub mod decode;
+pub mod core;
+pub(crate) mod decode;
+pub mod frpserver;
+pub(crate) mod kind;
 pub mod meta;
 mod options;
 pub mod router;
-pub mod schema;
+pub(crate) mod schema;
 pub mod state;
 mod validate;
 
 pub use answer::{Cause, Reason, Status};
+pub use frpserver::{ActiveConnection, FrpServer, FrpServerStatus};
 pub use meta::{ObjectMeta, Revision, Time};
 pub(crate) use options::options;
 pub use router::{

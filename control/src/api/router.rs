@@ -6,11 +6,12 @@ use keel_certs::{Namespace, ServiceName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::kind::{About, Column, Names, Typed};
 use super::meta::ObjectMeta;
 use super::options;
 use super::state::RouterStatus;
 use super::validate::FieldError;
-use super::{API_VERSION, KIND};
+use super::{API_VERSION, GROUP, KIND, PLURAL, VERSION};
 
 /// The router of one node: what it is told to be (spec) and what it is (status).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +50,10 @@ pub struct RouterSpec {
         deserialize_with = "null_is_default",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[schemars(extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["name", "namespace", "port", "protocol"]
+    ))]
     pub advertised_services: Vec<AdvertisedService>,
 }
 
@@ -61,14 +66,14 @@ pub struct AdvertisedService {
     pub name: ServiceName,
     /// Namespace of the service; `default` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", extend("format" = "label"))]
+    #[schemars(with = "Option<String>", extend("format" = "label", "x-default" = "default"))]
     pub namespace: Option<Namespace>,
     /// Port of the service: what consumers connect to.
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
     /// `TCP` (the default) or `UDP`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", extend("enum" = ["TCP", "UDP"]))]
+    #[schemars(with = "Option<String>", extend("enum" = ["TCP", "UDP"], "x-default" = "TCP"))]
     pub protocol: Option<Transport>,
     /// Backend that the router dials, `host:port`; without it the service waits for a provider.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -300,6 +305,91 @@ impl Router {
     }
 }
 
+impl Typed for Router {
+    const ABOUT: About = About {
+        group: GROUP,
+        version: VERSION,
+        kind: KIND,
+        plural: PLURAL,
+        singular: "router",
+        resource: "routers.edge.example.com",
+        short_names: &["rt"],
+        categories: &["all", "keel"],
+        has_status: true,
+        names: Names::Node,
+        columns: &COLUMNS,
+        fields: &["status.cluster"],
+        secrets: &["/spec/frps/webServer/password"],
+        ..About::PLAIN
+    };
+
+    fn check(&self) -> Vec<FieldError> {
+        self.spec.check()
+    }
+}
+
+const COLUMNS: [Column; 10] = [
+    Column::new("Name", "string", ".metadata.name", "Name of the node."),
+    Column::new(
+        "Ready",
+        "string",
+        ".status.conditions[?(@.type==\"Ready\")].status",
+        "Whether the router runs.",
+    ),
+    Column::new(
+        "Cluster",
+        "string",
+        ".status.cluster",
+        "Cluster of the node.",
+    ),
+    Column::new(
+        "Addresses",
+        "string",
+        ".status.addresses[*]",
+        "How other nodes reach the router; none behind NAT.",
+    ),
+    Column::new(
+        "Services",
+        "string",
+        ".status.activeServices[*].name",
+        "What can be reached through it.",
+    ),
+    Column::new(
+        "Age",
+        "date",
+        ".metadata.creationTimestamp",
+        "Since when the object exists.",
+    ),
+    Column::new(
+        "Clients",
+        "integer",
+        ".status.serviceStatus.totalClients",
+        "Attached sidecars.",
+    )
+    .wide(),
+    Column::new(
+        "Connections",
+        "integer",
+        ".status.serviceStatus.totalConnections",
+        "Open connections.",
+    )
+    .wide(),
+    Column::new(
+        "Uptime",
+        "string",
+        ".status.serviceStatus.uptime",
+        "How long the router has been up.",
+    )
+    .wide(),
+    Column::new(
+        "Heartbeat",
+        "date",
+        ".status.heartbeatTime",
+        "When the node last said that it is alive.",
+    )
+    .wide(),
+];
+
 impl RouterSpec {
     /// What no schema can say: services announced twice, ranges that run backwards.
     pub(super) fn check(&self) -> Vec<FieldError> {
@@ -323,13 +413,19 @@ impl RouterSpec {
                 FieldError::invalid(path, &fault.value, &fault.why)
             }));
         }
-        let ranges = self
-            .frps
-            .iter()
-            .flat_map(|frps| &frps.allow_ports)
-            .enumerate();
-        for (index, range) in ranges {
-            let path = format!("spec.frps.allowPorts[{index}]");
+        if let Some(frps) = &self.frps {
+            errors.extend(frps.check("spec.frps"));
+        }
+        errors
+    }
+}
+
+impl Frps {
+    /// What no schema can say about settings that stand at `path`: ranges that run backwards.
+    pub(super) fn check(&self, path: &str) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        for (index, range) in self.allow_ports.iter().enumerate() {
+            let path = format!("{path}.allowPorts[{index}]");
             match (range.start, range.end, range.single) {
                 (Some(start), Some(end), None) if start > end => {
                     errors.push(FieldError::invalid(
@@ -349,7 +445,7 @@ impl RouterSpec {
     }
 }
 
-fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+pub(super) fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())

@@ -1,36 +1,23 @@
 //! The OpenAPI schema of a kind, derived from its Rust type.
 
-use std::sync::LazyLock;
-
+use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
-use super::router::Router;
-
-/// The schema of [`Router`]: structural (no references, no unions), as Kubernetes wants it of a custom resource.
-pub fn router() -> &'static Value {
-    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-        let mut settings = SchemaSettings::openapi3();
-        settings.inline_subschemas = true;
-        let mut schema = settings
-            .into_generator()
-            .into_root_schema_for::<Router>()
-            .to_value();
-        tidy(&mut schema);
-        if let Some(properties) = schema
-            .pointer_mut("/properties")
-            .and_then(Value::as_object_mut)
-        {
-            let kind = "Kind of the object: `Router`.";
-            properties.insert(
-                "kind".into(),
-                serde_json::json!({"type": "string", "description": kind}),
-            );
-        }
-        schema
-    });
-    &SCHEMA
+/// The schema of a kind's type: structural (no references, no unions), as Kubernetes wants it of a custom resource.
+pub(super) fn of<T: JsonSchema>() -> Value {
+    let mut settings = SchemaSettings::openapi3();
+    settings.inline_subschemas = true;
+    let mut schema = settings
+        .into_generator()
+        .into_root_schema_for::<T>()
+        .to_value();
+    tidy(&mut schema);
+    schema
 }
+
+/// Extension by which a type says what an absent field means.
+const DEFAULT: &str = "x-default";
 
 /// Takes away what Kubernetes' structural schemas do not have, and names integer formats as it does.
 fn tidy(schema: &mut Value) {
@@ -41,6 +28,10 @@ fn tidy(schema: &mut Value) {
         "$schema", "title", "default", "nullable", "examples", "$comment",
     ] {
         object.remove(key);
+    }
+    // schemars writes what serde fills in; this is what the schema is meant to say.
+    if let Some(default) = object.remove(DEFAULT) {
+        object.insert("default".into(), default);
     }
     if let Some(format) = object.get_mut("format") {
         match format.as_str() {
@@ -62,7 +53,7 @@ fn tidy(schema: &mut Value) {
 }
 
 /// The child schema of an object's field; `None` if the schema does not know it.
-pub(super) fn field<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+pub(crate) fn field<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     match schema
         .get("properties")
         .and_then(|properties| properties.get(name))
@@ -75,7 +66,7 @@ pub(super) fn field<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'
 }
 
 /// Whether fields that the schema does not know are kept as they are.
-pub(super) fn keeps_unknown(schema: &Map<String, Value>) -> bool {
+pub(crate) fn keeps_unknown(schema: &Map<String, Value>) -> bool {
     schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true))
         || schema.get("additionalProperties") == Some(&Value::Bool(true))
 }

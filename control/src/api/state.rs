@@ -32,6 +32,7 @@ pub struct RouterStatus {
     pub active_services: Vec<ActiveService>,
     /// Conditions, as Kubernetes has them; `Ready` says whether the router runs.
     #[serde(deserialize_with = "lenient_list")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// Totals over all services.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
@@ -275,7 +276,7 @@ pub(super) fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
 }
 
 /// Reads a list, leaving out the items that cannot be read; anything but a list counts as empty.
-fn lenient_list<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+pub(super) fn lenient_list<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
     let Value::Array(items) = Value::deserialize(deserializer)? else {

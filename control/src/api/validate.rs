@@ -12,14 +12,14 @@ const MAX_FINDINGS: usize = 50;
 
 /// One wrong field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FieldError {
+pub(crate) struct FieldError {
     path: String,
     reason: &'static str,
     message: String,
 }
 
 impl FieldError {
-    pub(super) fn duplicate(path: String, value: &str) -> Self {
+    pub(crate) fn duplicate(path: String, value: &str) -> Self {
         Self {
             path,
             reason: "FieldValueDuplicate",
@@ -27,7 +27,7 @@ impl FieldError {
         }
     }
 
-    pub(super) fn invalid(path: String, value: &str, why: &str) -> Self {
+    pub(crate) fn invalid(path: String, value: &str, why: &str) -> Self {
         Self {
             path,
             reason: "FieldValueInvalid",
@@ -35,7 +35,7 @@ impl FieldError {
         }
     }
 
-    pub(super) fn required(path: String, why: &str) -> Self {
+    pub(crate) fn required(path: String, why: &str) -> Self {
         let why = if why.is_empty() {
             String::new()
         } else {
@@ -77,6 +77,8 @@ pub(super) struct Findings {
     pub(super) errors: Vec<FieldError>,
     /// Paths of fields that the schema does not know; they were taken out.
     pub(super) unknown: Vec<String>,
+    /// Whether what is required may be absent, because the rest of the object is elsewhere.
+    pub(super) partial: bool,
 }
 
 /// Checks `value`, found at `path`, against `schema`; takes out unknown fields, and nulls, which count as absent.
@@ -168,12 +170,17 @@ fn check_fields(
             }
         }
     });
+    if findings.partial {
+        return;
+    }
     let required = schema.get("required").and_then(Value::as_array);
     for name in required.into_iter().flatten().filter_map(Value::as_str) {
         if !fields.contains_key(name) {
-            findings
-                .errors
-                .push(FieldError::required(format!("{path}.{name}"), ""));
+            let path = match path {
+                "" => name.to_owned(),
+                path => format!("{path}.{name}"),
+            };
+            findings.errors.push(FieldError::required(path, ""));
         }
     }
 }

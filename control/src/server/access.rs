@@ -1,132 +1,224 @@
-//! Who may do what.
+//! Who may do what: the table [`TABLE`], and how a question is looked up in it. What no row allows is refused.
 //!
-//! |                     | read | create a Router     | replace, patch, delete | status of the own Router | status of another's |
-//! |---------------------|------|---------------------|------------------------|--------------------------|---------------------|
-//! | pod                 | yes  | no                  | no                     | -                        | no                  |
-//! | this node           | yes  | its own, empty spec | no                     | yes, stamped             | yes, if newer       |
-//! | another node        | yes  | its own, empty spec | no                     | yes, if newer            | no                  |
-//! | admin of this node  | yes  | yes                 | yes                    | -                        | yes                 |
-//! | fabric admin        | yes  | yes                 | yes                    | -                        | yes                 |
-//! | admin of another    | no   | no                  | no                     | -                        | no                  |
-//!
-//! Only admins are shown `spec.frps.webServer.password`. Without a client certificate only enrolment answers.
-//!
-//! "Stamped": the status gets the revision of the commit as its `source.revision`. "If newer": it is taken only if its `source.revision` is higher than the one held; that is how this node
-//! keeps what its syncer pulled, and how another node pushes.
+//! Without a client certificate only enrolment answers. An admin of another node has no row, so it may do nothing here. Only who may
+//! do everything is shown the secrets of an object (the password of a Router's or an FRPServer's `webServer`).
 
 use keel_certs::{NodeName, Subject};
 
-/// What somebody wants to do.
+use Grant::{EmptySpec, Full, Newer, Stamped};
+use Names::{Any, Other, Own};
+use Who::{Admin, AnotherNode, Pod, ThisNode};
+
+/// The groups of callers that the table knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Action<'a> {
-    /// Make a router; the name is known once the body is read.
-    Create(Option<&'a str>),
-    /// Read routers, and what describes them.
-    Read,
-    /// Replace, patch or delete a router.
-    Write,
-    /// Write the status of the router of this name.
-    WriteStatus(&'a str),
+pub(super) enum Who {
+    /// An admin of this node, or of the whole fabric.
+    Admin,
+    /// A node that is not this one: its Syncer.
+    AnotherNode,
+    /// A pod, or a sidecar that plays the part of one.
+    Pod,
+    /// The node whose APIServer this is: its Router and its Syncer.
+    ThisNode,
+}
+
+/// Which objects a row is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    Any,
+    /// All but the one that is called like the caller's node.
+    Other,
+    /// The one that is called like the caller's node.
+    Own,
 }
 
 /// Whether somebody may, and with which rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Grant {
-    /// No.
-    Denied,
-    /// Yes.
-    Full,
     /// Yes, as long as the spec is empty, and without finalizers and owners.
     EmptySpec,
-    /// Yes, if `status.source.revision` is higher than the one held; a missing router is created.
+    /// Yes.
+    Full,
+    /// Yes, if `status.source.revision` is higher than the one held; a missing object is created.
     Newer,
-    /// Yes, and `status.source.revision` is set; a missing router is created.
+    /// Yes, and `status.source.revision` is set to the revision of the commit; a missing object is created.
     Stamped,
 }
 
-/// The table.
-pub(super) fn grant(subject: &Subject, here: &NodeName, action: Action<'_>) -> Grant {
-    match (subject, action) {
-        (Subject::FabricAdmin { .. }, _) => Grant::Full,
-        (Subject::NodeAdmin { node, .. }, _) if node == here => Grant::Full,
-        (Subject::NodeAdmin { .. }, _) => Grant::Denied,
+/// Some callers may use some verbs on some resources.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Row {
+    pub(super) who: &'static [Who],
+    pub(super) verbs: &'static [&'static str],
+    /// Resources with their group, a subresource behind a slash.
+    pub(super) resources: &'static [&'static str],
+    pub(super) names: Names,
+    pub(super) grant: Grant,
+}
 
-        (Subject::Node { .. } | Subject::Pod { .. }, Action::Read) => Grant::Full,
-        (Subject::Pod { .. }, _) => Grant::Denied,
+/// Everything there is: verbs, or resources.
+pub(super) const ALL: &[&str] = &["*"];
+const EVERYBODY: &[Who] = &[Admin, ThisNode, AnotherNode, Pod];
+const READ: &[&str] = &["get", "list", "watch"];
+const CHANGE: &[&str] = &["patch", "update"];
+const STATUS: &[&str] = &["routers.edge.example.com/status"];
 
-        (Subject::Node { node }, Action::Create(name)) => {
-            let own = name.is_none_or(|name| name == node.as_str());
-            if own { Grant::EmptySpec } else { Grant::Denied }
-        }
-        (Subject::Node { .. }, Action::Write) => Grant::Denied,
-        (Subject::Node { node }, Action::WriteStatus(name)) => {
-            match (node == here, name == node.as_str()) {
-                (true, true) => Grant::Stamped,
-                (true, false) | (false, true) => Grant::Newer,
-                (false, false) => Grant::Denied,
-            }
-        }
+/// The table: the first row that fits decides.
+#[rustfmt::skip]
+pub(super) const TABLE: &[Row] = &[
+    Row { who: &[Admin],                 verbs: ALL,         resources: ALL,                           names: Any,   grant: Full },
+    Row { who: EVERYBODY,                verbs: READ,        resources: READABLE,                      names: Any,   grant: Full },
+    // A node makes the Router that it reports into, and nobody else's.
+    Row { who: &[ThisNode, AnotherNode], verbs: &["create"], resources: &["routers.edge.example.com"], names: Own,   grant: EmptySpec },
+    // A node reports about itself; its Syncer keeps here what it pulled from others.
+    Row { who: &[ThisNode],              verbs: CHANGE,      resources: STATUS,                        names: Own,   grant: Stamped },
+    Row { who: &[ThisNode],              verbs: CHANGE,      resources: STATUS,                        names: Other, grant: Newer },
+    // A node behind NAT pushes what it reports about itself.
+    Row { who: &[AnotherNode],           verbs: CHANGE,      resources: STATUS,                        names: Own,   grant: Newer },
+];
+
+/// What every identity of the fabric may read.
+const READABLE: &[&str] = &[
+    "events",
+    "frpservers.tunnel.kubeinfra.io",
+    "frpservers.tunnel.kubeinfra.io/status",
+    "namespaces",
+    "namespaces/status",
+    "routers.edge.example.com",
+    "routers.edge.example.com/status",
+];
+
+/// What somebody wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wish<'a> {
+    pub(super) verb: &'a str,
+    /// Resource with its group, a subresource behind a slash.
+    pub(super) resource: &'a str,
+    /// `None` if it is not known yet, or about all of them.
+    pub(super) name: Option<&'a str>,
+}
+
+/// Who the subject is at this node; `None` if the table does not know it.
+pub(super) fn who(subject: &Subject, here: &NodeName) -> Option<Who> {
+    match subject {
+        Subject::FabricAdmin { .. } => Some(Admin),
+        Subject::NodeAdmin { node, .. } => (node == here).then_some(Admin),
+        Subject::Node { node } if node == here => Some(ThisNode),
+        Subject::Node { .. } => Some(AnotherNode),
+        Subject::Pod { .. } => Some(Pod),
     }
+}
+
+/// Whether the subject may, and with which rule.
+pub(super) fn grant(subject: &Subject, here: &NodeName, wish: Wish<'_>) -> Option<Grant> {
+    let who = who(subject, here)?;
+    let own = match subject {
+        Subject::Node { node } => Some(node.as_str()),
+        _ => None,
+    };
+    let names_fit = |names: Names| match (names, wish.name) {
+        (Any, _) => true,
+        (Own, Some(name)) => own == Some(name),
+        (Other, Some(name)) => own != Some(name),
+        // Whether it is the own one shows when the body is read.
+        (Own, None) => wish.verb == "create",
+        (Other, None) => false,
+    };
+    let has = |all: &[&str], one: &str| all == ALL || all.contains(&one);
+    let row = TABLE.iter().find(|row| {
+        row.who.contains(&who)
+            && has(row.verbs, wish.verb)
+            && has(row.resources, wish.resource)
+            && names_fit(row.names)
+    });
+    row.map(|row| row.grant)
+}
+
+/// Whether the subject may read what describes the server: versions, discovery, OpenAPI, health.
+pub(super) fn may_look(subject: &Subject, here: &NodeName) -> bool {
+    who(subject, here).is_some()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::kind::KINDS;
 
-    /// Columns: read; create own; create another's; write; status of the own (or here's) Router; status of another's.
-    #[test]
-    fn every_cell_of_the_table() {
-        use Grant::{Denied, EmptySpec, Full, Newer, Stamped};
+    const CALLERS: [&str; 7] = [
+        "/admin/cloud",
+        "/node/here/admin/root",
+        "/node/there/admin/root",
+        "/node/here",
+        "/node/there",
+        "/node/here/ns/default/pod/p",
+        "/node/there/ns/default/pod/p",
+    ];
+    const VERBS: [&str; 8] = [
+        "get", "list", "watch", "create", "update", "patch", "delete", "fly",
+    ];
+
+    fn granted(caller: &str, verb: &str, resource: &str, name: Option<&str>) -> Option<Grant> {
         let here: NodeName = "here".parse().unwrap();
-        let rows = [
-            (
-                "/node/here/ns/default/pod/p",
-                "here",
-                [Full, Denied, Denied, Denied, Denied, Denied],
-            ),
-            (
-                "/node/there/ns/default/pod/p",
-                "there",
-                [Full, Denied, Denied, Denied, Denied, Denied],
-            ),
-            (
-                "/node/here",
-                "here",
-                [Full, EmptySpec, Denied, Denied, Stamped, Newer],
-            ),
-            (
-                "/node/there",
-                "there",
-                [Full, EmptySpec, Denied, Denied, Newer, Denied],
-            ),
-            (
-                "/node/here/admin/root",
-                "here",
-                [Full, Full, Full, Full, Full, Full],
-            ),
-            ("/admin/cloud", "here", [Full, Full, Full, Full, Full, Full]),
-            (
-                "/node/there/admin/root",
-                "there",
-                [Denied, Denied, Denied, Denied, Denied, Denied],
-            ),
-        ];
-        for (subject, own, expected) in rows {
-            let parsed: Subject = subject.parse().unwrap();
-            let actions = [
-                Action::Read,
-                Action::Create(Some(own)),
-                Action::Create(Some("third")),
-                Action::Write,
-                Action::WriteStatus(own),
-                Action::WriteStatus("third"),
-            ];
-            let found = actions.map(|action| grant(&parsed, &here, action));
-            assert_eq!(found, expected, "{subject}");
+        let wish = Wish {
+            verb,
+            resource,
+            name,
+        };
+        grant(&caller.parse().unwrap(), &here, wish)
+    }
+
+    /// Every caller, every resource, every verb, every kind of name: what is not written here again is refused.
+    #[test]
+    fn the_full_matrix() {
+        let mut resources: Vec<String> = vec!["pods".into(), "*".into()];
+        for kind in &KINDS {
+            resources.push(kind.about.resource.into());
+            resources.push(format!("{}/status", kind.about.resource));
         }
-        // "here" is another's router for a node that is not here.
-        let there: Subject = "/node/there".parse().unwrap();
-        assert_eq!(grant(&there, &here, Action::WriteStatus("here")), Denied);
-        assert_eq!(grant(&there, &here, Action::Create(Some("here"))), Denied);
+        let mut granted_cells = 0;
+        for caller in CALLERS {
+            for resource in &resources {
+                for verb in VERBS {
+                    for name in [None, Some("here"), Some("there"), Some("third")] {
+                        let found = granted(caller, verb, resource, name);
+                        let expected = expected(caller, verb, resource, name);
+                        assert_eq!(found, expected, "{caller} {verb} {resource} {name:?}");
+                        granted_cells += usize::from(found.is_some());
+                    }
+                }
+            }
+        }
+        assert!(granted_cells > 100, "the matrix says something");
+    }
+
+    /// The rules again, in sentences instead of rows.
+    fn expected(caller: &str, verb: &str, resource: &str, name: Option<&str>) -> Option<Grant> {
+        if matches!(caller, "/admin/cloud" | "/node/here/admin/root") {
+            return Some(Full);
+        }
+        if caller == "/node/there/admin/root" {
+            return None;
+        }
+        let kept = ["events", "namespaces", "frpservers", "routers"];
+        let is_kept = kept.iter().any(|kept| resource.starts_with(kept));
+        if matches!(verb, "get" | "list" | "watch") && is_kept && resource != "events/status" {
+            return Some(Full);
+        }
+        let own = match caller {
+            "/node/here" => "here",
+            "/node/there" => "there",
+            _ => return None,
+        };
+        match (resource, verb) {
+            ("routers.edge.example.com", "create") => {
+                name.is_none_or(|name| name == own).then_some(EmptySpec)
+            }
+            ("routers.edge.example.com/status", "update" | "patch") => match (own, name?) {
+                ("here", "here") => Some(Stamped),
+                ("here", _) | ("there", "there") => Some(Newer),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }

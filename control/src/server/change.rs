@@ -5,8 +5,9 @@
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::api::decode::invalid_field;
-use crate::api::{API_VERSION, GROUP, KIND, MAX_OBJECT, PLURAL, Reason, Revision, Status, Time};
+use super::path::Named;
+use crate::api::decode::{Decoded, invalid_field};
+use crate::api::{MAX_OBJECT, Reason, Revision, Status, Time};
 use crate::store::{Change, Object};
 
 /// What a write led to.
@@ -62,26 +63,27 @@ pub(super) struct Preconditions {
 
 pub(super) type Verdict = (Change, Result<Written, Status>);
 
-/// Makes the object `name` out of what was sent.
+/// Makes the object out of what was sent.
 pub(super) fn create(
     current: Option<&Object>,
     revision: Revision,
-    name: &str,
+    named: &Named,
     sent: Map<String, Value>,
     birth: &Birth,
 ) -> Result<(Change, Written), Status> {
+    let (about, name) = (&named.kind.about, named.name.as_str());
     if current.is_some() {
-        let message = format!("{PLURAL}.{GROUP} {name:?} already exists");
-        return Err(Status::router(Reason::AlreadyExists, name, message));
+        let message = format!("{} {name:?} already exists", about.resource);
+        return Err(Status::about(about, Reason::AlreadyExists, name, message));
     }
-    let mut object = newborn(name, birth);
+    let mut object = newborn(named, birth);
     let sent_meta = sent.get("metadata").and_then(Value::as_object);
     if sent_meta
         .and_then(|meta| meta.get("resourceVersion"))
         .is_some_and(|version| version != "")
     {
         let why = "resourceVersion should not be set on objects to be created";
-        return Err(Status::router(Reason::BadRequest, name, why));
+        return Err(Status::about(about, Reason::BadRequest, name, why));
     }
     if let (Some(meta), Some(sent)) = (metadata(&mut object), sent_meta) {
         copy_fields(
@@ -96,10 +98,8 @@ pub(super) fn create(
             ],
         );
     }
-    if let Some(spec) = sent.get("spec") {
-        object.insert("spec".into(), spec.clone());
-    }
-    let data = check_size(name, encode(name, &mut object, revision)?)?;
+    object.extend(content(&sent).map(|(field, value)| (field.clone(), value.clone())));
+    let data = check_size(named, encode(named, &mut object, revision)?)?;
     Ok((
         Change::Put(data.clone()),
         Written {
@@ -114,22 +114,25 @@ pub(super) fn create(
 pub(super) fn update(
     current: Option<&Object>,
     revision: Revision,
-    name: &str,
+    named: &Named,
     part: Part,
     birth: Option<&Birth>,
-    next: impl FnOnce(&Map<String, Value>) -> Result<(Map<String, Value>, Vec<String>), Status>,
+    next: impl FnOnce(&Map<String, Value>) -> Result<Decoded, Status>,
 ) -> Result<(Change, Written), Status> {
     let (held, outcome) = match (current, birth) {
-        (Some(object), _) => (decode(name, object)?, Outcome::Updated),
-        (None, Some(birth)) => (newborn(name, birth), Outcome::Created),
-        (None, None) => return Err(Status::not_found(name)),
+        (Some(object), _) => (decode(named, object)?, Outcome::Updated),
+        (None, Some(birth)) => (newborn(named, birth), Outcome::Created),
+        (None, None) => return Err(Status::not_found(&named.kind.about, &named.name)),
     };
     let (offered, mut revision) = (revision, revision);
-    let (sent, warnings) = next(&held)?;
-    check_identity(name, &held, &sent)?;
+    let Decoded {
+        object: sent,
+        warnings,
+    } = next(&held)?;
+    check_identity(named, &held, &sent)?;
     let mut object = match part {
-        Part::Main => merge_main(&held, &sent),
-        Part::Status(rule) => match merge_status(name, &held, &sent, rule, &mut revision)? {
+        Part::Main => merge_main(named, &held, &sent),
+        Part::Status(rule) => match merge_status(named, &held, &sent, rule, &mut revision)? {
             Some(object) => object,
             // Not news: the writer gets what is held.
             None => held.clone(),
@@ -145,7 +148,7 @@ pub(super) fn update(
             },
         ));
     }
-    let data = encode(name, &mut object, revision)?;
+    let data = encode(named, &mut object, revision)?;
     if part == Part::Main && is_released(&object) {
         let written = Written {
             object: data.clone(),
@@ -154,7 +157,7 @@ pub(super) fn update(
         };
         return Ok((Change::Delete(data), written));
     }
-    let data = check_size(name, data)?;
+    let data = check_size(named, data)?;
     let change = if revision > offered {
         Change::PutAt(revision, data.clone())
     } else {
@@ -174,14 +177,14 @@ pub(super) fn update(
 pub(super) fn delete(
     current: Option<&Object>,
     revision: Revision,
-    name: &str,
+    named: &Named,
     preconditions: &Preconditions,
     now: &Time,
 ) -> Result<(Change, Written), Status> {
     let Some(current) = current else {
-        return Err(Status::not_found(name));
+        return Err(Status::not_found(&named.kind.about, &named.name));
     };
-    let mut object = decode(name, current)?;
+    let mut object = decode(named, current)?;
     let held = |key: &str| {
         object
             .get("metadata")
@@ -201,7 +204,7 @@ pub(super) fn delete(
             let why = format!(
                 "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
             );
-            return Err(Status::conflict(name, &why));
+            return Err(Status::conflict(&named.kind.about, &named.name, &why));
         }
     }
     let finalizers = object
@@ -210,7 +213,7 @@ pub(super) fn delete(
         .and_then(Value::as_array);
     if finalizers.is_some_and(|finalizers| !finalizers.is_empty()) {
         let Some(meta) = metadata(&mut object) else {
-            return Err(broken(name));
+            return Err(broken(named));
         };
         if meta.contains_key("deletionTimestamp") {
             let written = Written {
@@ -223,7 +226,7 @@ pub(super) fn delete(
         meta.insert("deletionTimestamp".into(), now.as_str().into());
         meta.insert("deletionGracePeriodSeconds".into(), 0.into());
         bump_generation(meta);
-        let data = encode(name, &mut object, revision)?;
+        let data = encode(named, &mut object, revision)?;
         return Ok((
             Change::Put(data.clone()),
             Written {
@@ -233,7 +236,7 @@ pub(super) fn delete(
             },
         ));
     }
-    let data = encode(name, &mut object, revision)?;
+    let data = encode(named, &mut object, revision)?;
     Ok((
         Change::Delete(data.clone()),
         Written {
@@ -253,12 +256,28 @@ pub(super) fn verdict(decided: Result<(Change, Written), Status>, dry_run: bool)
     }
 }
 
-/// The object's half that the main resource writes: labels and the like, and the spec.
-fn merge_main(held: &Map<String, Value>, sent: &Map<String, Value>) -> Map<String, Value> {
+/// What an object carries beside its name and its status: its spec, or fields of its own.
+fn content(object: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+    object.iter().filter(|(field, _)| is_content(field))
+}
+
+fn is_content(field: &str) -> bool {
+    !matches!(field, "apiVersion" | "kind" | "metadata" | "status")
+}
+
+/// The object's half that the main resource writes: labels and the like, and the content.
+fn merge_main(
+    named: &Named,
+    held: &Map<String, Value>,
+    sent: &Map<String, Value>,
+) -> Map<String, Value> {
     let mut object = held.clone();
-    let spec = sent.get("spec").cloned().unwrap_or_else(|| json!({}));
-    let changed = held.get("spec") != Some(&spec);
-    object.insert("spec".into(), spec);
+    object.retain(|field, _| content(sent).any(|(sent, _)| sent == field) || !is_content(field));
+    object.extend(content(sent).map(|(field, value)| (field.clone(), value.clone())));
+    if named.kind.has_spec() {
+        object.entry("spec").or_insert_with(|| json!({}));
+    }
+    let changed = !content(held).eq(content(&object));
     if let (Some(meta), Some(sent)) = (
         metadata(&mut object),
         sent.get("metadata").and_then(Value::as_object),
@@ -277,12 +296,13 @@ fn merge_main(held: &Map<String, Value>, sent: &Map<String, Value>) -> Map<Strin
 
 /// The object with the status that was sent; `None` if the one that is held stays.
 fn merge_status(
-    name: &str,
+    named: &Named,
     held: &Map<String, Value>,
     sent: &Map<String, Value>,
     rule: StatusRule,
     revision: &mut Revision,
 ) -> Result<Option<Map<String, Value>>, Status> {
+    let (about, name) = (&named.kind.about, named.name.as_str());
     let mut status = sent.get("status").cloned().unwrap_or_default();
     let current = held.get("status");
     match rule {
@@ -290,13 +310,19 @@ fn merge_status(
         StatusRule::Newer { latest } => {
             let Some(offered) = source(Some(&status)) else {
                 let why = "another node's status must say which of its states it is";
-                return Err(invalid_field(name, "status.source.revision", "", why));
+                return Err(invalid_field(
+                    about,
+                    name,
+                    "status.source.revision",
+                    "",
+                    why,
+                ));
             };
             if offered > latest {
                 let why =
                     "it is more than a day ahead of this node's clock: check both nodes' clocks";
                 let field = "status.source.revision";
-                return Err(invalid_field(name, field, &offered.to_string(), why));
+                return Err(invalid_field(about, name, field, &offered.to_string(), why));
             }
             // One that is held and cannot be must not keep the real ones out.
             if source(current).is_some_and(|held| held >= offered && held <= latest) {
@@ -339,22 +365,30 @@ fn source(status: Option<&Value>) -> Option<Revision> {
     serde::Deserialize::deserialize(revision).ok()
 }
 
-fn newborn(name: &str, birth: &Birth) -> Map<String, Value> {
-    let object = json!({
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": {"name": name, "uid": birth.uid, "creationTimestamp": birth.at.as_str(), "generation": 1},
-        "spec": {},
+fn newborn(named: &Named, birth: &Birth) -> Map<String, Value> {
+    let about = &named.kind.about;
+    let mut meta = json!({
+        "name": named.name, "uid": birth.uid, "creationTimestamp": birth.at.as_str(), "generation": 1,
     });
-    match object {
-        Value::Object(object) => object,
-        _ => Map::new(),
+    if let Some(namespace) = &named.namespace {
+        meta["namespace"] = namespace.as_str().into();
     }
+    let mut object = Map::new();
+    object.insert("apiVersion".into(), about.api_version().into());
+    object.insert("kind".into(), about.kind.into());
+    object.insert("metadata".into(), meta);
+    if named.kind.has_spec() {
+        object.insert("spec".into(), json!({}));
+    }
+    if let Some(phase) = about.phase {
+        object.insert("status".into(), json!({ "phase": phase }));
+    }
+    object
 }
 
 /// Refuses a body that is about another object, or about another state of it.
 fn check_identity(
-    name: &str,
+    named: &Named,
     held: &Map<String, Value>,
     sent: &Map<String, Value>,
 ) -> Result<(), Status> {
@@ -366,6 +400,7 @@ fn check_identity(
             .unwrap_or_default()
             .to_owned()
     };
+    let (about, name) = (&named.kind.about, named.name.as_str());
     let sent_name = text(sent, "name");
     if !sent_name.is_empty() && sent_name != name {
         let message = format!(
@@ -373,19 +408,33 @@ fn check_identity(
         );
         return Err(Status::failure(Reason::BadRequest, message));
     }
+    check_namespace(named, sent)?;
     let (uid, held_uid) = (text(sent, "uid"), text(held, "uid"));
     if !uid.is_empty() && uid != held_uid {
         let why = format!(
             "Precondition failed: UID in precondition: {uid}, UID in object meta: {held_uid}"
         );
-        return Err(Status::conflict(name, &why));
+        return Err(Status::conflict(about, name, &why));
     }
     let version = text(sent, "resourceVersion");
     if !version.is_empty() && version != text(held, "resourceVersion") {
         let why = "the object has been modified; please apply your changes to the latest version and try again";
-        return Err(Status::conflict(name, why));
+        return Err(Status::conflict(about, name, why));
     }
     Ok(())
+}
+
+/// Refuses a body that is about an object of another namespace.
+pub(super) fn check_namespace(named: &Named, sent: &Map<String, Value>) -> Result<(), Status> {
+    let given = sent.get("metadata").and_then(|meta| meta.get("namespace"));
+    let given = given.and_then(Value::as_str).unwrap_or_default();
+    match &named.namespace {
+        Some(namespace) if !given.is_empty() && given != namespace => Err(Status::failure(
+            Reason::BadRequest,
+            "the namespace of the provided object does not match the namespace sent on the request",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the object was only waiting for its finalizers to go, and they have.
@@ -424,39 +473,50 @@ fn metadata(object: &mut Map<String, Value>) -> Option<&mut Map<String, Value>> 
 }
 
 fn encode(
-    name: &str,
+    named: &Named,
     object: &mut Map<String, Value>,
     revision: Revision,
 ) -> Result<Bytes, Status> {
     let Some(meta) = metadata(object) else {
-        return Err(broken(name));
+        return Err(broken(named));
     };
     meta.insert("resourceVersion".into(), revision.to_string().into());
-    let data = serde_json::to_vec(object).map_err(|_| broken(name))?;
+    let data = serde_json::to_vec(object).map_err(|_| broken(named))?;
     Ok(data.into())
 }
 
 /// Refuses an object that readers would not take. Deletions are not asked: what is too large must be able to go.
-fn check_size(name: &str, data: Bytes) -> Result<Bytes, Status> {
+fn check_size(named: &Named, data: Bytes) -> Result<Bytes, Status> {
     if data.len() > MAX_OBJECT {
         let message = format!(
             "Request entity too large: the object would have {} bytes, the limit is {MAX_OBJECT}",
             data.len()
         );
-        return Err(Status::router(Reason::RequestEntityTooLarge, name, message));
+        let about = &named.kind.about;
+        return Err(Status::about(
+            about,
+            Reason::RequestEntityTooLarge,
+            &named.name,
+            message,
+        ));
     }
     Ok(data)
 }
 
 /// Reads a stored object.
-pub(super) fn decode(name: &str, object: &Object) -> Result<Map<String, Value>, Status> {
-    serde_json::from_slice(&object.data).map_err(|_| broken(name))
+pub(super) fn decode(named: &Named, object: &Object) -> Result<Map<String, Value>, Status> {
+    serde_json::from_slice(&object.data).map_err(|_| broken(named))
 }
 
-fn broken(name: &str) -> Status {
-    Status::router(
+fn broken(named: &Named) -> Status {
+    let message = format!(
+        "the stored object {:?} cannot be read or written",
+        named.name
+    );
+    Status::about(
+        &named.kind.about,
         Reason::InternalError,
-        name,
-        format!("the stored object {name:?} cannot be read or written"),
+        &named.name,
+        message,
     )
 }

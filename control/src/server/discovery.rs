@@ -1,32 +1,38 @@
 //! What the server has: versions, groups, resources.
 
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::path::GroupVersion;
 use super::reply;
-use crate::api::{API_VERSION, GROUP, KIND, PLURAL, VERSION};
+use crate::api::kind::{About, Kind};
 use crate::http::Body;
-
-const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// The Kubernetes version whose conventions this server follows, as far as kubectl checks for skew.
 const KUBERNETES_MINOR: &str = "32";
 
-/// Whether the client takes aggregated discovery in version `v2`. Clients that know only `v2beta1` would choke on a `v2` answer and
-/// get plain discovery.
-pub(super) fn wants_aggregated(headers: &HeaderMap) -> bool {
+/// The versions of aggregated discovery. kubectl up to 1.29 knows only `v2beta1` and would choke on a `v2` answer.
+const AGGREGATED: [&str; 2] = ["v2", "v2beta1"];
+
+/// The version of aggregated discovery that the client likes best; `None` if it takes none.
+fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
     let accepts = headers
         .get_all(ACCEPT)
         .into_iter()
         .filter_map(|value| value.to_str().ok());
-    accepts.flat_map(|value| value.split(',')).any(|media| {
-        let mut parts = media.split(';').map(str::trim);
-        let parameters: Vec<&str> = parts.by_ref().skip(1).collect();
-        ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"]
-            .iter()
-            .all(|wanted| parameters.contains(wanted))
-    })
+    accepts
+        .flat_map(|value| value.split(','))
+        .find_map(|media| {
+            let parameters: Vec<&str> = media.split(';').map(str::trim).skip(1).collect();
+            let has = |one: &str| parameters.contains(&one);
+            if !has("g=apidiscovery.k8s.io") || !has("as=APIGroupDiscoveryList") {
+                return None;
+            }
+            AGGREGATED
+                .into_iter()
+                .find(|version| has(&format!("v={version}")))
+        })
 }
 
 pub(super) fn version() -> Response<Body> {
@@ -39,78 +45,112 @@ pub(super) fn version() -> Response<Body> {
     }))
 }
 
-/// The legacy group has no versions: one without resources would be an error to kubectl 1.27.
-pub(super) fn api() -> Response<Body> {
-    ok(&json!({"kind": "APIVersions", "versions": [], "serverAddressByClientCIDRs": []}))
+/// The core group: its versions, or all of it.
+pub(super) fn api(headers: &HeaderMap) -> Response<Body> {
+    let versions = GroupVersion::all()
+        .into_iter()
+        .filter(|one| one.group.is_empty());
+    match aggregated_version(headers) {
+        Some(version) => aggregated(version, versions),
+        None => {
+            let names: Vec<&str> = versions.map(|one| one.version).collect();
+            ok(&json!({"kind": "APIVersions", "versions": names, "serverAddressByClientCIDRs": []}))
+        }
+    }
 }
 
-pub(super) fn apis() -> Response<Body> {
-    ok(&json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": [our_group()]}))
+/// The other groups: their versions, or all of them.
+pub(super) fn apis(headers: &HeaderMap) -> Response<Body> {
+    let versions = GroupVersion::all()
+        .into_iter()
+        .filter(|one| !one.group.is_empty());
+    match aggregated_version(headers) {
+        Some(version) => aggregated(version, versions),
+        None => {
+            let groups: Vec<Value> = versions.map(group_of).collect();
+            ok(&json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
+        }
+    }
 }
 
-pub(super) fn group() -> Response<Body> {
-    let mut group = our_group();
+pub(super) fn group(name: &str) -> Response<Body> {
+    let found = GroupVersion::all()
+        .into_iter()
+        .find(|one| one.group == name);
+    let mut group = found.map(group_of).unwrap_or_default();
     group["kind"] = "APIGroup".into();
     group["apiVersion"] = "v1".into();
     ok(&group)
 }
 
-pub(super) fn resources() -> Response<Body> {
+pub(super) fn resources(version: GroupVersion) -> Response<Body> {
+    let mut resources = Vec::new();
+    for Kind { about, .. } in version.kinds() {
+        resources.push(json!({
+            "name": about.plural, "singularName": about.singular, "namespaced": about.is_namespaced(), "kind": about.kind,
+            "verbs": about.verbs(), "shortNames": about.short_names, "categories": about.categories,
+        }));
+        if about.has_status {
+            resources.push(json!({
+                "name": format!("{}/status", about.plural), "singularName": "", "namespaced": about.is_namespaced(),
+                "kind": about.kind, "verbs": About::STATUS_VERBS,
+            }));
+        }
+    }
     ok(&json!({
-        "kind": "APIResourceList",
-        "apiVersion": "v1",
-        "groupVersion": API_VERSION,
-        "resources": [
-            {
-                "name": PLURAL, "singularName": "router", "namespaced": false, "kind": KIND,
-                "verbs": verbs(), "shortNames": ["rt"], "categories": ["all", "keel"],
-            },
-            {"name": format!("{PLURAL}/status"), "singularName": "", "namespaced": false, "kind": KIND, "verbs": status_verbs()},
-        ],
+        "kind": "APIResourceList", "apiVersion": "v1", "resources": resources,
+        "groupVersion": version.path().trim_start_matches("apis/").trim_start_matches("api/"),
     }))
 }
 
-/// Everything in one answer: the groups (`/apis`), or the legacy group (`/api`).
-pub(super) fn aggregated(groups: bool) -> Response<Body> {
-    let kind = json!({"group": GROUP, "version": VERSION, "kind": KIND});
-    let ours = json!({
-        "metadata": {"name": GROUP, "creationTimestamp": null},
-        "versions": [{
-            "version": VERSION,
-            "freshness": "Current",
-            "resources": [{
-                "resource": PLURAL, "responseKind": kind, "scope": "Cluster", "singularResource": "router",
-                "verbs": verbs(), "shortNames": ["rt"], "categories": ["all", "keel"],
-                "subresources": [{"subresource": "status", "responseKind": kind, "verbs": status_verbs()}],
-            }],
-        }],
-    });
-    let items = if groups { vec![ours] } else { Vec::new() };
-    let list = json!({
-        "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items,
-    });
-    let mut response = ok(&list);
+/// Everything of these groups in one answer. Each group has one version.
+fn aggregated(version: &str, versions: impl Iterator<Item = GroupVersion>) -> Response<Body> {
+    let items: Vec<Value> = versions
+        .map(|one| {
+            let resources: Vec<Value> = one.kinds().map(|kind| described(&kind.about)).collect();
+            let served = json!({"version": one.version, "freshness": "Current", "resources": resources});
+            json!({"metadata": {"name": one.group, "creationTimestamp": null}, "versions": [served]})
+        })
+        .collect();
+    let mut response = ok(&json!({
+        "kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"), "metadata": {}, "items": items,
+    }));
+    let media =
+        format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+    if let Ok(media) = HeaderValue::from_str(&media) {
+        response.headers_mut().insert(CONTENT_TYPE, media);
+    }
     response
         .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
+        .insert(VARY, HeaderValue::from_static("Accept"));
     response
 }
 
-fn our_group() -> Value {
-    let version = json!({"groupVersion": API_VERSION, "version": VERSION});
-    json!({"name": GROUP, "versions": [version], "preferredVersion": version})
+fn described(about: &About) -> Value {
+    let kind = json!({"group": about.group, "version": about.version, "kind": about.kind});
+    let scope = match about.is_namespaced() {
+        true => "Namespaced",
+        false => "Cluster",
+    };
+    let mut described = json!({
+        "resource": about.plural, "responseKind": kind, "scope": scope, "singularResource": about.singular,
+        "verbs": about.verbs(), "shortNames": about.short_names, "categories": about.categories,
+    });
+    if about.has_status {
+        let status =
+            json!({"subresource": "status", "responseKind": kind, "verbs": About::STATUS_VERBS});
+        described["subresources"] = json!([status]);
+    }
+    described
 }
 
-fn verbs() -> Value {
-    json!([
-        "create", "delete", "get", "list", "patch", "update", "watch"
-    ])
-}
-
-fn status_verbs() -> Value {
-    json!(["get", "patch", "update"])
+fn group_of(one: GroupVersion) -> Value {
+    let path = one.path();
+    let version = json!({"groupVersion": path.trim_start_matches("apis/"), "version": one.version});
+    json!({"name": one.group, "versions": [version], "preferredVersion": version})
 }
 
 fn ok(value: &Value) -> Response<Body> {
-    reply::json(StatusCode::OK, value)
+    let tag = reply::tag(value.to_string().as_bytes());
+    reply::tagged(reply::json(StatusCode::OK, value), &tag)
 }

@@ -8,6 +8,7 @@ mod access;
 mod change;
 mod discovery;
 mod openapi;
+mod past;
 mod patch;
 mod path;
 mod query;
@@ -29,16 +30,13 @@ use keel_certs::{Identity, NodeName};
 use prometheus_client::metrics::gauge::Gauge;
 use tracing::{debug, error, info};
 
-use crate::api::{GROUP, PLURAL, Reason, Status};
+use crate::api::{Reason, Status};
 use crate::http::{Body, Caller, Handler, full};
-use crate::store::{Key, Store, StoreError};
-use access::{Action, Grant};
-use path::Route;
+use crate::store::{Store, StoreError};
+use access::{Grant, Wish};
+use path::{Named, Route};
 use query::Options;
 use watches::Watches;
-
-/// How routers are called in the store.
-const RESOURCE: &str = "routers.edge.example.com";
 
 /// How much of a request's path is logged; a URI's characters are bytes.
 const SHOWN_PATH: usize = 128;
@@ -154,43 +152,60 @@ impl Inner {
         let options = Options::parse(request.uri().query().unwrap_or_default())?;
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match route {
-            Route::Router(name) if !is_read => {
-                self.write_router(&identity, &name, request, &options).await
+            Route::Object(named) if !is_read => {
+                self.write(&identity, &named, request, &options).await
             }
-            Route::RouterStatus(name) if !is_read => {
-                self.write_status(&identity, &name, request, &options).await
-            }
-            Route::Routers if *request.method() == Method::POST => {
-                self.create_router(&identity, request, &options).await
-            }
-            _ if !is_read => Err(reply::method_not_allowed(request.method())),
-            route => {
-                self.check(&identity, Action::Read, "get", PLURAL, None)?;
-                // There is no watch without its events.
-                if options.watch && *request.method() == Method::HEAD {
-                    return Err(reply::method_not_allowed(request.method()));
-                }
-                self.read(&identity, route, request.headers(), options)
+            Route::Status(named) if !is_read => {
+                self.write_status(&identity, &named, request, &options)
                     .await
             }
+            Route::Collection(collection) if *request.method() == Method::POST => {
+                self.create(&identity, &collection, request, &options).await
+            }
+            _ if !is_read => Err(reply::method_not_allowed(request.method())),
+            // There is no watch without its events.
+            _ if options.watch && *request.method() == Method::HEAD => {
+                Err(reply::method_not_allowed(request.method()))
+            }
+            Route::Collection(collection) => {
+                let verb = if options.watch { "watch" } else { "list" };
+                self.check(&identity, verb, &collection.named(""), "")?;
+                let headers = request.headers();
+                self.list(&identity, &collection, headers, options).await
+            }
+            Route::Object(named) => {
+                let verb = if options.watch { "watch" } else { "get" };
+                self.check(&identity, verb, &named, "")?;
+                let headers = request.headers();
+                self.get(&identity, &named, headers, options).await
+            }
+            Route::Status(named) => {
+                self.check(&identity, "get", &named, "status")?;
+                let headers = request.headers();
+                self.get(&identity, &named, headers, options).await
+            }
+            route => self.describe(&identity, route, request.headers()),
         }
     }
 
-    async fn read(
+    /// What describes the server.
+    fn describe(
         &self,
         identity: &Identity,
         route: Route,
         headers: &HeaderMap,
-        options: Options,
     ) -> Result<Response<Body>, Status> {
-        Ok(match route {
-            Route::Api | Route::Apis if discovery::wants_aggregated(headers) => {
-                discovery::aggregated(route == Route::Apis)
-            }
-            Route::Api => discovery::api(),
-            Route::Apis => discovery::apis(),
-            Route::Group => discovery::group(),
-            Route::GroupVersion => discovery::resources(),
+        if !access::may_look(&identity.subject, &self.config.node) {
+            return Err(Status::failure(
+                Reason::Forbidden,
+                format!("forbidden: User \"{identity}\" cannot get this path"),
+            ));
+        }
+        let response = match route {
+            Route::Api => discovery::api(headers),
+            Route::Apis => discovery::apis(headers),
+            Route::Group(group) => discovery::group(group),
+            Route::GroupVersion(version) => discovery::resources(version),
             Route::Health if !self.store.is_open() => {
                 return Err(store_status(&StoreError::Closed));
             }
@@ -203,48 +218,60 @@ impl Inner {
             }
             Route::OpenApi => openapi::index(),
             Route::OpenApiV2 => openapi::v2(),
-            Route::OpenApiGroup => openapi::document(headers),
-            Route::Version => discovery::version(),
-            Route::Router(name) | Route::RouterStatus(name) => {
-                self.get_router(identity, &name, headers, options).await?
+            Route::OpenApiGroup(version) => {
+                openapi::document(version).ok_or_else(reply::no_such_path)?
             }
-            Route::Routers => self.list_routers(identity, headers, options).await?,
-            // Answered by its own handler before it comes here.
-            Route::Enroll => return Err(reply::no_such_path()),
-        })
+            Route::Version => discovery::version(),
+            // Answered before it comes here.
+            Route::Collection(_) | Route::Enroll | Route::Object(_) | Route::Status(_) => {
+                return Err(reply::no_such_path());
+            }
+        };
+        Ok(reply::unless_known(response, headers))
     }
 
-    /// Whether the caller may; the refusal is worded as Kubernetes does.
+    /// Whether the caller may use the verb on the object (of an empty name: on one or all of them), or on its subresource; the refusal
+    /// is worded as Kubernetes does.
     fn check(
         &self,
         identity: &Identity,
-        action: Action<'_>,
         verb: &str,
-        resource: &str,
-        name: Option<&str>,
+        named: &Named,
+        subresource: &str,
     ) -> Result<Grant, Status> {
-        match access::grant(&identity.subject, &self.config.node, action) {
-            Grant::Denied => {
-                let object = name.map(|name| format!(" {name:?}")).unwrap_or_default();
-                let message = format!(
-                    "{PLURAL}.{GROUP}{object} is forbidden: User \"{identity}\" cannot {verb} resource \"{resource}\" in API group \
-                     \"{GROUP}\" at the cluster scope"
-                );
-                Err(Status::router(
-                    Reason::Forbidden,
-                    name.unwrap_or_default(),
-                    message,
-                ))
-            }
-            grant => Ok(grant),
+        let about = &named.kind.about;
+        let behind = |resource: &str| match subresource {
+            "" => resource.to_owned(),
+            subresource => format!("{resource}/{subresource}"),
+        };
+        let wish = Wish {
+            verb,
+            resource: &behind(about.resource),
+            name: (!named.name.is_empty()).then_some(named.name.as_str()),
+        };
+        if let Some(grant) = access::grant(&identity.subject, &self.config.node, wish) {
+            return Ok(grant);
         }
-    }
-}
-
-fn key(name: &str) -> Key {
-    Key {
-        resource: RESOURCE.into(),
-        name: name.into(),
+        let object = wish
+            .name
+            .map(|name| format!(" {name:?}"))
+            .unwrap_or_default();
+        let place = match &named.namespace {
+            Some(namespace) => format!("in the namespace {namespace:?}"),
+            None => "at the cluster scope".to_owned(),
+        };
+        let message = format!(
+            "{}{object} is forbidden: User \"{identity}\" cannot {verb} resource \"{}\" in API group \"{}\" {place}",
+            about.resource,
+            behind(about.plural),
+            about.group
+        );
+        Err(Status::about(
+            about,
+            Reason::Forbidden,
+            &named.name,
+            message,
+        ))
     }
 }
 

@@ -1,29 +1,30 @@
 //! The OpenAPI v3 documents: what `kubectl explain` shows, and what lets `kubectl apply` leave validation to us.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
+use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::path::group_path;
+use super::path::GroupVersion;
 use super::reply;
-use crate::api::{GROUP, KIND, PLURAL, VERSION, schema};
+use crate::api::kind::{About, Kind};
 use crate::http::{Body, empty};
-
-/// Names of the schemas, in Kubernetes' manner: the group reversed.
-const ROUTER: &str = "com.example.edge.v1.Router";
-const ROUTER_LIST: &str = "com.example.edge.v1.RouterList";
 
 /// The list of documents; the hash in an address changes with the document, so that clients may keep it.
 pub(super) fn index() -> Response<Body> {
-    let path = group_path();
-    let address = format!("/openapi/v3/{path}?hash={}", DOCUMENT.hash);
-    reply::json(
-        StatusCode::OK,
-        &json!({"paths": {path: {"serverRelativeURL": address}}}),
-    )
+    let paths: Map<String, Value> = DOCUMENTS
+        .iter()
+        .map(|(path, document)| {
+            let address = format!("/openapi/v3/{path}?hash={}", document.hash);
+            (path.clone(), json!({"serverRelativeURL": address}))
+        })
+        .collect();
+    let index = json!({ "paths": paths });
+    let tag = reply::tag(index.to_string().as_bytes());
+    reply::tagged(reply::json(StatusCode::OK, &index), &tag)
 }
 
 /// The OpenAPI v2 document: an empty one. kubectl up to 1.28 gives up without it, but then works by v3. In protobuf, the only
@@ -36,23 +37,11 @@ pub(super) fn v2() -> Response<Body> {
     response
 }
 
-/// The document of our group.
-pub(super) fn document(headers: &HeaderMap) -> Response<Body> {
-    let tag = format!("\"{}\"", DOCUMENT.hash);
-    let known = headers
-        .get(IF_NONE_MATCH)
-        .and_then(|value| value.to_str().ok());
-    let mut response = if known.is_some_and(|known| known.split(',').any(|one| one.trim() == tag)) {
-        let mut response = Response::new(empty());
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        response
-    } else {
-        reply::bytes(StatusCode::OK, DOCUMENT.bytes.clone())
-    };
-    if let Ok(tag) = HeaderValue::from_str(&tag) {
-        response.headers_mut().insert(ETAG, tag);
-    }
-    response
+/// The document of a group and version.
+pub(super) fn document(version: GroupVersion) -> Option<Response<Body>> {
+    let document = DOCUMENTS.get(&version.path())?;
+    let response = reply::bytes(StatusCode::OK, document.bytes.clone());
+    Some(reply::tagged(response, &document.hash))
 }
 
 struct Document {
@@ -60,63 +49,117 @@ struct Document {
     hash: String,
 }
 
-static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
-    let bytes = Bytes::from(build().to_string());
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
-    Document {
-        hash: data_encoding::HEXUPPER.encode(&digest.as_ref()[..16]),
-        bytes,
-    }
+/// Documents by the path of their group and version.
+static DOCUMENTS: LazyLock<BTreeMap<String, Document>> = LazyLock::new(|| {
+    let document = |version: GroupVersion| {
+        let bytes = Bytes::from(build(version).to_string());
+        let hash = reply::tag(&bytes);
+        (version.path(), Document { bytes, hash })
+    };
+    GroupVersion::all().into_iter().map(document).collect()
 });
 
-fn build() -> Value {
-    let mut router = schema::router().clone();
-    let kind = json!({"group": GROUP, "version": VERSION, "kind": KIND});
-    router["x-kubernetes-group-version-kind"] = json!([kind]);
-    let text = |description: &str| json!({"type": "string", "description": description});
-    let list = json!({
-        "type": "object",
-        "description": "A list of routers.",
-        "required": ["items"],
-        "properties": {
-            "apiVersion": text("Version of the schema of this object."),
-            "kind": text("Kind of the object."),
-            "metadata": {"type": "object", "properties": {"resourceVersion": text("Revision of the list.")}},
-            "items": {"type": "array", "items": {"$ref": reference(ROUTER)}},
-        },
-        "x-kubernetes-group-version-kind": [{"group": GROUP, "version": VERSION, "kind": format!("{KIND}List")}],
-    });
-    let root = format!("/{}/{PLURAL}", group_path());
+fn build(version: GroupVersion) -> Value {
     let mut paths = Map::new();
-    paths.insert(
-        root.clone(),
-        json!({
-            "get": operation("list", "listRouter", ROUTER_LIST, READ, None),
-            "post": operation("post", "createRouter", ROUTER, WRITE, Some(&["application/json", "application/yaml"])),
-        }),
-    );
-    for (path, suffix, deletes) in [("", "", true), ("/status", "Status", false)] {
-        let mut item = json!({
-            "parameters": [parameter("name", "path", "string")],
-            "get": operation("get", &format!("readRouter{suffix}"), ROUTER, READ, None),
-            "put": operation("put", &format!("replaceRouter{suffix}"), ROUTER, WRITE, Some(&["application/json", "application/yaml"])),
-            "patch": operation(
-                "patch", &format!("patchRouter{suffix}"), ROUTER, WRITE,
-                Some(&["application/json-patch+json", "application/merge-patch+json"]),
-            ),
-        });
-        if deletes {
-            item["delete"] = operation("delete", "deleteRouter", ROUTER, DELETE, None);
-        }
-        paths.insert(format!("{root}/{{name}}{path}"), item);
+    let mut schemas = Map::new();
+    for kind in version.kinds() {
+        describe(kind, &version.path(), &mut paths, &mut schemas);
     }
     json!({
         "openapi": "3.0.0",
         "info": {"title": "ServiceKeel", "version": env!("CARGO_PKG_VERSION")},
         "paths": paths,
-        "components": {"schemas": {ROUTER: router, ROUTER_LIST: list}},
+        "components": {"schemas": schemas},
     })
 }
+
+/// Paths and schemas of one kind.
+fn describe(
+    kind: &Kind,
+    prefix: &str,
+    paths: &mut Map<String, Value>,
+    schemas: &mut Map<String, Value>,
+) {
+    let about = &kind.about;
+    let (one, many) = (name(about, ""), name(about, "List"));
+    let mut schema = kind.schema().clone();
+    schema["x-kubernetes-group-version-kind"] = json!([identified(about, "")]);
+    schemas.insert(one.clone(), schema);
+    let operation =
+        |action: &str, id: String, answer: &str, parameters: &[(&str, &str)], media: &[&str]| {
+            operation(
+                about,
+                action,
+                &format!("{id}{}", about.kind),
+                answer,
+                parameters,
+                media,
+            )
+        };
+    let root = match about.is_namespaced() {
+        true => format!("/{prefix}/namespaces/{{namespace}}/{}", about.plural),
+        false => format!("/{prefix}/{}", about.plural),
+    };
+    let mut parameters = Vec::new();
+    if about.is_namespaced() {
+        parameters.push(parameter("namespace", "path", "string"));
+    }
+    let create = operation("post", "create".into(), &one, WRITE, WHOLE);
+    if !about.is_stored {
+        paths.insert(root, json!({"parameters": parameters, "post": create}));
+        return;
+    }
+    let text = |description: &str| json!({"type": "string", "description": description});
+    let list = json!({
+        "type": "object",
+        "description": format!("A list of objects of kind {}.", about.kind),
+        "required": ["items"],
+        "properties": {
+            "apiVersion": text("Version of the schema of this object."),
+            "kind": text("Kind of the object."),
+            "metadata": {"type": "object", "properties": {
+                "continue": text("Where the next page begins, if there is one."),
+                "remainingItemCount": {"type": "integer", "format": "int64", "description": "Objects on the pages behind this one, if known."},
+                "resourceVersion": text("Revision of the list."),
+            }},
+            "items": {"type": "array", "items": {"$ref": reference(&one)}},
+        },
+        "x-kubernetes-group-version-kind": [identified(about, "List")],
+    });
+    schemas.insert(many.clone(), list);
+    let all = operation("list", "list".into(), &many, READ, &[]);
+    if about.is_namespaced() {
+        paths.insert(format!("/{prefix}/{}", about.plural), json!({ "get": all }));
+    }
+    paths.insert(
+        root.clone(),
+        json!({"parameters": parameters, "get": all, "post": create}),
+    );
+    parameters.push(parameter("name", "path", "string"));
+    for (path, suffix) in [("", ""), ("/status", "Status")] {
+        if !path.is_empty() && !about.has_status {
+            continue;
+        }
+        let mut item = json!({
+            "parameters": parameters,
+            "get": operation("get", format!("read{suffix}"), &one, READ, &[]),
+            "put": operation("put", format!("replace{suffix}"), &one, WRITE, WHOLE),
+            "patch": operation("patch", format!("patch{suffix}"), &one, PATCH, PATCHES),
+        });
+        if path.is_empty() {
+            item["delete"] = operation("delete", "delete".into(), &one, DELETE, &[]);
+        }
+        paths.insert(format!("{root}/{{name}}{path}"), item);
+    }
+}
+
+/// Media types of whole objects.
+const WHOLE: &[&str] = &["application/json", "application/yaml"];
+/// Media types of patches.
+const PATCHES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+];
 
 const READ: &[(&str, &str)] = &[
     ("allowWatchBookmarks", "boolean"),
@@ -136,6 +179,12 @@ const WRITE: &[(&str, &str)] = &[
     ("fieldManager", "string"),
     ("fieldValidation", "string"),
 ];
+const PATCH: &[(&str, &str)] = &[
+    ("dryRun", "string"),
+    ("fieldManager", "string"),
+    ("fieldValidation", "string"),
+    ("force", "boolean"),
+];
 const DELETE: &[(&str, &str)] = &[
     ("dryRun", "string"),
     ("gracePeriodSeconds", "integer"),
@@ -143,11 +192,12 @@ const DELETE: &[(&str, &str)] = &[
 ];
 
 fn operation(
+    about: &About,
     action: &str,
     id: &str,
     answer: &str,
     parameters: &[(&str, &str)],
-    body: Option<&[&str]>,
+    media: &[&str],
 ) -> Value {
     let parameters: Vec<Value> = parameters
         .iter()
@@ -159,9 +209,9 @@ fn operation(
         "parameters": parameters,
         "responses": {"200": {"description": "OK", "content": {"application/json": schema}}},
         "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": {"group": GROUP, "version": VERSION, "kind": KIND},
+        "x-kubernetes-group-version-kind": identified(about, ""),
     });
-    if let Some(media) = body {
+    if !media.is_empty() {
         let content: Map<String, Value> = media
             .iter()
             .map(|media| ((*media).to_owned(), schema.clone()))
@@ -173,6 +223,23 @@ fn operation(
 
 fn parameter(name: &str, place: &str, kind: &str) -> Value {
     json!({"name": name, "in": place, "required": place == "path", "schema": {"type": kind, "uniqueItems": true}})
+}
+
+fn identified(about: &About, suffix: &str) -> Value {
+    json!({"group": about.group, "version": about.version, "kind": format!("{}{suffix}", about.kind)})
+}
+
+/// Name of a schema, in Kubernetes' manner: the group reversed.
+fn name(about: &About, suffix: &str) -> String {
+    let group = match about.group {
+        "" => "api.core".to_owned(),
+        group => {
+            let mut labels: Vec<&str> = group.split('.').collect();
+            labels.reverse();
+            labels.join(".")
+        }
+    };
+    format!("{group}.{}.{}{suffix}", about.version, about.kind)
 }
 
 fn reference(schema: &str) -> String {

@@ -4,8 +4,10 @@ use json_patch::PatchOperation;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::path::Named;
 use super::write::unsupported;
-use crate::api::decode::{self, FieldValidation, Format, MAX_DEPTH};
+use crate::api::decode::{self, Decoded, Extent, FieldValidation, Format, MAX_DEPTH};
+use crate::api::kind::Kind;
 use crate::api::{MAX_OBJECT, Reason, Status};
 
 /// Steps of a JSON patch.
@@ -24,8 +26,9 @@ impl Patch {
     ///
     /// # Errors
     /// What is wrong with the body, or which media types are taken.
-    pub(super) fn parse(media: &str, bytes: &[u8]) -> Result<Self, Status> {
-        let parse = || decode::parse(bytes, Format::Json).map(|parsed| parsed.value);
+    pub(super) fn parse(kind: &Kind, media: &str, bytes: &[u8]) -> Result<Self, Status> {
+        let parse =
+            || decode::parse(bytes, Format::Json, kind.about.kind).map(|parsed| parsed.value);
         match media {
             "application/merge-patch+json" => match parse()? {
                 patch @ Value::Object(_) => Ok(Self::Merge(patch)),
@@ -61,20 +64,20 @@ impl Patch {
     ///
     /// # Errors
     /// `Invalid` if a step does not apply, `RequestEntityTooLarge` if the object would get too large or too deep, and what
-    /// [`decode::router`] finds.
+    /// [`decode::object`] finds.
     pub(super) fn apply(
         self,
-        name: &str,
+        named: &Named,
         held: &Map<String, Value>,
         validation: FieldValidation,
-    ) -> Result<(Map<String, Value>, Vec<String>), Status> {
+    ) -> Result<Decoded, Status> {
         let mut value = Value::Object(held.clone());
         match self {
             // Both sides are no deeper than a body may be, so the result is not either.
             Self::Merge(patch) => json_patch::merge(&mut value, &patch),
             Self::Json(patch) => {
                 for step in patch.0 {
-                    apply(&mut value, step, name)?;
+                    apply(&mut value, step, named)?;
                 }
             }
         }
@@ -82,15 +85,19 @@ impl Patch {
             value,
             duplicates: Vec::new(),
         };
-        let decoded = decode::router(parsed, validation)?;
-        Ok((decoded.object, decoded.warnings))
+        decode::object(named.kind, parsed, validation, Extent::Whole)
     }
 }
 
-fn apply(value: &mut Value, step: PatchOperation, name: &str) -> Result<(), Status> {
+fn apply(value: &mut Value, step: PatchOperation, named: &Named) -> Result<(), Status> {
     let too_large = || {
         let message = "the patch makes the object larger or deeper than it may be";
-        Status::router(Reason::RequestEntityTooLarge, name, message)
+        Status::about(
+            &named.kind.about,
+            Reason::RequestEntityTooLarge,
+            &named.name,
+            message,
+        )
     };
     // Checked before it is applied: dropping a value that is too deep would overflow the stack already.
     let below = step.path().tokens().count();
@@ -107,7 +114,7 @@ fn apply(value: &mut Value, step: PatchOperation, name: &str) -> Result<(), Stat
     json_patch::patch(value, &[step]).map_err(|error| {
         let message =
             format!("the server rejected our request due to an error in our request: {error}");
-        Status::router(Reason::Invalid, name, message)
+        Status::about(&named.kind.about, Reason::Invalid, &named.name, message)
     })?;
     let size =
         |value: &Value| serde_json::to_vec(value).map_or(usize::MAX, |encoded| encoded.len());

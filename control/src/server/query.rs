@@ -1,6 +1,9 @@
 //! The query of a request, as Kubernetes' list, write and delete options.
 
+use std::fmt;
 use std::time::Duration;
+
+use data_encoding::BASE64URL_NOPAD;
 
 use super::selector::Selector;
 use crate::api::decode::FieldValidation;
@@ -20,7 +23,48 @@ pub(super) struct Options {
     pub(super) dry_run: bool,
     pub(super) validation: FieldValidation,
     pub(super) include: Include,
+    /// Objects in a page of a list.
+    pub(super) limit: Option<usize>,
+    /// Which page comes now; the first one if absent.
+    pub(super) from: Option<Continue>,
+    /// Who owns the fields that are written; empty if the client does not say.
+    pub(super) manager: String,
+    /// Whether fields that others own are taken from them.
+    pub(super) force: Option<bool>,
 }
+
+/// Where a page of a list begins: behind the object of this name, in the state of this revision. Clients see it as a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Continue {
+    pub(super) revision: Revision,
+    /// `name`, or `namespace/name`.
+    pub(super) after: String,
+}
+
+impl fmt::Display for Continue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}:{}", self.revision, self.after);
+        f.write_str(&BASE64URL_NOPAD.encode(text.as_bytes()))
+    }
+}
+
+impl Continue {
+    fn parse(token: &str) -> Option<Self> {
+        let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
+        let (revision, after) = text.split_once(':')?;
+        Some(Self {
+            revision: revision
+                .parse()
+                .ok()
+                .filter(|revision: &Revision| revision.0 > 0)?,
+            after: after.to_owned(),
+        })
+    }
+}
+
+/// Longest name of a field manager, as Kubernetes has it.
+const MAX_MANAGER: usize = 128;
 
 /// How exactly a list has to be of the revision asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +112,21 @@ impl Options {
                 "it is forbidden for a watch without sendInitialEvents",
             ));
         }
+        if options.from.is_some() {
+            if options.revision.is_some_and(|revision| revision.0 > 0) {
+                return Err(bad(
+                    "resourceVersion",
+                    "",
+                    "it is not allowed together with continue, which names a revision",
+                ));
+            }
+            if options.revision_match.is_some() {
+                return Err(invalid(
+                    "resourceVersionMatch",
+                    "it is forbidden together with continue",
+                ));
+            }
+        }
         if options.revision_match == Some(Match::Exact)
             && options.revision.is_none_or(|revision| revision.0 == 0)
         {
@@ -113,18 +172,28 @@ impl Options {
                 self.timeout = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
             }
             "limit" => {
-                // The whole list is the first page: nobody is promised that a list stops at its limit.
-                let _: u64 = value
+                let limit: i64 = value
                     .parse()
                     .map_err(|_| bad(name, value, "it must be a number"))?;
+                self.limit = usize::try_from(limit).ok().filter(|limit| *limit > 0);
             }
-            "continue" if !value.is_empty() => {
-                return Err(bad(
-                    name,
-                    value,
-                    "this server sends lists whole and gave no such token",
-                ));
+            "continue" if value.is_empty() => self.from = None,
+            "continue" => {
+                let from = Continue::parse(value);
+                self.from = Some(
+                    from.ok_or_else(|| bad(name, value, "it is no token that this server gave"))?,
+                );
             }
+            "fieldManager" => {
+                if value.len() > MAX_MANAGER || value.chars().any(char::is_control) {
+                    return Err(invalid(
+                        name,
+                        "it must have at most 128 bytes, all of them printable",
+                    ));
+                }
+                self.manager = value.to_owned();
+            }
+            "force" => self.force = Some(flag(name, value)?),
             "dryRun" => match value {
                 "All" => self.dry_run = true,
                 _ => return Err(invalid(name, "supported values: \"All\"")),

@@ -1,4 +1,4 @@
-//! Reading routers: one, all, or from now on.
+//! Reading objects: one, all, or from now on.
 
 use std::time::SystemTime;
 
@@ -6,87 +6,94 @@ use bytes::{BufMut, BytesMut};
 use http::header::{ACCEPT, HeaderMap};
 use http::{Response, StatusCode};
 use keel_certs::Identity;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::query::{Include, Match, Options};
+use super::path::{Collection, Named};
+use super::query::{Continue, Include, Match, Options};
 use super::secret::Sight;
 use super::table::table;
-use super::{Inner, RESOURCE, key, ok, reply, store_status, watch};
-use crate::api::{API_VERSION, KIND, Revision, Status};
+use super::{Inner, ok, past, reply, store_status, watch};
+use crate::api::kind::About;
+use crate::api::{Revision, Status};
 use crate::http::Body;
 use crate::store::Object;
 
+/// What a list says beside its objects.
+struct ListMeta {
+    revision: Revision,
+    /// Where the next page begins, and how many objects it and those behind it have, if that is known.
+    rest: Option<(Continue, Option<usize>)>,
+}
+
 impl Inner {
-    pub(super) async fn get_router(
+    pub(super) async fn get(
         &self,
         identity: &Identity,
-        name: &str,
+        named: &Named,
         headers: &HeaderMap,
         mut options: Options,
     ) -> Result<Response<Body>, Status> {
         if options.watch {
-            options.selector.name(name);
-            return self.watch_routers(identity, headers, options).await;
+            options.selector.name(&named.name);
+            return self
+                .watch(identity, &named.collection(), headers, options)
+                .await;
         }
         self.reach(&options).await?;
+        let about = &named.kind.about;
         let found = self
             .store
-            .get(&key(name))
+            .get(&named.key())
             .await
             .map_err(|error| store_status(&error))?;
         let Some(object) = found else {
-            return Err(Status::not_found(name));
+            return Err(Status::not_found(about, &named.name));
         };
-        let object = shown(object, Sight::of(identity));
+        let object = shown(about, object, Sight::of(identity));
         match wants_table(headers) {
             false => Ok(ok(object.data)),
-            true => Ok(rows(&[parse(&object)], object.revision, options.include)),
+            true => {
+                let meta = ListMeta {
+                    revision: object.revision,
+                    rest: None,
+                };
+                Ok(rows(about, &[parse(&object)], &meta, options.include))
+            }
         }
     }
 
-    pub(super) async fn list_routers(
+    pub(super) async fn list(
         &self,
         identity: &Identity,
+        collection: &Collection,
         headers: &HeaderMap,
-        options: Options,
+        mut options: Options,
     ) -> Result<Response<Body>, Status> {
         if options.watch {
-            return self.watch_routers(identity, headers, options).await;
+            return self.watch(identity, collection, headers, options).await;
         }
         self.reach(&options).await?;
-        let (mut objects, revision) = self
-            .store
-            .list(RESOURCE)
-            .await
-            .map_err(|error| store_status(&error))?;
-        if options.revision_match == Some(Match::Exact) && options.revision != Some(revision) {
-            let asked = options.revision.unwrap_or_default();
-            return Err(Status::expired(format!(
-                "The provided resource version {asked} is no longer kept; list without it"
-            )));
-        }
-        if !options.selector.is_everything() {
-            objects.retain(|object| options.selector.matches(&parse(object)));
-        }
+        let about = &collection.kind.about;
+        options.selector.check(about)?;
+        options.selector.namespace(collection.namespace.as_deref());
+        let (objects, meta) = self.page(about, &options).await?;
         let sight = Sight::of(identity);
         let objects: Vec<Object> = objects
             .into_iter()
-            .map(|object| shown(object, sight))
+            .map(|object| shown(about, object, sight))
             .collect();
         if wants_table(headers) {
             let values: Vec<Value> = objects.iter().map(parse).collect();
-            return Ok(rows(&values, revision, options.include));
+            return Ok(rows(about, &values, &meta, options.include));
         }
         // Objects are stored as they are sent, so a list is put together without reading them.
-        let mut list = BytesMut::with_capacity(
-            objects
-                .iter()
-                .map(|object| object.data.len() + 1)
-                .sum::<usize>()
-                + 128,
-        );
+        let size: usize = objects.iter().map(|object| object.data.len() + 1).sum();
+        let mut list = BytesMut::with_capacity(size + 256);
         let head = format!(
-            "{{\"kind\":\"{KIND}List\",\"apiVersion\":\"{API_VERSION}\",\"metadata\":{{\"resourceVersion\":\"{revision}\"}},\"items\":["
+            "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
+            about.kind,
+            about.api_version(),
+            meta.json()
         );
         list.put_slice(head.as_bytes());
         for (index, object) in objects.iter().enumerate() {
@@ -99,14 +106,71 @@ impl Inner {
         Ok(ok(list.freeze()))
     }
 
-    async fn watch_routers(
+    /// The objects that are asked for, as far as one answer goes.
+    async fn page(
+        &self,
+        about: &About,
+        options: &Options,
+    ) -> Result<(Vec<Object>, ListMeta), Status> {
+        let at = match (&options.from, options.revision_match) {
+            (Some(from), _) => Some(from.revision),
+            (None, Some(Match::Exact)) => options.revision,
+            (None, _) => None,
+        };
+        let state = past::state(&self.store, about.resource, at).await;
+        let (mut objects, revision) = state.map_err(|status| match &options.from {
+            Some(_) if status.code == 410 => Status::expired(
+                "The provided continue parameter is too old to display a consistent list result. You can start a new list without the \
+                 continue parameter.",
+            ),
+            _ => status,
+        })?;
+        if !options.selector.is_everything() {
+            objects.retain(|object| options.selector.matches(&parse(object)));
+        }
+        let mut meta = ListMeta {
+            revision,
+            rest: None,
+        };
+        let limit = options.limit.unwrap_or(usize::MAX);
+        if options.from.is_none() && objects.len() <= limit {
+            return Ok((objects, meta));
+        }
+        let mut entries = past::entries(objects);
+        if let Some(from) = &options.from {
+            entries.drain(..entries.partition_point(|(name, _)| *name <= from.after));
+        }
+        if entries.len() > limit
+            && let Some((after, _)) = limit.checked_sub(1).and_then(|last| entries.get(last))
+        {
+            let next = Continue {
+                revision,
+                after: after.clone(),
+            };
+            let behind = entries.len() - limit;
+            // As in Kubernetes, which does not count what it has not selected yet.
+            let behind = options.selector.is_everything().then_some(behind);
+            meta.rest = Some((next, behind));
+            entries.truncate(limit);
+        }
+        Ok((
+            entries.into_iter().map(|(_, object)| object).collect(),
+            meta,
+        ))
+    }
+
+    async fn watch(
         &self,
         identity: &Identity,
+        collection: &Collection,
         headers: &HeaderMap,
-        options: Options,
+        mut options: Options,
     ) -> Result<Response<Body>, Status> {
         let admitted = self.watches.admit(identity)?;
+        options.selector.check(&collection.kind.about)?;
+        options.selector.namespace(collection.namespace.as_deref());
         let request = watch::Request {
+            kind: collection.kind,
             selector: options.selector,
             // 0 is "any state", which is the current one here.
             after: options.revision.filter(|revision| revision.0 > 0),
@@ -135,17 +199,28 @@ impl Inner {
     }
 }
 
-fn rows(objects: &[Value], revision: Revision, include: Include) -> Response<Body> {
-    let revision = revision.to_string();
-    reply::json(
-        StatusCode::OK,
-        &table(objects, Some(&revision), include, true, SystemTime::now()),
-    )
+impl ListMeta {
+    fn json(&self) -> Value {
+        let mut meta = json!({"resourceVersion": self.revision.to_string()});
+        if let Some((next, behind)) = &self.rest {
+            meta["continue"] = next.to_string().into();
+            if let Some(behind) = behind {
+                meta["remainingItemCount"] = (*behind).into();
+            }
+        }
+        meta
+    }
 }
 
-fn shown(object: Object, sight: Sight) -> Object {
+fn rows(about: &About, objects: &[Value], meta: &ListMeta, include: Include) -> Response<Body> {
+    let mut rows = table(about, objects, None, include, true, SystemTime::now());
+    rows["metadata"] = meta.json();
+    reply::json(StatusCode::OK, &rows)
+}
+
+fn shown(about: &About, object: Object, sight: Sight) -> Object {
     Object {
-        data: sight.show(&object.data),
+        data: sight.show(about, &object.data),
         ..object
     }
 }

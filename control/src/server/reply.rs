@@ -1,12 +1,12 @@
 //! Responses.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use http::{Response, StatusCode};
 use serde::Serialize;
 
 use crate::api::{Reason, Status};
-use crate::http::{Body, full};
+use crate::http::{Body, empty, full};
 
 pub(super) const JSON: &str = "application/json";
 
@@ -33,6 +33,41 @@ pub(super) fn json(code: StatusCode, value: &impl Serialize) -> Response<Body> {
 pub(super) fn status(status: &Status) -> Response<Body> {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     json(code, status)
+}
+
+/// The response with a tag of its content: clients that show the tag again are told so in a few bytes.
+pub(super) fn tagged(mut response: Response<Body>, tag: &str) -> Response<Body> {
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{tag}\"")) {
+        response.headers_mut().insert(ETAG, tag);
+    }
+    response
+}
+
+/// A tag of these bytes.
+pub(super) fn tag(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    data_encoding::HEXUPPER.encode(&digest.as_ref()[..16])
+}
+
+/// The response, or 304 without a body if the client has what bears the response's tag.
+pub(super) fn unless_known(response: Response<Body>, headers: &HeaderMap) -> Response<Body> {
+    let Some(tag) = response.headers().get(ETAG) else {
+        return response;
+    };
+    let known = headers
+        .get(IF_NONE_MATCH)
+        .and_then(|known| known.to_str().ok())
+        .is_some_and(|known| {
+            known
+                .split(',')
+                .any(|one| one.trim().as_bytes() == tag.as_bytes())
+        });
+    if !known {
+        return response;
+    }
+    let (mut parts, _) = response.into_parts();
+    parts.status = StatusCode::NOT_MODIFIED;
+    Response::from_parts(parts, empty())
 }
 
 /// Adds warnings, which kubectl prints.

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::api::kind::About;
 use crate::api::{Reason, Status};
 
 /// Which objects are meant. Every requirement must hold.
@@ -13,27 +14,43 @@ pub(super) struct Selector {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Requirement {
+    Above(String, i64),
+    Below(String, i64),
     Exists(String),
     In(String, Vec<String>),
     NotExists(String),
     NotIn(String, Vec<String>),
 }
 
-/// `metadata.name` (or, always empty, `metadata.namespace`) equal or unequal to something.
+/// A field (`metadata.name`) equal or unequal to something. What is absent is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Field {
-    pointer: &'static str,
+    path: String,
     equal: bool,
     value: String,
 }
 
+/// Fields that every kind can be selected by.
+const FIELDS: [&str; 2] = ["metadata.name", "metadata.namespace"];
+
 impl Selector {
     /// Only the object of this name.
     pub(super) fn name(&mut self, name: &str) {
+        self.equal("metadata.name", name);
+    }
+
+    /// Only the objects of this namespace, if there is one.
+    pub(super) fn namespace(&mut self, namespace: Option<&str>) {
+        if let Some(namespace) = namespace {
+            self.equal("metadata.namespace", namespace);
+        }
+    }
+
+    fn equal(&mut self, path: &str, value: &str) {
         self.fields.push(Field {
-            pointer: "/metadata/name",
+            path: path.into(),
             equal: true,
-            value: name.into(),
+            value: value.into(),
         });
     }
 
@@ -42,36 +59,38 @@ impl Selector {
         self.labels.is_empty() && self.fields.is_empty()
     }
 
-    /// Whether the object is meant.
-    pub(super) fn matches(&self, object: &Value) -> bool {
-        let label = |key: &str| object.get("metadata")?.get("labels")?.get(key)?.as_str();
-        let has = |key: &str, values: &[String]| {
-            label(key).is_some_and(|found| values.iter().any(|value| value == found))
-        };
-        let labels_hold = self.labels.iter().all(|requirement| match requirement {
-            Requirement::Exists(key) => label(key).is_some(),
-            Requirement::In(key, values) => has(key, values),
-            Requirement::NotExists(key) => label(key).is_none(),
-            Requirement::NotIn(key, values) => !has(key, values),
-        });
-        labels_hold
-            && self.fields.iter().all(|field| {
-                let found = object
-                    .pointer(field.pointer)
-                    .and_then(Value::as_str)
-                    .unwrap_or_default();
-                (found == field.value) == field.equal
-            })
+    /// Refuses fields that the kind cannot be selected by.
+    pub(super) fn check(&self, about: &About) -> Result<(), Status> {
+        let known = |path: &str| FIELDS.contains(&path) || about.fields.contains(&path);
+        match self.fields.iter().find(|field| !known(&field.path)) {
+            None => Ok(()),
+            Some(field) => {
+                let shown: String = field.path.chars().take(100).collect();
+                let known = [&FIELDS[..], about.fields].concat().join(", ");
+                Err(Status::failure(
+                    Reason::BadRequest,
+                    format!("field label not supported: {shown} (supported: {known})"),
+                ))
+            }
+        }
     }
 
-    /// Adds a label selector: `a=b,c!=d,e in (f,g),h notin (i),j,!k`.
+    /// Whether the object is meant.
+    pub(super) fn matches(&self, object: &Value) -> bool {
+        self.labels
+            .iter()
+            .all(|requirement| requirement.holds(object))
+            && self.fields.iter().all(|field| field.holds(object))
+    }
+
+    /// Adds a label selector: `a=b,c!=d,e in (f,g),h notin (i),j,!k,l>1`.
     pub(super) fn labels(&mut self, text: &str) -> Result<(), Status> {
         for part in split(text) {
             let requirement = requirement(part).ok_or_else(|| {
                 let shown: String = text.chars().take(200).collect();
                 Status::failure(
                     Reason::BadRequest,
-                    format!("unable to parse requirement {part:?} of the label selector {shown:?}: use k=v, k!=v, k in (a,b), k notin (a,b), k or !k"),
+                    format!("unable to parse requirement {part:?} of the label selector {shown:?}: use k=v, k!=v, k in (a,b), k notin (a,b), k, !k, k>1 or k<1"),
                 )
             })?;
             self.labels.push(requirement);
@@ -79,35 +98,54 @@ impl Selector {
         Ok(())
     }
 
-    /// Adds a field selector: `metadata.name=a`.
+    /// Adds a field selector: `metadata.name=a,status.cluster!=b`. A backslash takes its meaning from a comma, an equals sign and a
+    /// backslash.
     pub(super) fn fields(&mut self, text: &str) -> Result<(), Status> {
-        for part in text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-        {
-            let parsed = split_operator(part);
-            let Some((key, equal, value)) = parsed else {
+        for part in split_unescaped(text) {
+            let Some((key, equal, value)) = split_operator(part) else {
                 let message = format!("invalid field selector {part:?}: use metadata.name=NAME");
                 return Err(Status::failure(Reason::BadRequest, message));
             };
-            let pointer = match key {
-                "metadata.name" => "/metadata/name",
-                "metadata.namespace" => "/metadata/namespace",
-                _ => {
-                    let message = format!(
-                        "{key:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
-                    );
-                    return Err(Status::failure(Reason::BadRequest, message));
-                }
-            };
             self.fields.push(Field {
-                pointer,
+                path: key.into(),
                 equal,
-                value: value.into(),
+                value: unescape(value),
             });
         }
         Ok(())
+    }
+}
+
+impl Requirement {
+    fn holds(&self, object: &Value) -> bool {
+        let label = |key: &str| object.get("metadata")?.get("labels")?.get(key)?.as_str();
+        let number = |key: &str| label(key)?.parse::<i64>().ok();
+        let has = |key: &str, values: &[String]| {
+            label(key).is_some_and(|found| values.iter().any(|value| value == found))
+        };
+        match self {
+            Self::Above(key, bound) => number(key).is_some_and(|found| found > *bound),
+            Self::Below(key, bound) => number(key).is_some_and(|found| found < *bound),
+            Self::Exists(key) => label(key).is_some(),
+            Self::In(key, values) => has(key, values),
+            Self::NotExists(key) => label(key).is_none(),
+            Self::NotIn(key, values) => !has(key, values),
+        }
+    }
+}
+
+impl Field {
+    fn holds(&self, object: &Value) -> bool {
+        let found = self
+            .path
+            .split('.')
+            .try_fold(object, |value, step| value.get(step));
+        let equal = match found {
+            None | Some(Value::Null) => self.value.is_empty(),
+            Some(Value::String(text)) => *text == self.value,
+            Some(other) => other.to_string() == self.value,
+        };
+        equal == self.equal
     }
 }
 
@@ -125,6 +163,28 @@ fn split(text: &str) -> Vec<&str> {
     .map(str::trim)
     .filter(|part| !part.is_empty())
     .collect()
+}
+
+/// Splits at the commas that no backslash stands before.
+fn split_unescaped(text: &str) -> Vec<&str> {
+    let mut escaped = false;
+    text.split(|char| {
+        let ends = char == ',' && !escaped;
+        escaped = char == '\\' && !escaped;
+        ends
+    })
+    .map(str::trim)
+    .filter(|part| !part.is_empty())
+    .collect()
+}
+
+fn unescape(text: &str) -> String {
+    let mut escaped = false;
+    let plain = text.chars().filter(|char| {
+        escaped = *char == '\\' && !escaped;
+        !escaped
+    });
+    plain.collect()
 }
 
 fn split_operator(part: &str) -> Option<(&str, bool, &str)> {
@@ -157,6 +217,12 @@ fn requirement(part: &str) -> Option<Requirement> {
             _ => None,
         };
     }
+    if let Some((key, bound)) = part.split_once('>') {
+        return Some(Requirement::Above(key_of(key)?, bound.trim().parse().ok()?));
+    }
+    if let Some((key, bound)) = part.split_once('<') {
+        return Some(Requirement::Below(key_of(key)?, bound.trim().parse().ok()?));
+    }
     match split_operator(part) {
         Some((key, true, value)) => Some(Requirement::In(key_of(key)?, vec![value_of(value)?])),
         Some((key, false, value)) => Some(Requirement::NotIn(key_of(key)?, vec![value_of(value)?])),
@@ -181,4 +247,37 @@ fn value_of(text: &str) -> Option<String> {
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
     holds.then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn fields_are_read_with_their_escapes() {
+        let mut selector = Selector::default();
+        selector
+            .fields(r"metadata.name=a\,b\=c\\d,status.number=5,status.none=")
+            .unwrap();
+        let object = json!({"metadata": {"name": r"a,b=c\d"}, "status": {"number": 5}});
+        assert!(selector.matches(&object));
+        assert!(selector.check(&About::PLAIN).is_err());
+        let about = About {
+            fields: &["status.number", "status.none"],
+            ..About::PLAIN
+        };
+        assert!(selector.check(&about).is_ok());
+    }
+
+    #[test]
+    fn labels_compare_as_numbers() {
+        let holds = |text: &str| {
+            let mut selector = Selector::default();
+            selector.labels(text).unwrap();
+            selector.matches(&json!({"metadata": {"labels": {"n": "10"}}}))
+        };
+        assert!(holds("n>9") && holds("n<11") && !holds("n>10") && !holds("other>1"));
+    }
 }

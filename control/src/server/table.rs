@@ -6,96 +6,21 @@ use serde_json::{Value, json};
 
 use super::query::Include;
 use crate::api::Time;
-
-/// A column: title, type, priority (0 is always shown, 1 with `-o wide`), where the value stands, what it means.
-struct Column(&'static str, &'static str, u8, &'static str, &'static str);
-
-/// The printer columns of Router. Paths are Kubernetes' JSONPath, as far as [`cell`] goes.
-const COLUMNS: [Column; 10] = [
-    Column("Name", "string", 0, ".metadata.name", "Name of the node."),
-    Column(
-        "Ready",
-        "string",
-        0,
-        ".status.conditions[?(@.type==\"Ready\")].status",
-        "Whether the router runs.",
-    ),
-    Column(
-        "Cluster",
-        "string",
-        0,
-        ".status.cluster",
-        "Cluster of the node.",
-    ),
-    Column(
-        "Addresses",
-        "string",
-        0,
-        ".status.addresses[*]",
-        "How other nodes reach the router; none behind NAT.",
-    ),
-    Column(
-        "Services",
-        "string",
-        0,
-        ".status.activeServices[*].name",
-        "What can be reached through it.",
-    ),
-    Column(
-        "Age",
-        "date",
-        0,
-        ".metadata.creationTimestamp",
-        "Since when the object exists.",
-    ),
-    Column(
-        "Clients",
-        "integer",
-        1,
-        ".status.serviceStatus.totalClients",
-        "Attached sidecars.",
-    ),
-    Column(
-        "Connections",
-        "integer",
-        1,
-        ".status.serviceStatus.totalConnections",
-        "Open connections.",
-    ),
-    Column(
-        "Uptime",
-        "string",
-        1,
-        ".status.serviceStatus.uptime",
-        "How long the router has been up.",
-    ),
-    Column(
-        "Heartbeat",
-        "date",
-        1,
-        ".status.heartbeatTime",
-        "When the node last said that it is alive.",
-    ),
-];
+use crate::api::kind::{About, Column};
 
 /// A Table of these objects.
 pub(super) fn table(
+    about: &About,
     objects: &[Value],
     revision: Option<&str>,
     include: Include,
     with_columns: bool,
     now: SystemTime,
 ) -> Value {
-    let columns: Vec<Value> = COLUMNS
-        .iter()
-        .map(|Column(name, kind, priority, _, description)| {
-            let format = if *name == "Name" { "name" } else { "" };
-            json!({"name": name, "type": kind, "format": format, "description": description, "priority": priority})
-        })
-        .collect();
+    let columns: Vec<Value> = about.columns.iter().map(definition).collect();
     let rows: Vec<Value> = objects
         .iter()
-        .map(|object| row(object, include, now))
+        .map(|object| row(about, object, include, now))
         .collect();
     let mut table = json!({
         "kind": "Table",
@@ -110,10 +35,21 @@ pub(super) fn table(
     table
 }
 
-fn row(object: &Value, include: Include, now: SystemTime) -> Value {
-    let cells: Vec<Value> = COLUMNS
+fn definition(column: &Column) -> Value {
+    let format = match column.path {
+        ".metadata.name" => "name",
+        _ => "",
+    };
+    json!({
+        "name": column.title, "type": column.kind, "format": format, "description": column.about, "priority": column.priority,
+    })
+}
+
+fn row(about: &About, object: &Value, include: Include, now: SystemTime) -> Value {
+    let cells: Vec<Value> = about
+        .columns
         .iter()
-        .map(|Column(_, kind, _, path, _)| cell(object, kind, path, now))
+        .map(|column| cell(object, column.kind, column.path, now))
         .collect();
     let carried = match include {
         Include::None => return json!({"cells": cells}),

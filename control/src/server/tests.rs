@@ -2,7 +2,9 @@
 
 mod access;
 mod bad_input;
+mod kinds;
 mod objects;
+mod pages;
 mod seeds;
 mod status;
 mod watch;
@@ -197,6 +199,14 @@ fn router(name: &str, spec: Value) -> Value {
 
 fn with_status(name: &str, status: Value) -> Value {
     json!({"apiVersion": "edge.example.com/v1", "kind": "Router", "metadata": {"name": name}, "status": status})
+}
+
+/// How the store calls a router.
+fn key(name: &str) -> crate::store::Key {
+    crate::store::Key {
+        resource: "routers.edge.example.com".into(),
+        name: name.into(),
+    }
 }
 
 fn revision(object: &Value) -> u64 {

@@ -17,10 +17,11 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::query::Include;
 use super::secret::Sight;
 use super::selector::Selector;
+use super::store_status;
 use super::table::table;
 use super::watches::{Admitted, Watches};
-use super::{RESOURCE, store_status};
-use crate::api::{API_VERSION, KIND, Revision, Status};
+use crate::api::kind::Kind;
+use crate::api::{Revision, Status};
 use crate::http::{Body, BoxError};
 use crate::store::{Event, EventKind, EventsError, Object, Store};
 
@@ -38,6 +39,7 @@ const CATCH_UP: Duration = Duration::from_secs(1);
 /// How a watch is asked for.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
+    pub(super) kind: &'static Kind,
     pub(super) selector: Selector,
     /// Resume after this revision; `None`: begin with what is there.
     pub(super) after: Option<Revision>,
@@ -53,6 +55,7 @@ pub(super) struct Request {
 }
 
 struct Watch {
+    kind: &'static Kind,
     store: Store,
     hub: watch::Receiver<Revision>,
     /// Everything up to here was sent, or was not meant.
@@ -99,7 +102,7 @@ pub(super) async fn start(
         }
         None if request.only_new => (None, store.current(), false),
         _ => {
-            let (objects, revision) = watches.state(&store).await?;
+            let (objects, revision) = watches.state(&store, request.kind.about.resource).await?;
             (
                 Some(objects),
                 revision,
@@ -109,6 +112,7 @@ pub(super) async fn start(
     };
     let now = Instant::now();
     let watch = Watch {
+        kind: request.kind,
         store,
         hub,
         cursor,
@@ -243,7 +247,7 @@ impl Watch {
         let mut chunk = BytesMut::new();
         for event in events {
             self.cursor = event.revision;
-            if event.key.resource == RESOURCE
+            if event.key.resource == self.kind.about.resource
                 && let Some(kind) = self.meant(event)
             {
                 self.line(&mut chunk, kind, &event.object);
@@ -277,7 +281,7 @@ impl Watch {
     }
 
     fn line(&mut self, chunk: &mut BytesMut, kind: &str, object: &Bytes) {
-        let object = self.sight.show(object);
+        let object = self.sight.show(&self.kind.about, object);
         chunk.put_slice(b"{\"type\":\"");
         chunk.put_slice(kind.as_bytes());
         chunk.put_slice(b"\",\"object\":");
@@ -293,9 +297,17 @@ impl Watch {
 
     fn rows(&mut self, objects: &[Value], revision: Option<&str>, include: Include) -> Vec<u8> {
         let with_columns = !std::mem::replace(&mut self.columns_sent, true);
-        table(objects, revision, include, with_columns, SystemTime::now())
-            .to_string()
-            .into_bytes()
+        let about = &self.kind.about;
+        table(
+            about,
+            objects,
+            revision,
+            include,
+            with_columns,
+            SystemTime::now(),
+        )
+        .to_string()
+        .into_bytes()
     }
 
     fn bookmark(&mut self, initial_end: bool) -> Bytes {
@@ -305,11 +317,15 @@ impl Watch {
         if initial_end {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
+        let about = &self.kind.about;
         let object = match self.table {
-            None => json!({"kind": KIND, "apiVersion": API_VERSION, "metadata": metadata}),
+            None => {
+                json!({"kind": about.kind, "apiVersion": about.api_version(), "metadata": metadata})
+            }
             Some(include) => {
                 let with_columns = !std::mem::replace(&mut self.columns_sent, true);
                 let mut rows = table(
+                    about,
                     &[],
                     Some(&revision),
                     include,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use keel_certs::Identity;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{RESOURCE, store_status};
+use super::store_status;
 use crate::api::{Revision, Status};
 use crate::store::{Object, Store};
 
@@ -18,9 +18,9 @@ pub(super) const MAX_WATCHES: usize = 200;
 pub(super) struct Watches {
     open: Mutex<HashMap<Identity, usize>>,
     count: Gauge,
-    /// The last state that a watch began with, for as long as one still sends it. The lock is held while it is read, so that
-    /// watchers who come back together read it once.
-    last: tokio::sync::Mutex<(Revision, Weak<Vec<Object>>)>,
+    /// The last state of each resource that a watch began with, for as long as one still sends it. The lock is held while it is
+    /// read, so that watchers who come back together read it once.
+    last: tokio::sync::Mutex<HashMap<&'static str, (Revision, Weak<Vec<Object>>)>>,
 }
 
 impl Watches {
@@ -52,23 +52,25 @@ impl Watches {
         })
     }
 
-    /// The current state, shared with every other watch that begins with it, and its revision.
+    /// The current state of a resource, shared with every other watch that begins with it, and its revision.
     pub(super) async fn state(
         &self,
         store: &Store,
+        resource: &'static str,
     ) -> Result<(Arc<Vec<Object>>, Revision), Status> {
         let mut last = self.last.lock().await;
-        if last.0 >= store.current()
-            && let Some(objects) = last.1.upgrade()
+        if let Some((revision, objects)) = last.get(resource)
+            && *revision >= store.current()
+            && let Some(objects) = objects.upgrade()
         {
-            return Ok((objects, last.0));
+            return Ok((objects, *revision));
         }
         let (objects, revision) = store
-            .list(RESOURCE)
+            .list(resource)
             .await
             .map_err(|error| store_status(&error))?;
         let objects = Arc::new(objects);
-        *last = (revision, Arc::downgrade(&objects));
+        last.insert(resource, (revision, Arc::downgrade(&objects)));
         Ok((objects, revision))
     }
 }

@@ -3,45 +3,44 @@
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
-use keel_certs::{Identity, NodeName};
+use keel_certs::{Identity, Namespace, NodeName};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::info;
 
-use super::access::{Action, Grant};
+use super::access::Grant;
 use super::change::{self, Birth, Outcome, Part, Preconditions, StatusRule, Written};
 use super::patch::Patch;
+use super::path::{Collection, Named};
 use super::query::Options;
 use super::secret::Sight;
-use super::{Inner, key, reply, store_status};
-use crate::api::decode::{self, Format, invalid_field};
-use crate::api::{PLURAL, Reason, Revision, Status, Time};
+use super::{Inner, reply, store_status};
+use crate::api::decode::{self, Decoded, Extent, Format, invalid_field};
+use crate::api::kind::{About, Names};
+use crate::api::{Reason, Revision, Status, Time};
 use crate::http::{Body, ReadError, read};
-use crate::store::Change;
+use crate::store::{Change, Key};
 
 /// Largest body, as Kubernetes has it: 3 MiB.
 const MAX_BODY: usize = 3 << 20;
+
 impl Inner {
-    pub(super) async fn create_router(
+    pub(super) async fn create(
         &self,
         identity: &Identity,
+        collection: &Collection,
         request: Request<Body>,
         options: &Options,
     ) -> Result<Response<Body>, Status> {
-        self.check(identity, Action::Create(None), "create", PLURAL, None)?;
-        let format = format(&request)?;
-        let decoded = decode::router(
-            decode::parse(&body(request).await?, format)?,
-            options.validation,
-        )?;
-        let name = new_name(&decoded.object)?;
-        let grant = self.check(
-            identity,
-            Action::Create(Some(&name)),
-            "create",
-            PLURAL,
-            Some(&name),
-        )?;
+        let about = &collection.kind.about;
+        if about.is_namespaced() && collection.namespace.is_none() {
+            return Err(reply::method_not_allowed(request.method()));
+        }
+        self.check(identity, "create", &collection.named(""), "")?;
+        let decoded = self.decode(collection, request, options).await?;
+        let named = collection.named(&new_name(about, &decoded.object)?);
+        change::check_namespace(&named, &decoded.object)?;
+        let grant = self.check(identity, "create", &named, "")?;
         let spec = decoded.object.get("spec").and_then(Value::as_object);
         let given = |field: &str| {
             let value = decoded
@@ -59,29 +58,34 @@ impl Inner {
                 || given("ownerReferences"))
         {
             let message = format!(
-                "routers.edge.example.com {name:?} is forbidden: a node creates its Router with an empty spec only, and without \
-                 finalizers and ownerReferences"
+                "{} {:?} is forbidden: a node creates its Router with an empty spec only, and without finalizers and ownerReferences",
+                about.resource, named.name
             );
-            return Err(Status::router(Reason::Forbidden, &name, message));
+            return Err(Status::about(
+                about,
+                Reason::Forbidden,
+                &named.name,
+                message,
+            ));
         }
-        let (birth, dry_run, named) = (birth(), options.dry_run, name.clone());
+        let (birth, dry_run, subject) = (birth(), options.dry_run, named.clone());
         let audit = Some(Audit::new("create", identity));
         let mut written = self
-            .decide(&name, audit, move |current, revision| {
+            .decide(&named, audit, move |current, revision| {
                 change::verdict(
-                    change::create(current, revision, &named, decoded.object, &birth),
+                    change::create(current, revision, &subject, decoded.object, &birth),
                     dry_run,
                 )
             })
             .await?;
         written.warnings = decoded.warnings;
-        Ok(respond(written, Sight::of(identity)))
+        Ok(respond(about, written, Sight::of(identity)))
     }
 
-    pub(super) async fn write_router(
+    pub(super) async fn write(
         &self,
         identity: &Identity,
-        name: &str,
+        named: &Named,
         request: Request<Body>,
         options: &Options,
     ) -> Result<Response<Body>, Status> {
@@ -91,19 +95,23 @@ impl Inner {
             Method::DELETE => "delete",
             ref method => return Err(reply::method_not_allowed(method)),
         };
-        self.check(identity, Action::Write, verb, PLURAL, Some(name))?;
+        self.check(identity, verb, named, "")?;
         let audit = Some(Audit::new(verb, identity));
         let written = match verb {
-            "delete" => return self.delete(name, audit, request, options).await,
-            _ => self.update(name, Part::Main, None, audit, request, options),
+            "delete" => return self.delete(named, audit, request, options).await,
+            _ => self.update(named, Part::Main, None, audit, request, options),
         };
-        Ok(respond(written.await?, Sight::of(identity)))
+        Ok(respond(
+            &named.kind.about,
+            written.await?,
+            Sight::of(identity),
+        ))
     }
 
     pub(super) async fn write_status(
         &self,
         identity: &Identity,
-        name: &str,
+        named: &Named,
         request: Request<Body>,
         options: &Options,
     ) -> Result<Response<Body>, Status> {
@@ -112,14 +120,8 @@ impl Inner {
             Method::PATCH => "patch",
             ref method => return Err(reply::method_not_allowed(method)),
         };
-        let grant = self.check(
-            identity,
-            Action::WriteStatus(name),
-            verb,
-            "routers/status",
-            Some(name),
-        )?;
-        let (rule, birth) = match grant {
+        let about = &named.kind.about;
+        let (rule, birth) = match self.check(identity, verb, named, "status")? {
             Grant::Newer => {
                 let latest = Revision::latest();
                 (StatusRule::Newer { latest }, Some(birth()))
@@ -128,47 +130,45 @@ impl Inner {
                 let highest = Revision::highest_raised();
                 (StatusRule::Stamped { highest }, Some(birth()))
             }
-            _ => (StatusRule::Plain, None),
+            Grant::Full | Grant::EmptySpec => (StatusRule::Plain, None),
         };
         if birth.is_some() {
-            check_name(name)?;
+            check_name(about, &named.name)?;
         }
         // Nodes write statuses all day; a person who does so changes what everybody relies on.
         let audit = (rule == StatusRule::Plain).then(|| Audit::new(verb, identity));
         let part = Part::Status(rule);
-        let written = self.update(name, part, birth, audit, request, options);
-        Ok(respond(written.await?, Sight::of(identity)))
+        let written = self.update(named, part, birth, audit, request, options);
+        Ok(respond(about, written.await?, Sight::of(identity)))
     }
 
     async fn update(
         &self,
-        name: &str,
+        named: &Named,
         part: Part,
         birth: Option<Birth>,
         audit: Option<Audit>,
         request: Request<Body>,
         options: &Options,
     ) -> Result<Written, Status> {
-        let (dry_run, validation, named) = (options.dry_run, options.validation, name.to_owned());
+        let (dry_run, validation, subject) = (options.dry_run, options.validation, named.clone());
         if *request.method() == Method::PATCH {
             let media = media_type(&request);
-            let patch = Patch::parse(&media, &body(request).await?)?;
-            self.decide(name, audit, move |current, revision| {
-                let next = |held: &Map<String, Value>| patch.apply(&named, held, validation);
+            let patch = Patch::parse(named.kind, &media, &body(request).await?)?;
+            self.decide(named, audit, move |current, revision| {
+                let next = |held: &Map<String, Value>| patch.apply(&subject, held, validation);
                 change::verdict(
-                    change::update(current, revision, &named, part, birth.as_ref(), next),
+                    change::update(current, revision, &subject, part, birth.as_ref(), next),
                     dry_run,
                 )
             })
             .await
         } else {
-            let format = format(&request)?;
-            let decoded =
-                decode::router(decode::parse(&body(request).await?, format)?, validation)?;
-            self.decide(name, audit, move |current, revision| {
-                let next = |_: &Map<String, Value>| Ok((decoded.object, decoded.warnings));
+            let decoded = self.decode(&named.collection(), request, options).await?;
+            self.decide(named, audit, move |current, revision| {
+                let next = |_: &Map<String, Value>| Ok(decoded);
                 change::verdict(
-                    change::update(current, revision, &named, part, birth.as_ref(), next),
+                    change::update(current, revision, &subject, part, birth.as_ref(), next),
                     dry_run,
                 )
             })
@@ -176,9 +176,22 @@ impl Inner {
         }
     }
 
+    /// Reads and checks a whole object.
+    async fn decode(
+        &self,
+        collection: &Collection,
+        request: Request<Body>,
+        options: &Options,
+    ) -> Result<Decoded, Status> {
+        let format = format(&request)?;
+        let kind = collection.kind;
+        let parsed = decode::parse(&body(request).await?, format, kind.about.kind)?;
+        decode::object(kind, parsed, options.validation, Extent::Whole)
+    }
+
     async fn delete(
         &self,
-        name: &str,
+        named: &Named,
         audit: Option<Audit>,
         request: Request<Body>,
         options: &Options,
@@ -190,47 +203,50 @@ impl Inner {
             uid: preconditions.uid,
             revision: preconditions.resource_version,
         };
-        let (now, named) = (Time::now(), name.to_owned());
+        let (now, subject) = (Time::now(), named.clone());
         let written = self
-            .decide(name, audit, move |current, revision| {
+            .decide(named, audit, move |current, revision| {
                 change::verdict(
-                    change::delete(current, revision, &named, &preconditions, &now),
+                    change::delete(current, revision, &subject, &preconditions, &now),
                     dry_run,
                 )
             })
             .await?;
+        let about = &named.kind.about;
         if written.outcome != Outcome::Deleted {
-            return Ok(respond(written, Sight::Everything));
+            return Ok(respond(about, written, Sight::Everything));
         }
         let object: Value = serde_json::from_slice(&written.object).unwrap_or_default();
         let uid = object
             .pointer("/metadata/uid")
             .and_then(Value::as_str)
             .unwrap_or_default();
-        Ok(reply::json(StatusCode::OK, &Status::deleted(name, uid)))
+        let status = Status::deleted(about, &named.name, uid);
+        Ok(reply::json(StatusCode::OK, &status))
     }
 
     async fn decide<F>(
         &self,
-        name: &str,
+        named: &Named,
         audit: Option<Audit>,
         decide: F,
     ) -> Result<Written, Status>
     where
         F: FnOnce(Option<&crate::store::Object>, Revision) -> change::Verdict + Send + 'static,
     {
-        let named = name.to_owned();
+        let key = named.key();
+        let subject = key.clone();
         let audited = move |current: Option<&crate::store::Object>, revision| {
             let verdict = decide(current, revision);
             if let Some(audit) = audit
                 && !matches!(verdict.0, Change::Keep)
             {
-                audit.log(&named, revision);
+                audit.log(&subject, revision);
             }
             verdict
         };
         self.store
-            .write(key(name), audited)
+            .write(key, audited)
             .await
             .map_err(|error| store_status(&error))?
     }
@@ -251,18 +267,19 @@ impl Audit {
         }
     }
 
-    fn log(&self, router: &str, revision: Revision) {
-        info!(verb = self.verb, router, who = self.who, %revision, "router written");
+    fn log(&self, key: &Key, revision: Revision) {
+        let (resource, name) = (key.resource.as_ref(), key.name.as_str());
+        info!(verb = self.verb, resource, name, who = self.who, %revision, "object written");
     }
 }
 
-fn respond(written: Written, sight: Sight) -> Response<Body> {
+fn respond(about: &About, written: Written, sight: Sight) -> Response<Body> {
     let code = if written.outcome == Outcome::Created {
         StatusCode::CREATED
     } else {
         StatusCode::OK
     };
-    let mut response = reply::bytes(code, sight.show(&written.object));
+    let mut response = reply::bytes(code, sight.show(about, &written.object));
     reply::warn(&mut response, &written.warnings);
     response
 }
@@ -288,7 +305,7 @@ fn birth() -> Birth {
 }
 
 /// The name of an object to be created: the one given, or one made from `generateName`.
-fn new_name(object: &Map<String, Value>) -> Result<String, Status> {
+fn new_name(about: &About, object: &Map<String, Value>) -> Result<String, Status> {
     let text = |key: &str| {
         object
             .get("metadata")
@@ -302,6 +319,7 @@ fn new_name(object: &Map<String, Value>) -> Result<String, Status> {
         let prefix = text("generateName");
         if prefix.is_empty() {
             return Err(invalid_field(
+                about,
                 "",
                 "metadata.name",
                 "",
@@ -321,23 +339,45 @@ fn new_name(object: &Map<String, Value>) -> Result<String, Status> {
             )
             .collect();
     }
-    check_name(&name)?;
+    check_name(about, &name)?;
     Ok(name)
 }
 
-fn check_name(name: &str) -> Result<(), Status> {
-    match name.parse::<NodeName>() {
-        Ok(_) => Ok(()),
-        Err(error) => {
+fn check_name(about: &About, name: &str) -> Result<(), Status> {
+    let fault = match about.names {
+        Names::Node => name
+            .parse::<NodeName>()
+            .err()
+            .map(|error| format!("must be the name of a node: {error}")),
+        Names::Label => name
+            .parse::<Namespace>()
+            .err()
+            .map(|error| format!("must be a DNS label: {error}")),
+        Names::Subdomain => (!is_subdomain(name)).then(|| {
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end \
+             with an alphanumeric character"
+                .to_owned()
+        }),
+    };
+    match fault {
+        None => Ok(()),
+        Some(why) => {
             let shown: String = name.chars().take(100).collect();
-            Err(invalid_field(
-                &shown,
-                "metadata.name",
-                &shown,
-                &format!("must be the name of a node: {error}"),
-            ))
+            Err(invalid_field(about, &shown, "metadata.name", &shown, &why))
         }
     }
+}
+
+fn is_subdomain(name: &str) -> bool {
+    let is_end = |byte: Option<u8>| {
+        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
+    let label_holds = |label: &str| {
+        is_end(label.bytes().next())
+            && is_end(label.bytes().last())
+            && label.bytes().all(|byte| byte == b'-' || is_end(Some(byte)))
+    };
+    name.len() <= 253 && name.split('.').all(label_holds)
 }
 
 async fn body(request: Request<Body>) -> Result<Bytes, Status> {
@@ -406,7 +446,7 @@ fn delete_options(bytes: &[u8]) -> Result<DeleteOptions, Status> {
     if bytes.is_empty() {
         return Ok(DeleteOptions::default());
     }
-    let value = decode::parse(bytes, Format::Json)?.value;
+    let value = decode::parse(bytes, Format::Json, "DeleteOptions")?.value;
     let options = DeleteOptions::deserialize(value).map_err(|error| {
         Status::failure(
             Reason::BadRequest,

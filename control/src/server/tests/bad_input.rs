@@ -202,7 +202,7 @@ async fn wrong_values() {
     assert!(
         server
             .store
-            .list(super::super::RESOURCE)
+            .list("routers.edge.example.com")
             .await
             .unwrap()
             .0
@@ -311,7 +311,7 @@ async fn wrong_bodies() {
     let large = router("large", json!({"x": "y".repeat(2 << 20)})).to_string();
     server
         .store
-        .write(crate::server::key("large"), |_, _| {
+        .write(key("large"), |_, _| {
             (crate::store::Change::Put(large.into()), ())
         })
         .await

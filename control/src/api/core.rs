@@ -1,0 +1,216 @@
+//! Kinds of Kubernetes' core group that its tools expect to find: namespaces and events.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::kind::{About, Column, Names, Scope, Typed};
+use super::meta::{ObjectMeta, Time};
+
+/// A namespace of services, for its labels and annotations.
+///
+/// Services and events name namespaces freely: none needs an object here, and nothing goes with one that is deleted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Namespace {
+    /// Version of the schema of this object: `v1`.
+    pub api_version: String,
+    /// Kind of the object: `Namespace`.
+    pub kind: String,
+    /// Name, labels and bookkeeping.
+    pub metadata: ObjectMeta,
+    /// What Kubernetes keeps here has no effect.
+    pub spec: NamespaceSpec,
+    /// Always active.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<NamespaceStatus>,
+}
+
+/// What Kubernetes keeps about a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NamespaceSpec {
+    /// Who must agree before Kubernetes empties the namespace; has no effect here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub finalizers: Vec<String>,
+}
+
+/// The state of a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+pub struct NamespaceStatus {
+    /// `Active`.
+    pub phase: String,
+}
+
+impl Typed for Namespace {
+    const ABOUT: About = About {
+        kind: "Namespace",
+        plural: "namespaces",
+        singular: "namespace",
+        resource: "namespaces",
+        short_names: &["ns"],
+        has_status: true,
+        names: Names::Label,
+        phase: Some("Active"),
+        fields: &["status.phase"],
+        columns: &[
+            Column::new("Name", "string", ".metadata.name", "Name of the namespace."),
+            Column::new(
+                "Status",
+                "string",
+                ".status.phase",
+                "Whether it can be used.",
+            ),
+            Column::new(
+                "Age",
+                "date",
+                ".metadata.creationTimestamp",
+                "Since when the object exists.",
+            ),
+        ],
+        ..About::PLAIN
+    };
+}
+
+/// Something that happened to an object.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Event {
+    /// Version of the schema of this object: `v1`.
+    pub api_version: String,
+    /// Kind of the object: `Event`.
+    pub kind: String,
+    /// Name, labels and bookkeeping.
+    pub metadata: ObjectMeta,
+    /// The object that it happened to.
+    pub involved_object: ObjectReference,
+    /// One word for programs.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// A sentence for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// `Normal` or `Warning`.
+    #[serde(rename = "type", skip_serializing_if = "String::is_empty")]
+    pub severity: String,
+    /// Who tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<EventSource>,
+    /// When it happened first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_timestamp: Option<Time>,
+    /// When it happened last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_timestamp: Option<Time>,
+    /// When it happened, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_time: Option<Time>,
+    /// How often it happened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<i32>,
+    /// How often and when it happened, in newer clients' words.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub series: Map<String, Value>,
+    /// What was done.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub action: String,
+    /// Another object that has to do with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub related: Option<ObjectReference>,
+    /// Name of the component that tells it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reporting_component: String,
+    /// Which one of its instances.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reporting_instance: String,
+}
+
+/// Who tells an event.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EventSource {
+    /// Name of the component.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub component: String,
+    /// The node that it runs on.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub host: String,
+}
+
+/// Which object is meant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObjectReference {
+    /// Version of the schema of the object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub api_version: String,
+    /// Kind of the object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kind: String,
+    /// Namespace of the object, if it has one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Name of the object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Identity of the object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// Revision of the object.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub resource_version: String,
+    /// Which part of the object is meant.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub field_path: String,
+}
+
+impl Typed for Event {
+    const ABOUT: About = About {
+        kind: "Event",
+        plural: "events",
+        singular: "event",
+        resource: "events",
+        short_names: &["ev"],
+        scope: Scope::Namespaced,
+        fields: &[
+            "involvedObject.apiVersion",
+            "involvedObject.fieldPath",
+            "involvedObject.kind",
+            "involvedObject.name",
+            "involvedObject.namespace",
+            "involvedObject.resourceVersion",
+            "involvedObject.uid",
+            "reason",
+            "reportingComponent",
+            "source",
+            "type",
+        ],
+        columns: &[
+            Column::new("Name", "string", ".metadata.name", "Name of the event.").wide(),
+            Column::new(
+                "Last Seen",
+                "date",
+                ".lastTimestamp",
+                "When it happened last.",
+            ),
+            Column::new("Type", "string", ".type", "Normal or Warning."),
+            Column::new("Reason", "string", ".reason", "One word for programs."),
+            Column::new(
+                "Kind",
+                "string",
+                ".involvedObject.kind",
+                "Kind of the object that it happened to.",
+            ),
+            Column::new(
+                "Object",
+                "string",
+                ".involvedObject.name",
+                "Name of the object that it happened to.",
+            ),
+            Column::new("Message", "string", ".message", "A sentence for people."),
+        ],
+        ..About::PLAIN
+    };
+}

@@ -1,0 +1,281 @@
+//! The kinds that the API serves: one readable table, from which paths, discovery, OpenAPI, tables, selectors and store keys derive.
+
+use std::fmt;
+use std::sync::LazyLock;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::core::{Event, Namespace};
+use super::frpserver::FrpServer;
+use super::router::Router;
+use super::schema;
+use super::validate::FieldError;
+
+/// Every kind, those of a group and version beside each other.
+pub(crate) static KINDS: [Kind; 4] = [
+    Kind::of::<Event>(),
+    Kind::of::<Namespace>(),
+    Kind::of::<Router>(),
+    Kind::of::<FrpServer>(),
+];
+
+/// A Rust type that is the schema of a kind.
+pub(crate) trait Typed: DeserializeOwned + JsonSchema {
+    /// Names, scope, columns and the like.
+    const ABOUT: About;
+
+    /// What is wrong with the object and no schema can say.
+    fn check(&self) -> Vec<FieldError> {
+        Vec::new()
+    }
+}
+
+/// What the API has to know of a kind beside its schema.
+#[derive(Debug)]
+pub(crate) struct About {
+    /// API group; empty for Kubernetes' core group.
+    pub(crate) group: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) kind: &'static str,
+    /// As it is written in paths.
+    pub(crate) plural: &'static str,
+    pub(crate) singular: &'static str,
+    /// Plural and group, as messages and the store call it: `routers.edge.example.com`.
+    pub(crate) resource: &'static str,
+    pub(crate) short_names: &'static [&'static str],
+    pub(crate) categories: &'static [&'static str],
+    pub(crate) scope: Scope,
+    /// Whether there is a status subresource.
+    pub(crate) has_status: bool,
+    /// Whether objects are kept. Those that are not are answered when they are created.
+    pub(crate) is_stored: bool,
+    /// What names look like.
+    pub(crate) names: Names,
+    /// The phase that a new object's status has at once.
+    pub(crate) phase: Option<&'static str>,
+    /// Columns of its Table, the first of them the name.
+    pub(crate) columns: &'static [Column],
+    /// Fields that selectors may name, beside `metadata.name` and `metadata.namespace`: `status.cluster`.
+    pub(crate) fields: &'static [&'static str],
+    /// Fields that only who writes them is shown, as JSON pointers.
+    pub(crate) secrets: &'static [&'static str],
+}
+
+/// Where the objects of a kind live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Cluster,
+    Namespaced,
+}
+
+/// What the names of a kind look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// A DNS label.
+    Label,
+    /// A node's name.
+    Node,
+    /// Dotted DNS labels.
+    Subdomain,
+}
+
+/// A printer column.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Column {
+    pub(crate) title: &'static str,
+    /// `string`, `integer` or `date`.
+    pub(crate) kind: &'static str,
+    /// 0 is always shown, 1 with `-o wide`.
+    pub(crate) priority: u8,
+    /// Where the value stands, in Kubernetes' JSONPath as far as steps, `[*]` and `[?(@.name=="text")]` go.
+    pub(crate) path: &'static str,
+    pub(crate) about: &'static str,
+}
+
+/// One kind, its type hidden.
+pub(crate) struct Kind {
+    pub(crate) about: About,
+    schema: LazyLock<Value>,
+    check: fn(&Value) -> Vec<FieldError>,
+}
+
+impl About {
+    /// A kind of nothing: cluster-scoped, kept, without a status. For what a kind does not say of itself.
+    pub(crate) const PLAIN: Self = Self {
+        group: "",
+        version: "v1",
+        kind: "",
+        plural: "",
+        singular: "",
+        resource: "",
+        short_names: &[],
+        categories: &[],
+        scope: Scope::Cluster,
+        has_status: false,
+        is_stored: true,
+        names: Names::Subdomain,
+        phase: None,
+        columns: &[],
+        fields: &[],
+        secrets: &[],
+    };
+
+    /// `edge.example.com/v1`, or `v1` in the core group.
+    pub(crate) fn api_version(&self) -> String {
+        match self.group {
+            "" => self.version.to_owned(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
+    /// Kind and group, as messages about wrong objects call it: `Router.edge.example.com`.
+    pub(crate) fn kind_and_group(&self) -> String {
+        match self.group {
+            "" => self.kind.to_owned(),
+            group => format!("{}.{group}", self.kind),
+        }
+    }
+
+    /// Verbs on objects.
+    pub(crate) fn verbs(&self) -> &'static [&'static str] {
+        match self.is_stored {
+            true => &[
+                "create", "delete", "get", "list", "patch", "update", "watch",
+            ],
+            false => &["create"],
+        }
+    }
+
+    /// Verbs on their status.
+    pub(crate) const STATUS_VERBS: [&'static str; 3] = ["get", "patch", "update"];
+
+    pub(crate) fn is_namespaced(&self) -> bool {
+        self.scope == Scope::Namespaced
+    }
+}
+
+impl Kind {
+    const fn of<T: Typed>() -> Self {
+        Self {
+            about: T::ABOUT,
+            schema: LazyLock::new(schema::of::<T> as fn() -> Value),
+            check: check::<T>,
+        }
+    }
+
+    /// The schema: structural, as Kubernetes wants it of a custom resource.
+    pub(crate) fn schema(&self) -> &Value {
+        &self.schema
+    }
+
+    /// Whether objects have a `spec`; those that do not carry their content beside `metadata`.
+    pub(crate) fn has_spec(&self) -> bool {
+        self.schema.pointer("/properties/spec").is_some()
+    }
+
+    /// What is wrong with an object that its schema allows.
+    pub(super) fn check(&self, object: &Value) -> Vec<FieldError> {
+        (self.check)(object)
+    }
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.about.resource)
+    }
+}
+
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        self.about.resource == other.about.resource
+    }
+}
+
+impl Eq for Kind {}
+
+impl Column {
+    /// A column that is always shown.
+    pub(crate) const fn new(
+        title: &'static str,
+        kind: &'static str,
+        path: &'static str,
+        about: &'static str,
+    ) -> Self {
+        Self {
+            title,
+            kind,
+            priority: 0,
+            path,
+            about,
+        }
+    }
+
+    /// The same column, shown with `-o wide`.
+    pub(crate) const fn wide(self) -> Self {
+        Self {
+            priority: 1,
+            ..self
+        }
+    }
+}
+
+/// Reads the object as its type. The schema is made from the type, so this can only fail where the schema says less than the type does.
+fn check<T: Typed>(object: &Value) -> Vec<FieldError> {
+    match T::deserialize(object) {
+        Ok(object) => object.check(),
+        Err(error) => vec![FieldError::invalid(
+            "spec".into(),
+            "object",
+            &error.to_string(),
+        )],
+    }
+}
+
+/// The kind of that plural in a group and version.
+pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| {
+        let about = &kind.about;
+        (about.group, about.version, about.plural) == (group, version, plural)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_says_what_clients_need() {
+        let mut names = BTreeSet::new();
+        for kind in &KINDS {
+            let about = &kind.about;
+            let resource = match about.group {
+                "" => about.plural.to_owned(),
+                group => format!("{}.{group}", about.plural),
+            };
+            assert_eq!(about.resource, resource);
+            assert!(names.insert(resource), "twice: {}", about.resource);
+            assert!(!about.kind.is_empty() && !about.singular.is_empty());
+            let schema = kind.schema();
+            for part in ["apiVersion", "kind", "metadata"] {
+                let described = schema.pointer(&format!("/properties/{part}/description"));
+                assert!(described.is_some(), "{}: {part}", about.kind);
+            }
+            assert_eq!(
+                about.has_status,
+                about.is_stored && schema.pointer("/properties/status").is_some(),
+                "{}",
+                about.kind
+            );
+            if about.is_stored {
+                assert_eq!(about.columns[0].path, ".metadata.name", "{}", about.kind);
+            }
+            // Structural: no references, no unions.
+            let text = schema.to_string();
+            assert!(!text.contains("$ref") && !text.contains("anyOf"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Kinds beside Router: those in a namespace, those without a spec, those of the core group.
+
+use serde_json::json;
+
+use super::*;
+
+const NAMESPACES: &str = "/api/v1/namespaces";
+
+async fn create(server: &Server, path: &str, object: &Value) -> Answer {
+    server
+        .call(ADMIN, "POST", path, "application/json", object.to_string())
+        .await
+}
+
+fn event(name: &str, about: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "creationTimestamp": null},
+        "involvedObject": {"kind": "Router", "apiVersion": "edge.example.com/v1", "name": about},
+        "reason": "Started", "message": "It runs.", "type": "Normal", "eventTime": null,
+        "lastTimestamp": "2026-01-01T00:00:00Z", "count": 2, "source": {"component": "keel"},
+    })
+}
+
+#[tokio::test]
+async fn a_namespace_is_active_and_keeps_its_labels() {
+    let server = Server::new().await;
+    let sent = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "prod", "labels": {"tier": "1"}}});
+    let created = create(&server, NAMESPACES, &sent).await.expect(201);
+    assert_eq!(created["status"]["phase"], "Active");
+    let path = format!("{NAMESPACES}/prod");
+    let read = server.get(POD, &path).await.expect(200);
+    assert_eq!(read["metadata"]["labels"]["tier"], "1");
+    let selected = server
+        .get(
+            POD,
+            &format!("{NAMESPACES}?fieldSelector=status.phase=Active"),
+        )
+        .await
+        .expect(200);
+    assert_eq!(selected["kind"], "NamespaceList");
+    assert_eq!(selected["items"].as_array().unwrap().len(), 1);
+    let wrong = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a.b"}});
+    let refused = create(&server, NAMESPACES, &wrong).await;
+    assert!(
+        refused
+            .message()
+            .starts_with("Namespace \"a.b\" is invalid: metadata.name"),
+        "{}",
+        refused.message()
+    );
+    let deleted = server
+        .call(ADMIN, "DELETE", &path, "", "")
+        .await
+        .expect(200);
+    assert_eq!(deleted["details"]["kind"], "namespaces");
+    assert_eq!(
+        server.get(POD, &path).await.message(),
+        "namespaces \"prod\" not found"
+    );
+}
+
+#[tokio::test]
+async fn objects_in_a_namespace_are_found_there() {
+    let server = Server::new().await;
+    let place = |namespace: &str| format!("{NAMESPACES}/{namespace}/events");
+    for (namespace, name, about) in [
+        ("a", "one", "edge-a"),
+        ("b", "one", "edge-a"),
+        ("b", "two", "edge-b"),
+    ] {
+        let created = create(&server, &place(namespace), &event(name, about))
+            .await
+            .expect(201);
+        assert_eq!(created["metadata"]["namespace"], namespace);
+        assert_eq!(created.get("spec"), None, "an event has none");
+        assert_eq!(created["count"], 2);
+    }
+    let again = create(&server, &place("a"), &event("one", "edge-a")).await;
+    assert_eq!(again.code, 409);
+    let names = async |path: &str| -> String {
+        let list = server.get(POD, path).await.expect(200);
+        let items = list["items"].as_array().unwrap();
+        let name = |item: &Value| {
+            let meta = &item["metadata"];
+            format!(
+                "{}/{}",
+                meta["namespace"].as_str().unwrap(),
+                meta["name"].as_str().unwrap()
+            )
+        };
+        items.iter().map(name).collect::<Vec<_>>().join(",")
+    };
+    assert_eq!(names("/api/v1/events").await, "a/one,b/one,b/two");
+    assert_eq!(names(&place("b")).await, "b/one,b/two");
+    assert_eq!(names(&place("c")).await, "");
+    let about_b =
+        "/api/v1/events?fieldSelector=involvedObject.name%3Dedge-b,involvedObject.kind%3DRouter";
+    assert_eq!(names(about_b).await, "b/two");
+    let watched = format!("{}?watch=1&timeoutSeconds=1", place("a"));
+    let seen = server.get(POD, &watched).await.body;
+    assert_eq!(seen.split(|byte| *byte == b'\n').count(), 2);
+
+    let path = format!("{}/one", place("a"));
+    let patched = server
+        .call(
+            ADMIN,
+            "PATCH",
+            &path,
+            MERGE,
+            r#"{"message":"Still.","count":3}"#,
+        )
+        .await
+        .expect(200);
+    assert_eq!(
+        (&patched["message"], &patched["count"]),
+        (&json!("Still."), &json!(3))
+    );
+    let mut elsewhere = event("three", "edge-a");
+    elsewhere["metadata"]["namespace"] = "b".into();
+    assert_eq!(create(&server, &place("a"), &elsewhere).await.code, 400);
+    assert_eq!(
+        create(&server, "/api/v1/events", &elsewhere).await.code,
+        405
+    );
+    server
+        .call(ADMIN, "DELETE", &path, "", "")
+        .await
+        .expect(200);
+    assert_eq!(names("/api/v1/events").await, "b/one,b/two");
+    for path in [
+        "/api/v1/events/one".to_owned(),
+        "/api/v1/namespaces/a/namespaces".to_owned(),
+        "/apis/edge.example.com/v1/namespaces/a/routers".to_owned(),
+        format!("{}/two/status", place("b")),
+        "/api/v2/namespaces".to_owned(),
+        "/apis/example.com/v1".to_owned(),
+    ] {
+        assert_eq!(server.get(ADMIN, &path).await.code, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn discovery_and_openapi_know_every_kind() {
+    let server = Server::new().await;
+    let core = server.get(POD, "/api/v1").await.expect(200);
+    let names: Vec<&str> = core["resources"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["events", "namespaces", "namespaces/status"]);
+    assert_eq!(core["groupVersion"], "v1");
+    let groups = server.get(POD, "/apis").await.expect(200);
+    for group in ["edge.example.com", "tunnel.kubeinfra.io"] {
+        assert!(groups.to_string().contains(group), "{groups}");
+        let one = server.get(POD, &format!("/apis/{group}")).await.expect(200);
+        assert_eq!(one["name"], group);
+    }
+    let index = server.get(POD, "/openapi/v3").await.expect(200);
+    for path in index["paths"].as_object().unwrap().values() {
+        let address = path["serverRelativeURL"].as_str().unwrap();
+        let document = server.get(POD, address).await.expect(200);
+        for (path, item) in document["paths"].as_object().unwrap() {
+            // What kubectl looks for before it leaves validation to the server.
+            let parameters = item["patch"]["parameters"].to_string();
+            assert_eq!(
+                parameters.contains("fieldValidation"),
+                path.contains("{name}"),
+                "{path}"
+            );
+        }
+    }
+}
