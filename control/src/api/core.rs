@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::kind::{About, Column, Names, Scope, Typed};
 use super::meta::{ObjectMeta, Time};
+use super::protobuf::METADATA;
 
 /// A namespace of services, for its labels and annotations.
 ///
@@ -55,6 +56,7 @@ impl Typed for Namespace {
         names: Names::Label,
         phase: Some("Active"),
         fields: &["status.phase"],
+        protobuf: Some(&[METADATA]),
         columns: &[
             Column::new("Name", "string", ".metadata.name", "Name of the namespace."),
             Column::new(

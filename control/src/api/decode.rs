@@ -8,6 +8,7 @@ use serde_json::{Map, Number, Value};
 
 use super::answer::{Details, Reason, Status};
 use super::kind::{About, Kind};
+use super::protobuf;
 use super::validate::{FieldError, Findings, check};
 
 /// How deep a body may nest. Deep bodies cost stack; the deepest resource has 8 levels, annotations are strings.
@@ -28,12 +29,14 @@ pub(crate) enum FieldValidation {
 }
 
 /// The format of a body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Format {
     /// JSON.
     Json,
     /// YAML, one document.
     Yaml,
+    /// Kubernetes' binary encoding of this message.
+    Protobuf(protobuf::Message),
 }
 
 /// A parsed body: any JSON value, and the fields that stood in it twice (the last one counts).
@@ -57,6 +60,12 @@ pub(crate) fn parse(bytes: &[u8], format: Format, kind: &str) -> Result<Parsed, 
         Format::Yaml => {
             serde_saphyr::from_slice(bytes).map_err(|error| format!("yaml parse error: {error}"))
         }
+        Format::Protobuf(message) => protobuf::parse(bytes, message)
+            .map(|value| Parsed {
+                value,
+                duplicates: Vec::new(),
+            })
+            .map_err(|error| format!("protobuf parse error: {error}")),
     };
     parsed.map_err(|error| {
         let message = format!("the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; {error}");

@@ -9,14 +9,19 @@ use serde_json::Value;
 
 use super::core::{Event, Namespace};
 use super::frpserver::FrpServer;
+use super::protobuf;
+use super::review::{SelfSubjectAccessReview, SelfSubjectReview, SelfSubjectRulesReview};
 use super::router::Router;
 use super::schema;
 use super::validate::FieldError;
 
 /// Every kind, those of a group and version beside each other.
-pub(crate) static KINDS: [Kind; 4] = [
+pub(crate) static KINDS: [Kind; 7] = [
     Kind::of::<Event>(),
     Kind::of::<Namespace>(),
+    Kind::of::<SelfSubjectReview>(),
+    Kind::of::<SelfSubjectAccessReview>(),
+    Kind::of::<SelfSubjectRulesReview>(),
     Kind::of::<Router>(),
     Kind::of::<FrpServer>(),
 ];
@@ -61,6 +66,8 @@ pub(crate) struct About {
     pub(crate) fields: &'static [&'static str],
     /// Fields that only who writes them is shown, as JSON pointers.
     pub(crate) secrets: &'static [&'static str],
+    /// How it is written in Kubernetes' binary encoding, where clients insist on that.
+    pub(crate) protobuf: Option<protobuf::Message>,
 }
 
 /// Where the objects of a kind live.
@@ -120,6 +127,7 @@ impl About {
         columns: &[],
         fields: &[],
         secrets: &[],
+        protobuf: None,
     };
 
     /// `edge.example.com/v1`, or `v1` in the core group.

@@ -10,6 +10,8 @@ pub mod frpserver;
 pub(crate) mod kind;
 pub mod meta;
 mod options;
+pub(crate) mod protobuf;
+pub(crate) mod review;
 pub mod router;
 pub(crate) mod schema;
 pub mod state;

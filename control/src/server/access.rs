@@ -68,6 +68,7 @@ const STATUS: &[&str] = &["routers.edge.example.com/status"];
 pub(super) const TABLE: &[Row] = &[
     Row { who: &[Admin],                 verbs: ALL,         resources: ALL,                           names: Any,   grant: Full },
     Row { who: EVERYBODY,                verbs: READ,        resources: READABLE,                      names: Any,   grant: Full },
+    Row { who: EVERYBODY,                verbs: &["create"], resources: REVIEWS,                       names: Any,   grant: Full },
     // A node makes the Router that it reports into, and nobody else's.
     Row { who: &[ThisNode, AnotherNode], verbs: &["create"], resources: &["routers.edge.example.com"], names: Own,   grant: EmptySpec },
     // A node reports about itself; its Syncer keeps here what it pulled from others.
@@ -75,6 +76,13 @@ pub(super) const TABLE: &[Row] = &[
     Row { who: &[ThisNode],              verbs: CHANGE,      resources: STATUS,                        names: Other, grant: Newer },
     // A node behind NAT pushes what it reports about itself.
     Row { who: &[AnotherNode],           verbs: CHANGE,      resources: STATUS,                        names: Own,   grant: Newer },
+];
+
+/// Questions about oneself.
+const REVIEWS: &[&str] = &[
+    "selfsubjectaccessreviews.authorization.k8s.io",
+    "selfsubjectreviews.authentication.k8s.io",
+    "selfsubjectrulesreviews.authorization.k8s.io",
 ];
 
 /// What every identity of the fabric may read.
@@ -202,6 +210,10 @@ mod tests {
         let kept = ["events", "namespaces", "frpservers", "routers"];
         let is_kept = kept.iter().any(|kept| resource.starts_with(kept));
         if matches!(verb, "get" | "list" | "watch") && is_kept && resource != "events/status" {
+            return Some(Full);
+        }
+        if verb == "create" && resource.starts_with("selfsubject") && !resource.ends_with("/status")
+        {
             return Some(Full);
         }
         let own = match caller {

@@ -5,8 +5,10 @@
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
+use super::ownership::{self, Writer};
 use super::path::Named;
-use crate::api::decode::{Decoded, invalid_field};
+use super::status::{StatusRule, merge_status};
+use crate::api::decode::Decoded;
 use crate::api::{MAX_OBJECT, Reason, Revision, Status, Time};
 use crate::store::{Change, Object};
 
@@ -42,16 +44,13 @@ pub(super) enum Part {
     Status(StatusRule),
 }
 
-/// How a status is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StatusRule {
-    /// As it is.
-    Plain,
-    /// Only if its `source.revision` is higher than the one held, and at most `latest`.
-    Newer { latest: Revision },
-    /// With the revision of the commit as its `source.revision`. One that is sent and higher than the store's numbers is one that
-    /// another node holds and this store has lost: the store goes on behind it, if it is at most `highest`.
-    Stamped { highest: Revision },
+/// Whose the fields of a write become.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Owned<'a> {
+    /// It is noted already.
+    Applied,
+    /// Those that it changes become the writer's.
+    Changed(&'a Writer),
 }
 
 /// What a client requires of the object that it deletes.
@@ -70,6 +69,7 @@ pub(super) fn create(
     named: &Named,
     sent: Map<String, Value>,
     birth: &Birth,
+    writer: &Writer,
 ) -> Result<(Change, Written), Status> {
     let (about, name) = (&named.kind.about, named.name.as_str());
     if current.is_some() {
@@ -99,6 +99,7 @@ pub(super) fn create(
         );
     }
     object.extend(content(&sent).map(|(field, value)| (field.clone(), value.clone())));
+    ownership::track(named.kind, &Map::new(), &mut object, None, writer);
     let data = check_size(named, encode(named, &mut object, revision)?)?;
     Ok((
         Change::Put(data.clone()),
@@ -117,6 +118,7 @@ pub(super) fn update(
     named: &Named,
     part: Part,
     birth: Option<&Birth>,
+    owned: Owned<'_>,
     next: impl FnOnce(&Map<String, Value>) -> Result<Decoded, Status>,
 ) -> Result<(Change, Written), Status> {
     let (held, outcome) = match (current, birth) {
@@ -138,6 +140,35 @@ pub(super) fn update(
             None => held.clone(),
         },
     };
+    if outcome == Outcome::Created
+        && let Some(meta) = metadata(&mut object)
+    {
+        // What it is made of is not a change of it.
+        meta.insert("generation".into(), 1.into());
+    }
+    let managed = sent
+        .get("metadata")
+        .and_then(|meta| meta.get("managedFields"));
+    match owned {
+        Owned::Changed(writer) => {
+            // Who writes the status does not rearrange the owners of the rest.
+            let managed = managed.filter(|_| part == Part::Main);
+            let before = if outcome == Outcome::Created {
+                &Map::new()
+            } else {
+                &held
+            };
+            ownership::track(named.kind, before, &mut object, managed, writer);
+        }
+        Owned::Applied => {
+            if let Some(meta) = metadata(&mut object) {
+                match managed {
+                    Some(managed) => meta.insert("managedFields".into(), managed.clone()),
+                    None => meta.remove("managedFields"),
+                };
+            }
+        }
+    }
     if let (true, Some(current)) = (object == held, current) {
         return Ok((
             Change::Keep,
@@ -292,77 +323,6 @@ fn merge_main(
         }
     }
     object
-}
-
-/// The object with the status that was sent; `None` if the one that is held stays.
-fn merge_status(
-    named: &Named,
-    held: &Map<String, Value>,
-    sent: &Map<String, Value>,
-    rule: StatusRule,
-    revision: &mut Revision,
-) -> Result<Option<Map<String, Value>>, Status> {
-    let (about, name) = (&named.kind.about, named.name.as_str());
-    let mut status = sent.get("status").cloned().unwrap_or_default();
-    let current = held.get("status");
-    match rule {
-        StatusRule::Plain => {}
-        StatusRule::Newer { latest } => {
-            let Some(offered) = source(Some(&status)) else {
-                let why = "another node's status must say which of its states it is";
-                return Err(invalid_field(
-                    about,
-                    name,
-                    "status.source.revision",
-                    "",
-                    why,
-                ));
-            };
-            if offered > latest {
-                let why =
-                    "it is more than a day ahead of this node's clock: check both nodes' clocks";
-                let field = "status.source.revision";
-                return Err(invalid_field(about, name, field, &offered.to_string(), why));
-            }
-            // One that is held and cannot be must not keep the real ones out.
-            if source(current).is_some_and(|held| held >= offered && held <= latest) {
-                return Ok(None);
-            }
-        }
-        StatusRule::Stamped { highest } => {
-            if !status.is_object() {
-                status = json!({});
-            }
-            match source(Some(&status)) {
-                Some(sent) if (*revision..=highest).contains(&sent) => *revision = sent.next(),
-                _ if current
-                    .is_some_and(|current| without_source(current) == without_source(&status)) =>
-                {
-                    return Ok(None);
-                }
-                _ => {}
-            }
-            status["source"] = json!({ "revision": revision.0 });
-        }
-    }
-    let mut object = held.clone();
-    match status {
-        Value::Null => object.remove("status"),
-        status => object.insert("status".into(), status),
-    };
-    Ok(Some(object))
-}
-
-fn without_source(status: &Value) -> Option<Map<String, Value>> {
-    let mut status = status.as_object()?.clone();
-    status.remove("source");
-    Some(status)
-}
-
-/// `status.source.revision`, a number or the same number as a string.
-fn source(status: Option<&Value>) -> Option<Revision> {
-    let revision = status?.get("source")?.get("revision")?;
-    serde::Deserialize::deserialize(revision).ok()
 }
 
 fn newborn(named: &Named, birth: &Birth) -> Map<String, Value> {

@@ -1,21 +1,25 @@
 //! The Kubernetes-shaped API over the store: from a request to its answer.
 //!
 //! One request, top to bottom: [`path`] (what it is about) -> [`access`] (whether the caller may) -> [`query`] (its options) ->
-//! [`read`], [`write`] or [`watch`] -> [`reply`]. What a write makes of an object is decided by the pure functions of [`change`], inside
-//! the store's writer. The API opens no socket: a transport hands it requests with the caller's verified identity.
+//! [`read`], [`write`] or [`watch`] -> [`reply`]. What a write makes of an object is decided by the pure functions of [`change`] and
+//! [`ownership`], inside the store's writer. The API opens no socket: a transport hands it requests with the caller's verified identity.
 
 mod access;
 mod change;
 mod discovery;
+mod name;
 mod openapi;
+mod ownership;
 mod past;
 mod patch;
 mod path;
 mod query;
 mod read;
 mod reply;
+mod reviews;
 mod secret;
 mod selector;
+mod status;
 mod table;
 mod watch;
 mod watches;
@@ -161,6 +165,9 @@ impl Inner {
             }
             Route::Collection(collection) if *request.method() == Method::POST => {
                 self.create(&identity, &collection, request, &options).await
+            }
+            Route::Collection(collection) if !collection.kind.about.is_stored => {
+                Err(reply::method_not_allowed(request.method()))
             }
             _ if !is_read => Err(reply::method_not_allowed(request.method())),
             // There is no watch without its events.

@@ -8,6 +8,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
+use super::patch::ACCEPTED;
 use super::path::GroupVersion;
 use super::reply;
 use crate::api::kind::{About, Kind};
@@ -144,7 +145,7 @@ fn describe(
             "parameters": parameters,
             "get": operation("get", format!("read{suffix}"), &one, READ, &[]),
             "put": operation("put", format!("replace{suffix}"), &one, WRITE, WHOLE),
-            "patch": operation("patch", format!("patch{suffix}"), &one, PATCH, PATCHES),
+            "patch": operation("patch", format!("patch{suffix}"), &one, PATCH, &ACCEPTED),
         });
         if path.is_empty() {
             item["delete"] = operation("delete", "delete".into(), &one, DELETE, &[]);
@@ -155,11 +156,6 @@ fn describe(
 
 /// Media types of whole objects.
 const WHOLE: &[&str] = &["application/json", "application/yaml"];
-/// Media types of patches.
-const PATCHES: &[&str] = &[
-    "application/json-patch+json",
-    "application/merge-patch+json",
-];
 
 const READ: &[(&str, &str)] = &[
     ("allowWatchBookmarks", "boolean"),

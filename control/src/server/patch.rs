@@ -1,10 +1,12 @@
-//! Patches: JSON merge patch (RFC 7396) and JSON patch (RFC 6902), with bounds on what they may cost.
+//! Patches: JSON merge patch (RFC 7396), JSON patch (RFC 6902) and configurations to apply, with bounds on what they may cost.
 
 use json_patch::PatchOperation;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::ownership::{self, Writer};
 use super::path::Named;
+use super::query::Options;
 use super::write::unsupported;
 use crate::api::decode::{self, Decoded, Extent, FieldValidation, Format, MAX_DEPTH};
 use crate::api::kind::Kind;
@@ -15,8 +17,24 @@ const MAX_STEPS: usize = 1000;
 /// Steps among them that copy or move: each of them can double the object or its depth, so the object is measured after it.
 const MAX_COPIES: usize = 100;
 
+/// What server-side apply is sent as. JSON is YAML too.
+pub(super) const APPLY: &str = "application/apply-patch+yaml";
+/// What `kubectl` patches the kinds with that it knows by type.
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+/// What is taken for every kind.
+pub(super) const ACCEPTED: [&str; 3] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    APPLY,
+];
+
 /// A patch, parsed.
 pub(super) enum Patch {
+    /// All that its sender wants, with what to tell it.
+    Apply {
+        config: Decoded,
+        force: bool,
+    },
     Json(json_patch::Patch),
     Merge(Value),
 }
@@ -26,7 +44,19 @@ impl Patch {
     ///
     /// # Errors
     /// What is wrong with the body, or which media types are taken.
-    pub(super) fn parse(kind: &Kind, media: &str, bytes: &[u8]) -> Result<Self, Status> {
+    pub(super) fn parse(
+        kind: &Kind,
+        media: &str,
+        bytes: &[u8],
+        options: &Options,
+    ) -> Result<Self, Status> {
+        if media == APPLY {
+            return Self::parse_apply(kind, bytes, options);
+        }
+        if options.force.is_some() {
+            let why = "force: Forbidden: may not be specified for non-apply patch";
+            return Err(invalid_options(why));
+        }
         let parse =
             || decode::parse(bytes, Format::Json, kind.about.kind).map(|parsed| parsed.value);
         match media {
@@ -53,26 +83,79 @@ impl Patch {
                 }
                 Ok(Self::Json(patch))
             }
-            other => Err(unsupported(
-                other,
-                "application/json-patch+json, application/merge-patch+json",
-            )),
+            // For maps it says the same as a merge patch; lists are what it is strategic about, and what it marks with a dollar.
+            STRATEGIC if kind.about.group.is_empty() => match parse()? {
+                patch @ Value::Object(_) if !has_directives(&patch) => Ok(Self::Merge(patch)),
+                _ => Err(unsupported(media, &ACCEPTED.join(", "))),
+            },
+            other => Err(unsupported(other, &ACCEPTED.join(", "))),
         }
+    }
+
+    fn parse_apply(kind: &Kind, bytes: &[u8], options: &Options) -> Result<Self, Status> {
+        if options.manager.is_empty() {
+            let why = "fieldManager: Required value: is required for apply patch";
+            return Err(invalid_options(why));
+        }
+        let parsed = decode::parse(bytes, Format::Yaml, kind.about.kind)?;
+        let config = decode::object(kind, parsed, options.validation, Extent::Partial)?;
+        let managed = config
+            .object
+            .get("metadata")
+            .and_then(|meta| meta.get("managedFields"));
+        if managed.is_some_and(|managed| managed.as_array().is_none_or(|all| !all.is_empty())) {
+            let why = "metadata.managedFields must be nil";
+            return Err(Status::failure(Reason::BadRequest, why));
+        }
+        Ok(Self::Apply {
+            config,
+            force: options.force.unwrap_or_default(),
+        })
+    }
+
+    /// Whether the patch says all that its sender wants.
+    pub(super) fn is_apply(&self) -> bool {
+        matches!(self, Self::Apply { .. })
     }
 
     /// The held object with the patch applied, checked like a replacement, and the warnings of that check.
     ///
     /// # Errors
-    /// `Invalid` if a step does not apply, `RequestEntityTooLarge` if the object would get too large or too deep, and what
+    /// `Conflict` if fields would be changed that others own, `Invalid` if a step does not apply, `RequestEntityTooLarge` if the object would get too large or too deep, and what
     /// [`decode::object`] finds.
     pub(super) fn apply(
         self,
         named: &Named,
         held: &Map<String, Value>,
         validation: FieldValidation,
+        writer: &Writer,
     ) -> Result<Decoded, Status> {
         let mut value = Value::Object(held.clone());
         match self {
+            Self::Apply { config, force } => {
+                let mut object = ownership::apply(named.kind, held, &config.object, writer, force)?;
+                // What it says about which object it means is checked by whoever writes it.
+                if let (Some(meta), Some(sent)) = (
+                    object.get_mut("metadata").and_then(Value::as_object_mut),
+                    config.object.get("metadata"),
+                ) {
+                    for key in ["name", "namespace", "resourceVersion", "uid"] {
+                        if let Some(value) = sent.get(key) {
+                            meta.insert(key.into(), value.clone());
+                        }
+                    }
+                }
+                let parsed = decode::Parsed {
+                    value: Value::Object(object),
+                    duplicates: Vec::new(),
+                };
+                let ignore = FieldValidation::Ignore;
+                let whole = decode::object(named.kind, parsed, ignore, Extent::Whole)?;
+                return Ok(Decoded {
+                    warnings: config.warnings,
+                    ..whole
+                });
+            }
             // Both sides are no deeper than a body may be, so the result is not either.
             Self::Merge(patch) => json_patch::merge(&mut value, &patch),
             Self::Json(patch) => {
@@ -86,6 +169,22 @@ impl Patch {
             duplicates: Vec::new(),
         };
         decode::object(named.kind, parsed, validation, Extent::Whole)
+    }
+}
+
+fn invalid_options(why: &str) -> Status {
+    let message = format!("PatchOptions.meta.k8s.io \"\" is invalid: {why}");
+    Status::failure(Reason::Invalid, message)
+}
+
+/// Whether some key is an order to a strategic merge. A body is not deep, so recursion is safe.
+fn has_directives(patch: &Value) -> bool {
+    match patch {
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(name, value)| name.starts_with('$') || has_directives(value)),
+        Value::Array(_) => true,
+        _ => false,
     }
 }
 

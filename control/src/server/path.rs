@@ -174,6 +174,10 @@ fn objects(group: &str, version: &str, segments: &[&str]) -> Option<Route> {
     }
     let (plural, rest) = segments.split_first()?;
     let kind = kind::find(group, version, plural)?;
+    // Reviews are answered and not kept: there is none to be found by its name.
+    if !kind.about.is_stored && !rest.is_empty() {
+        return None;
+    }
     // Objects in a namespace are found there, only lists go over all of them.
     if kind.about.is_namespaced() && !rest.is_empty() {
         return None;

@@ -1,10 +1,12 @@
 //! Tests of the API, through its handler: no network, the real store.
 
 mod access;
+mod apply;
 mod bad_input;
 mod kinds;
 mod objects;
 mod pages;
+mod reviews;
 mod seeds;
 mod status;
 mod watch;

@@ -13,6 +13,9 @@ use crate::store::{Object, Store};
 /// Watches that one identity may have open: far more than a node or a user needs, far fewer than would hurt the others.
 pub(super) const MAX_WATCHES: usize = 200;
 
+/// All objects of a resource as of a revision, if somebody still has them.
+type State = (Revision, Weak<Vec<Object>>);
+
 /// All watches of a server.
 #[derive(Debug, Default)]
 pub(super) struct Watches {
@@ -20,7 +23,7 @@ pub(super) struct Watches {
     count: Gauge,
     /// The last state of each resource that a watch began with, for as long as one still sends it. The lock is held while it is
     /// read, so that watchers who come back together read it once.
-    last: tokio::sync::Mutex<HashMap<&'static str, (Revision, Weak<Vec<Object>>)>>,
+    last: tokio::sync::Mutex<HashMap<&'static str, State>>,
 }
 
 impl Watches {

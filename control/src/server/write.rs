@@ -1,22 +1,25 @@
 //! Writing routers: create, replace, patch, delete, and the status subresource.
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::{Method, Request, Response, StatusCode};
-use keel_certs::{Identity, Namespace, NodeName};
+use keel_certs::Identity;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::info;
 
 use super::access::Grant;
-use super::change::{self, Birth, Outcome, Part, Preconditions, StatusRule, Written};
+use super::change::{self, Birth, Outcome, Owned, Part, Preconditions, Written};
+use super::name::{birth, check_name, new_name};
+use super::ownership::Writer;
 use super::patch::Patch;
 use super::path::{Collection, Named};
 use super::query::Options;
 use super::secret::Sight;
-use super::{Inner, reply, store_status};
-use crate::api::decode::{self, Decoded, Extent, Format, invalid_field};
-use crate::api::kind::{About, Names};
+use super::status::StatusRule;
+use super::{Inner, patch, reply, store_status};
+use crate::api::decode::{self, Decoded, Extent, Format};
+use crate::api::kind::About;
 use crate::api::{Reason, Revision, Status, Time};
 use crate::http::{Body, ReadError, read};
 use crate::store::{Change, Key};
@@ -37,7 +40,11 @@ impl Inner {
             return Err(reply::method_not_allowed(request.method()));
         }
         self.check(identity, "create", &collection.named(""), "")?;
+        let writer = writer(identity, &request, options, Part::Main);
         let decoded = self.decode(collection, request, options).await?;
+        if !about.is_stored {
+            return Ok(self.review(identity, collection.kind, decoded.object));
+        }
         let named = collection.named(&new_name(about, &decoded.object)?);
         change::check_namespace(&named, &decoded.object)?;
         let grant = self.check(identity, "create", &named, "")?;
@@ -73,7 +80,7 @@ impl Inner {
         let mut written = self
             .decide(&named, audit, move |current, revision| {
                 change::verdict(
-                    change::create(current, revision, &subject, decoded.object, &birth),
+                    change::create(current, revision, &subject, decoded.object, &birth, &writer),
                     dry_run,
                 )
             })
@@ -97,10 +104,18 @@ impl Inner {
         };
         self.check(identity, verb, named, "")?;
         let audit = Some(Audit::new(verb, identity));
-        let written = match verb {
-            "delete" => return self.delete(named, audit, request, options).await,
-            _ => self.update(named, Part::Main, None, audit, request, options),
-        };
+        if verb == "delete" {
+            return self.delete(named, audit, request, options).await;
+        }
+        // Applying makes what is missing, for whom may make it.
+        let may_create = media_type(&request) == patch::APPLY
+            && self.check(identity, "create", named, "") == Ok(Grant::Full);
+        let birth = may_create.then(birth);
+        if may_create {
+            check_name(&named.kind.about, &named.name)?;
+        }
+        let writer = writer(identity, &request, options, Part::Main);
+        let written = self.update(named, Part::Main, birth, writer, audit, request, options);
         Ok(respond(
             &named.kind.about,
             written.await?,
@@ -138,15 +153,21 @@ impl Inner {
         // Nodes write statuses all day; a person who does so changes what everybody relies on.
         let audit = (rule == StatusRule::Plain).then(|| Audit::new(verb, identity));
         let part = Part::Status(rule);
-        let written = self.update(named, part, birth, audit, request, options);
+        let writer = writer(identity, &request, options, part);
+        let written = self.update(named, part, birth, writer, audit, request, options);
         Ok(respond(about, written.await?, Sight::of(identity)))
     }
 
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "all of them are what the request says"
+    )]
     async fn update(
         &self,
         named: &Named,
         part: Part,
         birth: Option<Birth>,
+        writer: Writer,
         audit: Option<Audit>,
         request: Request<Body>,
         options: &Options,
@@ -154,11 +175,17 @@ impl Inner {
         let (dry_run, validation, subject) = (options.dry_run, options.validation, named.clone());
         if *request.method() == Method::PATCH {
             let media = media_type(&request);
-            let patch = Patch::parse(named.kind, &media, &body(request).await?)?;
+            let patch = Patch::parse(named.kind, &media, &body(request).await?, options)?;
             self.decide(named, audit, move |current, revision| {
-                let next = |held: &Map<String, Value>| patch.apply(&subject, held, validation);
+                let owned = match patch.is_apply() {
+                    true => Owned::Applied,
+                    false => Owned::Changed(&writer),
+                };
+                let next =
+                    |held: &Map<String, Value>| patch.apply(&subject, held, validation, &writer);
+                let birth = birth.as_ref();
                 change::verdict(
-                    change::update(current, revision, &subject, part, birth.as_ref(), next),
+                    change::update(current, revision, &subject, part, birth, owned, next),
                     dry_run,
                 )
             })
@@ -166,9 +193,11 @@ impl Inner {
         } else {
             let decoded = self.decode(&named.collection(), request, options).await?;
             self.decide(named, audit, move |current, revision| {
+                let owned = Owned::Changed(&writer);
                 let next = |_: &Map<String, Value>| Ok(decoded);
+                let birth = birth.as_ref();
                 change::verdict(
-                    change::update(current, revision, &subject, part, birth.as_ref(), next),
+                    change::update(current, revision, &subject, part, birth, owned, next),
                     dry_run,
                 )
             })
@@ -183,8 +212,8 @@ impl Inner {
         request: Request<Body>,
         options: &Options,
     ) -> Result<Decoded, Status> {
-        let format = format(&request)?;
         let kind = collection.kind;
+        let format = format(&kind.about, &request)?;
         let parsed = decode::parse(&body(request).await?, format, kind.about.kind)?;
         decode::object(kind, parsed, options.validation, Extent::Whole)
     }
@@ -252,6 +281,24 @@ impl Inner {
     }
 }
 
+/// Who owns what a request writes: what it says, or the program that sends it, or the caller.
+fn writer(identity: &Identity, request: &Request<Body>, options: &Options, part: Part) -> Writer {
+    let agent = request.headers().get(USER_AGENT);
+    let agent = agent
+        .and_then(|agent| agent.to_str().ok()?.split('/').next())
+        .filter(|agent| !agent.is_empty());
+    let manager = match (options.manager.as_str(), agent) {
+        ("", Some(agent)) => agent.chars().take(128).collect(),
+        ("", None) => identity.subject.to_string(),
+        (manager, _) => manager.to_owned(),
+    };
+    Writer {
+        manager,
+        status: part != Part::Main,
+        at: Time::now().as_str().to_owned(),
+    }
+}
+
 /// Who writes, for the line in the log. It is written with the decision, in the store's task: a client that leaves meanwhile cannot
 /// keep its write out of the log. A commit that fails after it is an error in the log too.
 struct Audit {
@@ -284,102 +331,6 @@ fn respond(about: &About, written: Written, sight: Sight) -> Response<Body> {
     response
 }
 
-fn birth() -> Birth {
-    let mut bytes: [u8; 16] = rand::random();
-    // Version 4, variant 1: a random UUID (RFC 9562 section 5.4).
-    bytes[6] = (bytes[6] & 0x0f) | 0x40;
-    bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    let hex = data_encoding::HEXLOWER.encode(&bytes);
-    let uid = format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    );
-    Birth {
-        uid,
-        at: Time::now(),
-    }
-}
-
-/// The name of an object to be created: the one given, or one made from `generateName`.
-fn new_name(about: &About, object: &Map<String, Value>) -> Result<String, Status> {
-    let text = |key: &str| {
-        object
-            .get("metadata")
-            .and_then(|meta| meta.get(key))
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let mut name = text("name");
-    if name.is_empty() {
-        let prefix = text("generateName");
-        if prefix.is_empty() {
-            return Err(invalid_field(
-                about,
-                "",
-                "metadata.name",
-                "",
-                "name or generateName is required",
-            ));
-        }
-        let suffix: [u8; 5] = rand::random();
-        // No vowels and nothing that looks alike, as Kubernetes does.
-        let letters = b"bcdfghjklmnpqrstvwxz2456789";
-        name = prefix
-            .chars()
-            .take(58)
-            .chain(
-                suffix
-                    .iter()
-                    .map(|byte| char::from(letters[usize::from(*byte) % letters.len()])),
-            )
-            .collect();
-    }
-    check_name(about, &name)?;
-    Ok(name)
-}
-
-fn check_name(about: &About, name: &str) -> Result<(), Status> {
-    let fault = match about.names {
-        Names::Node => name
-            .parse::<NodeName>()
-            .err()
-            .map(|error| format!("must be the name of a node: {error}")),
-        Names::Label => name
-            .parse::<Namespace>()
-            .err()
-            .map(|error| format!("must be a DNS label: {error}")),
-        Names::Subdomain => (!is_subdomain(name)).then(|| {
-            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end \
-             with an alphanumeric character"
-                .to_owned()
-        }),
-    };
-    match fault {
-        None => Ok(()),
-        Some(why) => {
-            let shown: String = name.chars().take(100).collect();
-            Err(invalid_field(about, &shown, "metadata.name", &shown, &why))
-        }
-    }
-}
-
-fn is_subdomain(name: &str) -> bool {
-    let is_end = |byte: Option<u8>| {
-        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-    };
-    let label_holds = |label: &str| {
-        is_end(label.bytes().next())
-            && is_end(label.bytes().last())
-            && label.bytes().all(|byte| byte == b'-' || is_end(Some(byte)))
-    };
-    name.len() <= 253 && name.split('.').all(label_holds)
-}
-
 async fn body(request: Request<Body>) -> Result<Bytes, Status> {
     read(request.into_body(), MAX_BODY)
         .await
@@ -410,11 +361,12 @@ fn media_type(request: &Request<Body>) -> String {
         .to_ascii_lowercase()
 }
 
-fn format(request: &Request<Body>) -> Result<Format, Status> {
-    match media_type(request).as_str() {
-        "" | "application/json" => Ok(Format::Json),
-        "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(Format::Yaml),
-        other => Err(unsupported(other, "application/json, application/yaml")),
+fn format(about: &About, request: &Request<Body>) -> Result<Format, Status> {
+    match (media_type(request).as_str(), about.protobuf) {
+        ("" | "application/json", _) => Ok(Format::Json),
+        ("application/yaml" | "application/x-yaml" | "text/yaml", _) => Ok(Format::Yaml),
+        ("application/vnd.kubernetes.protobuf", Some(message)) => Ok(Format::Protobuf(message)),
+        (other, _) => Err(unsupported(other, "application/json, application/yaml")),
     }
 }
 

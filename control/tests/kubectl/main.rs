@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod apply;
+mod kinds;
 mod node;
 mod program;
 
@@ -32,6 +34,17 @@ fn kubectl_finds_what_it_expects() {
         lists(&admin);
         apply_and_patch(&admin);
         watch_and_wait(&node, &admin);
+        apply::server_side(&admin);
+        apply::moved(&admin);
+        apply::edited_and_pruned(&admin);
+        let pod = node.user(
+            &kubectl,
+            "reader",
+            &node.fabric.pod("edge-a", "default", "p"),
+        );
+        kinds::frpserver(&admin, &pod);
+        kinds::namespaces_and_events(&admin);
+        kinds::access(&admin, &pod);
         refusals(&node, &kubectl, &admin);
         node.stop();
     }

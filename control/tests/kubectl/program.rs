@@ -105,6 +105,18 @@ impl Kubectl {
         text(&output.stderr)
     }
 
+    /// Edits an object: what is shown in the editor goes through sed.
+    #[track_caller]
+    pub(crate) fn edit(&self, arguments: &[&str], script: &str) -> String {
+        let output = self
+            .command(arguments)
+            .env("KUBE_EDITOR", format!("sed -i '{script}'"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
     pub(crate) fn file(&self, name: &str, content: &str) -> String {
         let path = self.folder.join(name);
         fs::write(&path, content).unwrap();

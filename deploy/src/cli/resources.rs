@@ -90,7 +90,7 @@ pub(crate) struct WatchFlags {
 pub(crate) async fn get(flags: GetFlags) -> anyhow::Result<()> {
     let Kind::Routers = flags.kind;
     let client = client(&flags.node).await?;
-    let found = match &flags.name {
+    let mut found = match &flags.name {
         Some(name) => vec![
             client
                 .get_router(name)
@@ -105,6 +105,10 @@ pub(crate) async fn get(flags: GetFlags) -> anyhow::Result<()> {
                 .routers
         }
     };
+    // Who owns which field is more than all the rest, and of no use to a reader: kubectl leaves it out too.
+    for router in &mut found {
+        router.metadata.managed_fields.clear();
+    }
     let text = match flags.output {
         Output::Table | Output::Wide if found.is_empty() => "no routers yet\n".to_owned(),
         Output::Table => routers::table(&found, false, SystemTime::now()),

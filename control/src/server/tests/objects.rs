@@ -161,20 +161,16 @@ async fn patches() {
     );
     assert_eq!(server.router("a").await.get("status"), None);
 
-    for media in [
-        "application/strategic-merge-patch+json",
-        "application/apply-patch+yaml",
-    ] {
-        let answer = server.patch(ADMIN, "a", media, &json!({})).await;
-        assert_eq!(answer.code, 415);
-        assert!(
-            answer
-                .message()
-                .ends_with("application/json-patch+json, application/merge-patch+json"),
-            "{}",
-            answer.message()
-        );
-    }
+    let strategic = "application/strategic-merge-patch+json";
+    let answer = server.patch(ADMIN, "a", strategic, &json!({})).await;
+    assert_eq!(answer.code, 415);
+    assert!(
+        answer.message().ends_with(
+            "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+        ),
+        "{}",
+        answer.message()
+    );
     assert_eq!(
         server.patch(ADMIN, "none", MERGE, &json!({})).await.code,
         404
