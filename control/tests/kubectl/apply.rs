@@ -1,5 +1,6 @@
 //! Applying on the server's side, editing, pruning, waiting.
 
+use crate::node::Node;
 use crate::program::{Kubectl, text};
 
 fn write(admin: &Kubectl, spec: &str) -> String {
@@ -83,7 +84,7 @@ pub(crate) fn moved(admin: &Kubectl) {
     admin.quiet(&["delete", "rt", "ssa"]);
 }
 
-pub(crate) fn edited_and_pruned(admin: &Kubectl) {
+pub(crate) fn edited_and_pruned(node: &Node, admin: &Kubectl) {
     admin.quiet(&["apply", "-f", &write(admin, "{frps: {bindPort: 7001}}")]);
     let edited = admin.edit(&["edit", "rt", "ssa"], "s/bindPort: 7001/bindPort: 7009/");
     assert!(edited.contains("edited"), "{edited}");
@@ -146,7 +147,9 @@ pub(crate) fn edited_and_pruned(admin: &Kubectl) {
     let finalizer = "{\"metadata\":{\"finalizers\":[\"example.com/wait\"]}}";
     admin.quiet(&["patch", "rt", "other", "--type=merge", "-p", finalizer]);
     admin.quiet(&["delete", "rt", "other", "--wait=false"]);
+    node.has_watches(0);
     let waits = admin.start(&["wait", "rt/other", "--for=delete", "--timeout=25s"]);
+    node.has_watches(1);
     let none = "{\"metadata\":{\"finalizers\":null}}";
     admin.quiet(&["patch", "rt", "other", "--type=merge", "-p", none]);
     waits.until("condition met");

@@ -36,7 +36,7 @@ fn kubectl_finds_what_it_expects() {
         watch_and_wait(&node, &admin);
         apply::server_side(&admin);
         apply::moved(&admin);
-        apply::edited_and_pruned(&admin);
+        apply::edited_and_pruned(&node, &admin);
         let pod = node.user(
             &kubectl,
             "reader",

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use keel_certs::fixture::Fabric;
 use keel_certs::{LiveIdentity, NodeName};
@@ -12,13 +13,14 @@ use keel_control::server::{Api, ApiConfig};
 use keel_control::store::{Store, StoreConfig};
 use keel_control::transport::{ApiServer, Limits, TransportMetrics};
 use keel_fabric::quic::QuicKeys;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::program::Kubectl;
+use crate::program::{Kubectl, SOON};
 
 struct Nobody;
 
@@ -39,6 +41,7 @@ pub(crate) struct Node {
     folder: TempDir,
     address: std::net::SocketAddr,
     store: Store,
+    watches: Gauge,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -61,12 +64,14 @@ impl Node {
                 StoreConfig::default(),
             ))
             .unwrap();
-        let api = Api::new(
+        let watches = Gauge::default();
+        let api = Api::counted(
             ApiConfig {
                 node: "edge-a".parse().unwrap(),
             },
             store.clone(),
             Arc::new(Nobody),
+            watches.clone(),
         );
         let metrics = TransportMetrics::register(&mut Registry::default());
         let listen = "127.0.0.1:0".parse().unwrap();
@@ -89,9 +94,22 @@ impl Node {
             folder,
             address,
             store,
+            watches,
             stop,
             tasks,
         }
+    }
+
+    /// Waits until so many watches are open.
+    #[track_caller]
+    pub(crate) fn has_watches(&self, count: i64) {
+        let deadline = Instant::now() + SOON;
+        self.runtime.block_on(async {
+            while self.watches.get() != count {
+                assert!(Instant::now() < deadline, "{} watches", self.watches.get());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
     }
 
     pub(crate) fn client(&self) -> Client {

@@ -450,6 +450,11 @@ mod tests {
                     .contains(args[0])
             );
         }
-        assert!("postgres://db".parse::<StoreUrl>().is_err());
+        for text in ["mysql://db", "postgres:db", "sqlite:", "store.db"] {
+            assert!(text.parse::<StoreUrl>().is_err(), "{text}");
+        }
+        let store: StoreUrl = "postgres://keel:secret@db/keel".parse().unwrap();
+        assert!(matches!(store, StoreUrl::Postgres(_)));
+        assert_eq!(format!("{store:?}"), "postgres:…");
     }
 }
