@@ -281,6 +281,8 @@ impl ConsumerFlow {
                     code: *code,
                     text: text.clone(),
                 }),
+                // It was taken; that it is over by now is the flow's affair, and may have come with the same packet.
+                State::Aborted(_) if pump.flow().is_accepted() => Ok(()),
                 State::Aborted(AbortCode::Reset) => Err(OpenError::ClientGone),
                 State::Aborted(AbortCode::WindowExpired) => Err(OpenError::Lost),
                 State::Aborted(code) => Err(OpenError::Cut(*code)),
@@ -389,9 +391,10 @@ impl ConsumerFlow {
     }
 
     /// Carries the bytes until the flow is over. Legs that are lost are replaced, at the same router or at another one.
-    pub fn carry(self) -> impl Future<Output = FlowEnd> + Send {
-        // Boxed here: as an argument of the future the flow would take its room twice, for as long as it lives.
-        let mut flow = Box::new(self);
+    ///
+    /// Boxed: an argument of a future takes its room twice, for as long as that lives.
+    pub fn carry(self: Box<Self>) -> impl Future<Output = FlowEnd> + Send {
+        let mut flow = self;
         async move {
             while !matches!(flow.next_event().await, Some(Event::Over) | None) {}
             let reason = flow.pump.as_ref().map_or(EndReason::NoAnswer, |pump| {

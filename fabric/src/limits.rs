@@ -79,12 +79,15 @@ impl Default for MemoryLimits {
 pub struct WindowLimits {
     /// Bytes of one connection on their way to this process.
     pub connection: u32,
+    /// Bytes of packets of peers whose handshake waits to be looked at; more of them are lost, as on the way.
+    pub incoming: u64,
 }
 
 impl Default for WindowLimits {
     fn default() -> Self {
         Self {
             connection: 64 << 20,
+            incoming: 8 << 20,
         }
     }
 }
@@ -215,6 +218,8 @@ pub struct ProviderLimits {
     pub resumes_per_second: u32,
     /// Legs of known flows that come at once beyond the rate and need not wait.
     pub resumes_burst: u32,
+    /// Legs that wait at once to be one flow's (`waiting_legs`). More are cut.
+    pub waiting_legs: usize,
 }
 
 impl ProviderLimits {
@@ -240,6 +245,8 @@ impl Default for ProviderLimits {
             headers: 4096,
             resumes_per_second: RESUMES.0,
             resumes_burst: RESUMES.1,
+            // An end tries three at once, and a flow takes one as soon as it runs.
+            waiting_legs: 4,
         }
     }
 }

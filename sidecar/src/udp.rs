@@ -224,14 +224,14 @@ async fn serve(proxy: &Proxy, client: Client, target: &ServiceRef, port: u16) ->
     proxy.metrics.connections_accepted.inc();
     let from = client.address;
     let asked = (target.service.clone(), port);
-    let mut flow = ConsumerFlow::udp(client, asked, proxy.consumer.clone());
+    let mut flow = Box::new(ConsumerFlow::udp(client, asked, proxy.consumer.clone()));
     let wanted = Wanted {
         target,
         port,
         protocol: Protocol::Udp,
         client: from.ip(),
     };
-    let served = match proxy::open(proxy, &mut flow, wanted).await {
+    let served = match Box::pin(proxy::open(proxy, &mut flow, wanted)).await {
         Ok(late) => {
             tokio::join!(flow.carry(), late.settle(&proxy.endpoints));
             true

@@ -24,7 +24,7 @@ pub enum OpenError {
     /// There was no answer in time. The application had said nothing yet, so nothing was delivered.
     #[error("no answer in time")]
     Unanswered,
-    /// The provider's end took the flow and cut it at once.
+    /// The provider's end cut the flow instead of taking it, or before that was heard: it may be another process by now.
     #[error("cut by the other end: {0}")]
     Cut(AbortCode),
     /// The application has gone.

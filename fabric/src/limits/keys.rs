@@ -189,6 +189,7 @@ keys! {
     "headers" Count provider.headers [1, 65_536] "headers" "new flows of one connection at once whose header is awaited, at a provider";
     "providerFlows" Count provider.flows [1, 1_000_000] "provider_flows" "flows at once that end in this process as their provider";
     "rememberedFlows" Count provider.remembered [1, 10_000_000] "remembered" "flows that are over and whose late legs are still answered; the oldest are forgotten early";
+    "waitingLegs" Count provider.waiting_legs [1, 1024] "waiting_legs" "legs at once that wait to be one flow's; more are cut";
     "dialTime" Time provider.dial_time [10, 60 * SECOND] "dial_time" "time to connect to a backend";
     "proxiedConnections" Count consumer.connections [1, 1_000_000] "connections" "connections that a sidecar carries at once; more wait to be accepted";
     "waitingConnections" Count consumer.waiting [0, 65_536] "parked" "connections to one mapped service at once that wait for a provider";
@@ -197,6 +198,7 @@ keys! {
     "flowWindow" Bytes flow.window [64 * KIB, 16 * MIB] "" "credit and replay of one flow at its start";
     "flowWindowMax" Bytes flow.max_window [64 * KIB, 16 * MIB] "" "credit and replay to which a flow may grow";
     "connectionWindow" Bytes windows.connection [MIB, 256 * MIB] "" "bytes of one connection on their way to this process";
+    "incomingBuffer" Bytes windows.incoming [64 * KIB, GIB] "" "bytes of packets of peers whose handshake waits; more are lost, as on the way";
     "identityBuffers" Bytes memory.identity [MIB, 64 * GIB] "identity_buffers" "bytes held for flows of one consumer's identity that end here";
     "processBuffers" Bytes memory.process [MIB, 64 * GIB] "buffers" "bytes held for all flows that end here";
 }

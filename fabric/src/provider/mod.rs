@@ -1,5 +1,6 @@
 //! The provider's end: publishes at routers, takes legs from them, dials backends.
 
+mod arrivals;
 pub(crate) mod check;
 mod dial;
 mod publish;

@@ -3,11 +3,10 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use keel_certs::NodeName;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Backend;
+use super::arrivals::{Arrival, Arrivals};
 use super::dial::{Dialled, Reset};
 use super::reach::{Reached, reach};
 use super::terminator::{Key, Terminator, Via, gone};
@@ -16,24 +15,13 @@ use crate::flow::{Finished, Flow};
 use crate::leg::{Header, IncomingLeg, Leg};
 use crate::link::Drain;
 use crate::memory::Buffers;
-use crate::meter::{FlowMeter, Passing};
+use crate::meter::FlowMeter;
 use crate::metrics::{FabricMetrics, Side};
 use crate::options::MAX_RESUME_WINDOW;
 use crate::pump::{Event, Pump};
 use crate::series::At;
 use crate::udp;
 use crate::wire::{AbortCode, GoneCode, Open, Protocol, RefuseCode};
-
-/// A leg on its way to its flow. Boxed: a queue keeps room for 32 entries from the start, for every flow.
-#[derive(Debug)]
-pub(super) struct Arrival {
-    pub(super) leg: IncomingLeg,
-    /// The router that it came over, and what is known of that router's stop.
-    pub(super) router: NodeName,
-    pub(super) drain: Option<Drain>,
-    /// Where a router counts it.
-    pub(super) passing: Option<Passing>,
-}
 
 /// A flow that begins. Boxed on its way: arguments of a future take their room twice, for as long as it lives.
 #[derive(Debug)]
@@ -42,9 +30,16 @@ pub(super) struct Start {
     pub(super) open: Box<Open>,
     pub(super) leg: IncomingLeg,
     /// Later legs.
-    pub(super) legs: mpsc::Receiver<Box<Arrival>>,
+    pub(super) legs: Arc<Arrivals>,
     pub(super) via: Via,
     pub(super) backend: Backend,
+}
+
+impl Start {
+    /// Gives the box back now: one that is emptied inside of a future lives as long as that.
+    fn unpacked(self: Box<Self>) -> Self {
+        *self
+    }
 }
 
 /// The routers that the flow's legs went over, and what is known of the stop of the newest one's.
@@ -59,39 +54,37 @@ pub(super) async fn run(terminator: Arc<Terminator>, start: Box<Start>) {
         key,
         open,
         leg,
-        mut legs,
+        legs,
         mut via,
         backend,
-    } = *start;
+    } = start.unpacked();
     let _ended = Ended {
         terminator: &terminator,
         key: &key,
     };
     let started = Instant::now();
-    let mut pump = pump(&terminator, &open, &mut via, &backend);
-    pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
+    let mut pump = pump(&terminator, &open, leg, &mut via, &backend);
     let mut path = Path {
         routers: Route::default(),
         drain: via.drain.take(),
     };
     path.routers.note(&via.router);
-    carry(
-        &terminator,
-        &mut pump,
-        &open,
-        &backend,
-        &mut legs,
-        &mut path,
-    )
-    .await;
+    carry(&terminator, &mut pump, &open, &backend, &legs, &mut path).await;
     let finished = pump.flow().finished(Instant::now());
     terminator.over(&key, finished);
     say(&terminator, &mut pump, &open, &via, &path.routers, started);
-    turn_away(legs, finished, &terminator.metrics).await;
+    // Boxed, as what is awaited once, or never, takes its room in the task for as long as the flow lives.
+    Box::pin(turn_away(&legs, finished, &terminator.metrics)).await;
 }
 
 /// The flow's machine with all that it is counted and bounded by.
-fn pump(terminator: &Terminator, open: &Open, via: &mut Via, backend: &Backend) -> Pump {
+fn pump(
+    terminator: &Terminator,
+    open: &Open,
+    leg: IncomingLeg,
+    via: &mut Via,
+    backend: &Backend,
+) -> Pump {
     let metrics = &terminator.metrics;
     let mut limits = terminator.flow_limits;
     if let Some(window) = backend.options.resume_window {
@@ -113,6 +106,7 @@ fn pump(terminator: &Terminator, open: &Open, via: &mut Via, backend: &Backend) 
         let idle = backend.options.idle_timeout;
         pump.set_udp(udp::End::provider(idle, Arc::clone(metrics)));
     }
+    pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
     pump
 }
 
@@ -125,13 +119,12 @@ async fn carry(
     pump: &mut Pump,
     open: &Open,
     backend: &Backend,
-    legs: &mut mpsc::Receiver<Box<Arrival>>,
+    legs: &Arrivals,
     path: &mut Path,
 ) {
     let time = terminator.limits.dial_time;
     // Given back when it is done: the flow may live for days.
     let mut dialling = Some(Box::pin(reach(&backend.address, open.protocol, time)));
-    let mut more = true;
     loop {
         tokio::select! {
             reached = dialled(&mut dialling) => {
@@ -139,14 +132,7 @@ async fn carry(
                 decide(pump, open, backend, reached, &terminator.metrics);
             }
             event = pump.event() => if event == Event::Over { break },
-            arrival = legs.recv(), if more => match arrival {
-                Some(arrival) => if offer(pump, arrival.leg, &terminator.metrics).await {
-                    path.routers.note(&arrival.router);
-                    path.drain = arrival.drain;
-                    pump.meter().pass(arrival.passing);
-                },
-                None => more = false,
-            },
+            arrival = legs.next() => Box::pin(offer(pump, arrival, path, &terminator.metrics)).await,
             () = begun(path.drain.as_ref()) => {
                 // Only the initiator can open a leg elsewhere, and it may not have heard of this router's stop.
                 path.drain = None;
@@ -219,13 +205,8 @@ fn say(
 }
 
 /// Legs that came just now are answered as later ones will be.
-async fn turn_away(
-    mut legs: mpsc::Receiver<Box<Arrival>>,
-    finished: Option<Finished>,
-    metrics: &FabricMetrics,
-) {
-    legs.close();
-    while let Ok(arrival) = legs.try_recv() {
+async fn turn_away(legs: &Arrivals, finished: Option<Finished>, metrics: &FabricMetrics) {
+    for arrival in legs.close() {
         let code = finished.map_or(GoneCode::Unknown, |finished| finished.code);
         gone(arrival.leg, code, metrics).await;
     }
@@ -259,9 +240,15 @@ async fn begun(drain: Option<&Drain>) {
     }
 }
 
-/// Attaches a later leg, or says on it why not. Returns whether it is the flow's leg now.
-async fn offer(pump: &mut Pump, leg: IncomingLeg, metrics: &FabricMetrics) -> bool {
+/// Attaches a later leg, or says on it why not.
+async fn offer(pump: &mut Pump, arrival: Box<Arrival>, path: &mut Path, metrics: &FabricMetrics) {
     let now = Instant::now();
+    let Arrival {
+        leg,
+        router,
+        drain,
+        passing,
+    } = *arrival;
     let (generation, attached) = match &leg.header {
         Header::Open(open) => (open.generation, pump.flow_mut().attach_open(open, now)),
         Header::Resume(resume) => (resume.generation, pump.flow_mut().attach(resume, now)),
@@ -269,11 +256,10 @@ async fn offer(pump: &mut Pump, leg: IncomingLeg, metrics: &FabricMetrics) -> bo
     match attached {
         Ok(()) => {
             pump.attach(Leg::new(generation, leg.send, leg.recv, leg.decoder));
-            true
+            path.routers.note(&router);
+            path.drain = drain;
+            pump.meter().pass(passing);
         }
-        Err(code) => {
-            gone(leg, code, metrics).await;
-            false
-        }
+        Err(code) => gone(leg, code, metrics).await,
     }
 }

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use keel_certs::{NodeName, Subject};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Backend;
-use super::serve::{self, Arrival, Start};
+use super::arrivals::{Arrival, Arrivals, Turned};
+use super::serve::{self, Start};
 use crate::flow::{Finished, FlowLimits};
 use crate::leg::{Header, IncomingLeg};
 use crate::limits::ProviderLimits;
@@ -21,8 +22,6 @@ use crate::metrics::{CodeLabels, FabricMetrics, RoleLabels, Side};
 use crate::pace::{Limit, Paces};
 use crate::wire::{FlowId, Frame, Generation, GoneCode, Open, RefuseCode, ResetCode};
 
-/// Legs that wait for one flow.
-const LEGS: usize = 4;
 /// Time for the last frames of flows that are cut to leave, before their connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -47,7 +46,7 @@ pub(crate) struct Terminator {
 
 #[derive(Debug, Default)]
 struct Table {
-    live: HashMap<Key, mpsc::Sender<Box<Arrival>>>,
+    live: HashMap<Key, Arc<Arrivals>>,
     finished: HashMap<Key, Finished>,
     /// The finished ones in the order in which they ended.
     order: VecDeque<(Instant, Key)>,
@@ -56,10 +55,10 @@ struct Table {
 /// What the table says of a flow that a leg asks for.
 #[derive(Debug)]
 enum Found {
-    Live(mpsc::Sender<Box<Arrival>>),
+    Live(Arc<Arrivals>),
     Finished(GoneCode),
     /// It was entered just now; legs for it come here.
-    New(Backend, mpsc::Receiver<Box<Arrival>>),
+    New(Backend, Arc<Arrivals>),
     Refused(RefuseCode, String),
     Unknown,
 }
@@ -141,17 +140,20 @@ impl Terminator {
                     drain: via.drain,
                     passing: via.passing,
                 });
-                if let Err(error) = live.try_send(arrival) {
+                if let Err((arrival, why)) = live.push(arrival, self.limits.waiting_legs) {
                     // The flow is just ending, or its initiator floods it with legs: it may come back.
-                    error.into_inner().leg.cut(ResetCode::LegLost);
+                    arrival.leg.cut(ResetCode::LegLost);
+                    if why == Turned::Full {
+                        self.metrics.hit("waiting_legs");
+                    }
                 }
             }
-            (Found::New(backend, queue), Some(open)) => {
+            (Found::New(backend, legs), Some(open)) => {
                 self.start(Box::new(Start {
                     key,
                     open,
                     leg,
-                    legs: queue,
+                    legs,
                     via,
                     backend,
                 }));
@@ -192,9 +194,9 @@ impl Terminator {
         };
         match self.admit(open, &key.0, backend, table.live.len()) {
             Ok(backend) => {
-                let (legs, queue) = mpsc::channel(LEGS);
-                table.live.insert(key.clone(), legs);
-                Found::New(backend, queue)
+                let legs = Arc::<Arrivals>::default();
+                table.live.insert(key.clone(), Arc::clone(&legs));
+                Found::New(backend, legs)
             }
             Err((code, text)) => Found::Refused(code, text),
         }

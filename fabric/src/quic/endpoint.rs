@@ -20,8 +20,6 @@ use super::{ListenAddr, Profile, QuicKeys, Windows, socket, transport};
 
 /// Handshakes that wait at once; more are ignored.
 const MAX_INCOMING: usize = 1024;
-/// Bytes buffered for handshakes that wait.
-const INCOMING_BUFFER: u64 = 8 << 20;
 
 /// A QUIC endpoint over one IPv4 socket, one IPv6-only socket, or both.
 ///
@@ -298,7 +296,7 @@ fn server_configs(
     let mut network = ServerConfig::new(Arc::new(crypto), keys.token_key());
     network
         .max_incoming(MAX_INCOMING)
-        .incoming_buffer_size_total(INCOMING_BUFFER)
+        .incoming_buffer_size_total(windows.incoming())
         .transport_config(profile.transport(false, windows));
     let mut loopback = network.clone();
     loopback.transport_config(profile.transport(true, windows));

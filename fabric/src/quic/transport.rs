@@ -10,7 +10,7 @@ use std::time::Duration;
 use quinn::congestion::CubicConfig;
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use crate::limits::Limits;
+use crate::limits::{Limits, WindowLimits};
 
 /// Segments that the driver hands to one send; the product with the packet size must fit into one UDP datagram.
 const SEGMENTS: u16 = 10;
@@ -47,6 +47,8 @@ pub enum Profile {
 pub struct Windows {
     stream: u32,
     connection: u32,
+    /// Bytes that wait with handshakes; 0 for the default.
+    incoming: u64,
 }
 
 impl Windows {
@@ -57,12 +59,22 @@ impl Windows {
         let stream = most.saturating_add(64 * KIB);
         let usual = Self {
             stream: 4 * MIB + 64 * KIB,
-            connection: 0,
+            ..Self::default()
         };
         Self {
             // A profile's own window is enough for the usual flow, or small on purpose.
             stream: if stream > usual.stream { stream } else { 0 },
             connection: limits.windows.connection,
+            incoming: limits.windows.incoming,
+        }
+    }
+
+    /// Bytes of packets that may wait with handshakes.
+    pub(super) fn incoming(self) -> u64 {
+        if self.incoming > 0 {
+            self.incoming
+        } else {
+            WindowLimits::default().incoming
         }
     }
 

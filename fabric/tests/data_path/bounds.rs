@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use keel_fabric::consumer::{FlowOptions, OpenError, Target};
+use keel_fabric::consumer::{OpenError, Target};
 use keel_fabric::limits::KEYS;
 use keel_fabric::link::ALPN;
 use keel_fabric::metrics::{EndLabels, Side};
@@ -20,11 +20,11 @@ use crate::admission::connect;
 use crate::backend::{Backend, Deaf};
 use crate::headers;
 use crate::limits::{cut, hits, silent};
-use crate::publications::Puppet;
+use crate::publications::Alone;
 use crate::world::{RunningRouter, World, end, publication, soon, target};
 
 /// Waits until a limit was hit, and for a moment longer: nothing else may be.
-async fn only(world: &World, name: &'static str, times: u64) {
+pub(crate) async fn only(world: &World, name: &'static str, times: u64) {
     let hit = async {
         while !hits(world).contains(&(name, times)) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -168,7 +168,7 @@ fn open(target: &Target, rest: usize) -> Open {
     }
 }
 
-fn bytes(frame: &Frame) -> Bytes {
+pub(crate) fn bytes(frame: &Frame) -> Bytes {
     let mut out = BytesMut::new();
     frame.encode(&mut out);
     out.freeze()
@@ -294,20 +294,9 @@ async fn resumes_at_a_provider() {
     let mut world = World::new();
     world.provider_limits.resumes_per_second = 1;
     world.provider_limits.resumes_burst = 1;
-    let puppet = Puppet::new(&world);
-    let backend = Backend::echo().await;
-    let live = world.fabric.pod("b", "default", "p");
-    let list = vec![publication("echo.default", 80, backend.addr)];
-    let links = world.links(&live);
-    let _provider = world.provider_over(links, &live, vec![puppet.peer()], list);
-    let (connection, _control, _answers) = puppet.accept().await;
-    let target = Target {
-        service: "echo.default".parse().unwrap(),
-        port: 80,
-        provider: live.identity().subject,
-        router: puppet.peer(),
-        options: FlowOptions::default(),
-    };
+    let alone = Alone::new(&mut world).await;
+    let connection = alone.connection.clone();
+    let target = alone.target.clone();
     let answers = soon(two_resumes(&connection, &target)).await;
     assert_eq!(answers, [Ok(UNKNOWN), Err(ResetCode::Limit)]);
     only(&world, "resumes", 1).await;
@@ -386,13 +375,8 @@ async fn remembered_flows() {
 async fn headers_at_a_provider() {
     let mut world = World::new();
     world.provider_limits.headers = 1;
-    let puppet = Puppet::new(&world);
-    let backend = Backend::echo().await;
-    let live = world.fabric.pod("b", "default", "p");
-    let list = vec![publication("echo.default", 80, backend.addr)];
-    let links = world.links(&live);
-    let _provider = world.provider_over(links, &live, vec![puppet.peer()], list);
-    let (connection, _control, _answers) = puppet.accept().await;
+    let alone = Alone::new(&mut world).await;
+    let connection = alone.connection.clone();
     let _first = silent(&connection).await;
     let (_send, mut second) = silent(&connection).await;
     assert_eq!(cut(&mut second).await, ResetCode::Limit);

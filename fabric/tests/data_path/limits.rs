@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use keel_fabric::EndReason;
-use keel_fabric::consumer::{FlowOptions, OpenError, Target};
+use keel_fabric::consumer::OpenError;
 use keel_fabric::limits::KEYS;
 use keel_fabric::metrics::LimitLabels;
 use keel_fabric::quic::{Connection, ReadError, RecvStream, SendStream};
@@ -15,9 +15,10 @@ use tokio::task::JoinSet;
 
 use crate::admission::connect;
 use crate::backend::{Backend, Deaf};
+use crate::bounds::{bytes, only};
 use crate::headers;
-use crate::publications::Puppet;
-use crate::world::{World, end, publication, soon, target};
+use crate::publications::Alone;
+use crate::world::{World, end, soon, target};
 
 /// The limits that were hit, and how often.
 pub(crate) fn hits(world: &World) -> Vec<(&'static str, u64)> {
@@ -178,20 +179,9 @@ pub(crate) async fn answer(
 #[tokio::test]
 async fn a_provider_takes_only_what_is_for_it_and_from_whom_it_is() {
     let mut world = World::new();
-    let puppet = Puppet::new(&world);
-    let backend = Backend::echo().await;
-    let live = world.fabric.pod("b", "default", "p");
-    let list = vec![publication("echo.default", 80, backend.addr)];
-    let links = world.links(&live);
-    let _provider = world.provider_over(links, &live, vec![puppet.peer()], list);
-    let (connection, _control, _answers) = puppet.accept().await;
-    let us = Target {
-        service: "echo.default".parse().unwrap(),
-        port: 80,
-        provider: live.identity().subject,
-        router: puppet.peer(),
-        options: FlowOptions::default(),
-    };
+    let alone = Alone::new(&mut world).await;
+    let connection = alone.connection.clone();
+    let us = alone.target.clone();
     let open = Open {
         hops: 1,
         from: Some("/node/a".parse().unwrap()),
@@ -230,4 +220,36 @@ async fn a_provider_takes_only_what_is_for_it_and_from_whom_it_is() {
     );
     let (frame, _) = answer(&connection, resume("/node/a")).await;
     assert!(matches!(frame, Frame::Resumed { .. }), "{frame:?}");
+}
+
+#[tokio::test]
+async fn waiting_legs() {
+    let mut world = World::new();
+    world.provider_limits.waiting_legs = 1;
+    let alone = Alone::new(&mut world).await;
+    let connection = alone.connection.clone();
+    let target = alone.target.clone();
+    let from = Some("/node/a".parse().unwrap());
+    let open = Open {
+        from: from.clone(),
+        ..headers::open(&target)
+    };
+    let (mut first, mut accepted) = connection.open_bi().await.unwrap();
+    let header = bytes(&Frame::Open(Box::new(open.clone())));
+    first.write_all(&header).await.unwrap();
+    soon(accepted.read_chunk(100)).await.unwrap().unwrap();
+    let resume = Resume {
+        from,
+        ..headers::resume(&open)
+    };
+    let header = bytes(&Frame::Resume(Box::new(resume)));
+    // They come with one packet: the flow has not taken the one when the other is looked at.
+    let mut legs = Vec::new();
+    for _ in 0..2 {
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        send.write_all(&header).await.unwrap();
+        legs.push((send, recv));
+    }
+    assert_eq!(cut(&mut legs[1].1).await, ResetCode::LegLost);
+    only(&world, "waiting_legs", 1).await;
 }

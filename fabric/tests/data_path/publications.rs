@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use keel_certs::{Clients, LiveIdentity};
+use keel_fabric::consumer::{FlowOptions, Target};
 use keel_fabric::limits::LinkLimits;
 use keel_fabric::link::{ALPN, Links, RouterPeer};
 use keel_fabric::provider::PublishOutcome;
@@ -19,7 +20,7 @@ use keel_fabric::wire::{
 
 use crate::admission::connect;
 use crate::backend::Backend;
-use crate::world::{RunningRouter, World, publication, soon};
+use crate::world::{RunningProvider, RunningRouter, World, publication, soon};
 
 /// A router of node `r` that does what the test says.
 pub(crate) struct Puppet {
@@ -64,6 +65,43 @@ impl Puppet {
             if let Ok((send, recv)) = soon(connection.accept_bi()).await {
                 return (connection, send, recv);
             }
+        }
+    }
+}
+
+/// A provider of an echoing backend whose only router is the test itself.
+pub(crate) struct Alone {
+    pub(crate) connection: Connection,
+    /// The service as a consumer at that router names it.
+    pub(crate) target: Target,
+    _control: (SendStream, RecvStream),
+    _provider: RunningProvider,
+    _backend: Backend,
+    _puppet: Puppet,
+}
+
+impl Alone {
+    pub(crate) async fn new(world: &mut World) -> Self {
+        let puppet = Puppet::new(world);
+        let backend = Backend::echo().await;
+        let live = world.fabric.pod("b", "default", "p");
+        let list = vec![publication("echo.default", 80, backend.addr)];
+        let links = world.links(&live);
+        let provider = world.provider_over(links, &live, vec![puppet.peer()], list);
+        let (connection, send, recv) = puppet.accept().await;
+        Self {
+            connection,
+            target: Target {
+                service: "echo.default".parse().unwrap(),
+                port: 80,
+                provider: live.identity().subject,
+                router: puppet.peer(),
+                options: FlowOptions::default(),
+            },
+            _control: (send, recv),
+            _provider: provider,
+            _backend: backend,
+            _puppet: puppet,
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::backend::{Backend, nobody, noise};
+use crate::relay::Relay;
 use crate::world::{World, end, soon, target};
 
 pub(crate) fn reset(socket: TcpStream) {
@@ -48,10 +49,8 @@ async fn a_reset_of_the_client_reaches_the_backend() {
     let (all, error) = soon(kinds.recv()).await.unwrap();
     assert_eq!(error, Err(ErrorKind::ConnectionReset));
     assert_eq!(all, b"some bytes");
-    assert!(match end(&mut tasks).await {
-        Ok(end) => end.reason == EndReason::Aborted(AbortCode::Reset),
-        Err(error) => matches!(error, OpenError::ClientGone),
-    });
+    let end = end(&mut tasks).await.unwrap();
+    assert_eq!(end.reason, EndReason::Aborted(AbortCode::Reset));
 }
 
 #[tokio::test]
@@ -75,15 +74,40 @@ async fn a_reset_of_the_backend_reaches_the_client_behind_its_bytes() {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         // The reset drops what the backend's kernel had not sent yet, as it does without us; what came is in order.
         assert!(noise(3, len).starts_with(&all));
-        // A backend may be gone before its answer was looked at.
-        match end(&mut tasks).await {
-            Ok(end) => assert_eq!(end.reason, EndReason::Aborted(AbortCode::BackendReset)),
-            Err(error) => assert!(
-                matches!(error, OpenError::Cut(AbortCode::BackendReset)),
-                "{error}"
-            ),
-        }
+        let end = end(&mut tasks).await.unwrap();
+        assert_eq!(end.reason, EndReason::Aborted(AbortCode::BackendReset));
     }
+}
+
+#[tokio::test]
+async fn a_flow_that_was_taken_is_opened_even_if_it_is_over_when_that_is_heard() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let relay = Relay::to(&router).await;
+    let (was_reset, mut at_backend) = mpsc::channel(1);
+    let backend = Backend::new(move |socket| {
+        reset(socket);
+        let was_reset = was_reset.clone();
+        async move { was_reset.send(()).await.unwrap() }
+    })
+    .await;
+    let (_provider, mut target) = world.echo(&router, backend.addr).await;
+    target.router = relay.peer.clone();
+    let consumer = world.consumer();
+    soon(consumer.links.link(&target.router)).await.unwrap();
+    relay.pass(true, false);
+    let mut tasks = JoinSet::new();
+    let mut client = consumer.connect(&mut tasks, &target).await;
+    soon(at_backend.recv()).await.unwrap();
+    // The provider, on this thread, says both: that it took the flow, and that it is cut.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    relay.pass(true, true);
+    let error = soon(client.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let end = end(&mut tasks).await.unwrap();
+    assert_eq!(end.reason, EndReason::Aborted(AbortCode::BackendReset));
 }
 
 #[tokio::test]

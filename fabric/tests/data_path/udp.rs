@@ -96,7 +96,7 @@ pub(crate) async fn map(consumer: &Consumer, target: &Target) -> Mapped {
                 address,
             };
             let service = (target.service.clone(), target.port);
-            let mut flow = ConsumerFlow::udp(client, service, config.clone());
+            let mut flow = Box::new(ConsumerFlow::udp(client, service, config.clone()));
             let (links, target, said) = (links.clone(), target.clone(), said.clone());
             associations.spawn(async move {
                 let end = match flow.open(&links, &target).await {

@@ -349,7 +349,7 @@ impl Consumer {
     ) -> TcpStream {
         let (client, accepted) = socket_pair().await;
         let service = (target.service.clone(), target.port);
-        let mut flow = ConsumerFlow::new(accepted, service, self.config.clone());
+        let mut flow = Box::new(ConsumerFlow::new(accepted, service, self.config.clone()));
         let (links, target) = (self.links.clone(), target.clone());
         tasks.spawn(async move {
             match flow.open(&links, &target).await {
@@ -374,11 +374,11 @@ impl Consumer {
         client
     }
 
-    pub(crate) async fn flow(&self) -> (TcpStream, ConsumerFlow) {
+    pub(crate) async fn flow(&self) -> (TcpStream, Box<ConsumerFlow>) {
         let (client, accepted) = socket_pair().await;
         let service = ("mysql.default".parse().unwrap(), 3306);
         let flow = ConsumerFlow::new(accepted, service, self.config.clone());
-        (client, flow)
+        (client, Box::new(flow))
     }
 }
 

@@ -301,14 +301,15 @@ async fn no_connection_fails_while_one_provider_works() {
         failures.extend(ended.unwrap());
     }
     println!("withdrawn {withdrawn}, killed {killed}, backend closed {closed}; served {counts:?}");
-    // What was opened at a provider that was killed before the banner came through had one, and is reset after the window.
+    // What was opened at a provider that was killed before the banner came through had one, and is reset after the window;
+    // and whom the kernel had let in at a door that closes is reset by it, as without us.
     let unserved = consumer
         .metric("keel_sidecar_connections_unserved_total")
         .await;
     println!("{unserved} unserved, reset later: {failures:?}");
     assert_eq!(unserved, 0, "seed {seed}: {failures:?}");
     assert!(
-        failures.len() <= killed * CLIENTS,
+        failures.len() <= (killed + closed) * CLIENTS,
         "seed {seed}: {failures:?}"
     );
     assert!(withdrawn + killed + closed > 3, "hardly anything happened");
