@@ -241,6 +241,61 @@ fn check<T: Typed>(object: &Value) -> Vec<FieldError> {
     }
 }
 
+/// How a kind that is kept is called and where its objects are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KindNames {
+    /// API group; empty for Kubernetes' core group.
+    pub group: &'static str,
+    /// Version of the group.
+    pub version: &'static str,
+    /// `Router`.
+    pub kind: &'static str,
+    /// `routers`.
+    pub plural: &'static str,
+    /// `router`.
+    pub singular: &'static str,
+    /// `rt`.
+    pub short: &'static [&'static str],
+    /// Whether its objects are in namespaces.
+    pub is_namespaced: bool,
+}
+
+impl KindNames {
+    /// `apiVersion` of its objects.
+    #[must_use]
+    pub fn api_version(&self) -> String {
+        match self.group {
+            "" => self.version.to_owned(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
+    /// Path of its objects: of one namespace, or of all of them.
+    #[must_use]
+    pub fn path(&self, namespace: Option<&str>) -> String {
+        let root = if self.group.is_empty() { "api" } else { "apis" };
+        let place = match namespace.filter(|_| self.is_namespaced) {
+            Some(namespace) => format!("namespaces/{namespace}/"),
+            None => String::new(),
+        };
+        format!("/{root}/{}/{place}{}", self.api_version(), self.plural)
+    }
+}
+
+/// The kinds that are kept.
+pub fn kept_kinds() -> impl Iterator<Item = KindNames> {
+    let kept = KINDS.iter().map(|kind| &kind.about);
+    kept.filter(|about| about.is_stored).map(|about| KindNames {
+        group: about.group,
+        version: about.version,
+        kind: about.kind,
+        plural: about.plural,
+        singular: about.singular,
+        short: about.short_names,
+        is_namespaced: about.is_namespaced(),
+    })
+}
+
 /// The kind of that plural in a group and version.
 pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| {

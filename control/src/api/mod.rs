@@ -19,6 +19,7 @@ mod validate;
 
 pub use answer::{Cause, Reason, Status};
 pub use frpserver::{ActiveConnection, FrpServer, FrpServerStatus};
+pub use kind::{KindNames, kept_kinds};
 pub use meta::{ObjectMeta, Revision, Time};
 pub(crate) use options::options;
 pub use router::{
@@ -26,7 +27,8 @@ pub use router::{
     WebServer,
 };
 pub use state::{
-    ActiveService, ClientStatus, Condition, ProviderStatus, RouterStatus, ServiceStatus, Source,
+    ActiveService, ClientStatus, Condition, ProviderStatus, RouterStatus, SYNCED, ServiceStatus,
+    Source,
 };
 
 /// The API group of the resources.

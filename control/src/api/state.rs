@@ -13,6 +13,9 @@ use serde_json::{Map, Value};
 
 use super::meta::{Revision, Time};
 
+/// The condition of a Router of another node that says whether what is held here of it may be old. Written here, by the node's Syncer.
+pub const SYNCED: &str = "Synced";
+
 /// What is known about the router of a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// Exponential backoff with full jitter: each wait is random between nothing and a bound that doubles, so that many clients of one
 /// server do not come back together.
 #[derive(Clone, Debug)]
@@ -39,9 +41,14 @@ impl Backoff {
 
     /// How long to wait after one more failure.
     pub fn failed(&mut self) -> Duration {
+        self.failed_by(rand::random())
+    }
+
+    /// As [`failed`](Self::failed), with `jitter` from 0 to 1 as the random share of the bound.
+    pub(crate) fn failed_by(&mut self, jitter: f64) -> Duration {
         let bound = self.bound();
         self.failures = self.failures.saturating_add(1);
-        bound.mul_f64(rand::random::<f64>())
+        bound.mul_f64(jitter)
     }
 
     fn bound(&self) -> Duration {
@@ -52,9 +59,43 @@ impl Backoff {
     }
 }
 
+/// A time in which nobody waits long, because what was away seems to be back: every attempt within it is made after a random share
+/// of `spread` at the latest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hurry {
+    /// Over how long attempts are spread.
+    pub spread: Duration,
+    /// When everybody waits as usual again.
+    pub until: Instant,
+}
+
+impl Hurry {
+    /// What is left at `now` of a wait of `left`; `jitter` is a random share from 0 to 1.
+    pub(crate) fn shorten(&self, left: Duration, now: Instant, jitter: f64) -> Duration {
+        if now < self.until {
+            left.min(self.spread.mul_f64(jitter))
+        } else {
+            left
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hurry_only_shortens_and_ends() {
+        let now = Instant::now();
+        let hurry = Hurry {
+            spread: Duration::from_secs(4),
+            until: now + Duration::from_secs(10),
+        };
+        let (long, short) = (Duration::from_secs(60), Duration::from_millis(10));
+        assert_eq!(hurry.shorten(long, now, 0.5), Duration::from_secs(2));
+        assert_eq!(hurry.shorten(short, now, 0.5), short);
+        assert_eq!(hurry.shorten(long, hurry.until, 0.5), long);
+    }
 
     #[test]
     fn waits_grow_to_the_cap_and_start_again_after_success() {

@@ -4,12 +4,13 @@ mod backoff;
 mod connection;
 mod error;
 mod lines;
+pub(crate) mod pace;
 mod post;
 mod routers;
 #[cfg(test)]
 mod tests;
 mod watch;
-mod watcher;
+pub(crate) mod watcher;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,16 +20,17 @@ use http::{Method, Uri, header};
 use keel_certs::{LiveIdentity, NodeName};
 use keel_fabric::quic::{BindError, Endpoint, HostPort, Profile};
 use tokio::sync::Mutex;
+use tokio::sync::watch::Receiver;
 
 use crate::http::Body;
 use crate::transport::ALPN_H3;
 use connection::{Connection, Failed};
 
-pub use backoff::Backoff;
+pub use backoff::{Backoff, Hurry};
 pub use error::{Class, ClientError};
 pub use post::post;
 pub use routers::RouterList;
-pub use watch::{WatchEvent, WatchFrom, WatchStream};
+pub use watch::{WatchEvent, WatchFrom, WatchStream, Watched};
 
 /// Which server a [`Client`] talks to, and as whom.
 #[derive(Clone, Debug)]
@@ -48,6 +50,8 @@ pub struct ClientConfig {
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
+    /// When its watches need not wait for long.
+    hurry: Option<Receiver<Option<Hurry>>>,
 }
 
 struct Shared {
@@ -83,7 +87,17 @@ impl Client {
                 endpoint,
                 connection: Mutex::new(None),
             }),
+            hurry: None,
         })
+    }
+
+    /// The same client, whose watches come back sooner whenever there is a hurry.
+    #[must_use]
+    pub fn hurried_by(self, hurry: Receiver<Option<Hurry>>) -> Self {
+        Self {
+            hurry: Some(hurry),
+            ..self
+        }
     }
 
     /// Where the APIServer is.

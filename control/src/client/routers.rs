@@ -10,10 +10,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{Client, ClientError};
+use super::pace::Pace;
+use super::watch::EVENTS_AT_ONCE;
+use super::{Client, ClientError, Watched};
+use crate::api::kind::Typed as _;
 use crate::api::{
-    API_VERSION, GROUP, KIND, MAX_OBJECT, ObjectMeta, PLURAL, Revision, Router, RouterStatus,
-    VERSION,
+    API_VERSION, FrpServer, FrpServerStatus, GROUP, KIND, MAX_OBJECT, ObjectMeta, PLURAL, Revision,
+    Router, RouterStatus, VERSION,
 };
 use crate::http::{Body, read};
 
@@ -36,35 +39,54 @@ pub struct RouterList {
 /// Which Routers a list or a watch is about, and how much of them is taken.
 #[derive(Clone, Debug)]
 pub(super) struct Selection {
-    /// Only the Router of this name.
-    pub(super) name: Option<NodeName>,
+    /// Path of the collection.
+    pub(super) collection: String,
+    /// Only the object of this name.
+    pub(super) name: Option<String>,
     /// Largest list, in bytes.
     pub(super) max_list: usize,
     /// Largest event of a watch, in bytes.
     pub(super) max_event: usize,
+    /// How fast events are read, if there is a bound.
+    pub(super) pace: Option<Pace>,
 }
 
 impl Selection {
     /// All Routers.
     pub(super) fn all() -> Self {
         Self {
+            collection: collection(),
             name: None,
             max_list: MAX_LIST,
             max_event: MAX_OBJECT + ENVELOPE,
+            pace: None,
         }
     }
 
     /// One Router, and no more memory than one may need.
     pub(super) fn one(name: NodeName) -> Self {
         Self {
-            name: Some(name),
+            collection: collection(),
+            name: Some(name.to_string()),
             max_list: MAX_OBJECT + ENVELOPE,
             max_event: MAX_OBJECT + ENVELOPE,
+            pace: Some(Pace::new(EVENTS_AT_ONCE)),
+        }
+    }
+
+    /// One FRPServer.
+    pub(super) fn frpserver(name: &str) -> Self {
+        Self {
+            collection: frpservers(),
+            name: Some(name.to_owned()),
+            max_list: MAX_OBJECT + ENVELOPE,
+            max_event: MAX_OBJECT + ENVELOPE,
+            pace: None,
         }
     }
 
     fn query(&self) -> String {
-        // A node name consists of letters, digits, dots and hyphens: nothing to escape.
+        // The names that are asked for consist of letters, digits, dots and hyphens: nothing to escape.
         self.name
             .as_ref()
             .map(|name| format!("&fieldSelector=metadata.name%3D{name}"))
@@ -86,7 +108,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`]
     pub async fn list_routers(&self) -> Result<RouterList, ClientError> {
-        self.list(&Selection::all()).await
+        let (routers, revision) = self.list(&Selection::all()).await?;
+        Ok(RouterList { routers, revision })
     }
 
     /// Creates a Router.
@@ -194,6 +217,24 @@ impl Client {
             .map(drop)
     }
 
+    /// Replaces the status of an FRPServer.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`is_not_found`](ClientError::is_not_found) if there is none of this name.
+    pub async fn apply_frpserver_status(
+        &self,
+        name: &str,
+        status: &FrpServerStatus,
+    ) -> Result<(), ClientError> {
+        let about = &FrpServer::ABOUT;
+        let body = json!({
+            "apiVersion": about.api_version(), "kind": about.kind, "metadata": {"name": name}, "status": status,
+        });
+        let path = format!("{}/{name}/status", frpservers());
+        let body = Some(("application/json", Bytes::from(body.to_string())));
+        self.call::<Value>(Method::PUT, &path, body).await.map(drop)
+    }
+
     /// A call whose answer is one JSON object.
     async fn call<T: DeserializeOwned>(
         &self,
@@ -258,7 +299,11 @@ impl Client {
         }
     }
 
-    pub(super) async fn list(&self, selection: &Selection) -> Result<RouterList, ClientError> {
+    /// The objects, those that cannot be read left out, and the revision that they are of.
+    pub(super) async fn list<T: Watched>(
+        &self,
+        selection: &Selection,
+    ) -> Result<(Vec<T>, Revision), ClientError> {
         #[derive(Deserialize)]
         struct List {
             #[serde(default)]
@@ -267,7 +312,11 @@ impl Client {
             items: Vec<Value>,
         }
         // Without a limit or a continue token the answer is one snapshot.
-        let path = format!("{}?resourceVersion={}", collection(), selection.query());
+        let path = format!(
+            "{}?resourceVersion={}",
+            selection.collection,
+            selection.query()
+        );
         let request = http::Request::get(path)
             .header(header::ACCEPT, "application/json")
             .body(Bytes::new())
@@ -277,14 +326,9 @@ impl Client {
         let revision = list.metadata.resource_version.ok_or_else(|| {
             ClientError::Answer("the list has no metadata.resourceVersion".to_owned())
         })?;
-        Ok(RouterList {
-            routers: list
-                .items
-                .into_iter()
-                .filter_map(|item| router(item).ok())
-                .collect(),
-            revision,
-        })
+        let items = list.items.into_iter();
+        let objects = items.filter_map(|item| T::read(item).ok()).collect();
+        Ok((objects, revision))
     }
 
     /// Opens a watch behind `after`: whole lines of JSON as they happen.
@@ -295,7 +339,7 @@ impl Client {
     ) -> Result<Body, ClientError> {
         let path = format!(
             "{}?watch=1&allowWatchBookmarks=true&resourceVersion={after}{}",
-            collection(),
+            selection.collection,
             selection.query()
         );
         let request = http::Request::get(path)
@@ -308,6 +352,11 @@ impl Client {
 
 fn collection() -> String {
     format!("/apis/{GROUP}/{VERSION}/{PLURAL}")
+}
+
+fn frpservers() -> String {
+    let about = &FrpServer::ABOUT;
+    format!("/apis/{}/{}", about.api_version(), about.plural)
 }
 
 fn path(name: &NodeName) -> String {

@@ -5,16 +5,34 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use keel_certs::NodeName;
-use tokio::time::timeout;
+use serde::Deserialize as _;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
 
+use super::backoff::Hurry;
 use super::lines::{LineError, Lines};
-use super::routers::Selection;
+use super::pace::Pace;
+use super::routers::{Selection, router};
 use super::watcher::{Step, Watcher};
 use super::{Backoff, Client, ClientError};
-use crate::api::{Revision, Router};
+use crate::api::{FrpServer, ObjectMeta, Revision, Router};
 
 /// Bookmarks come every 10 s; a server that is silent for longer than this has lost us.
 const SILENCE: Duration = Duration::from_secs(35);
+
+/// What a byte of a paced watch costs: 1 MiB of events a second.
+const EVENT_BYTE: Duration = Duration::from_nanos(954);
+/// What an event costs at least, in bytes: 1,024 events a second.
+const SMALL_EVENT: usize = 1024;
+/// A timer is a millisecond coarse: a shorter debt than this waits for more.
+const WORTH_SLEEPING: Duration = Duration::from_millis(20);
+/// What may come at once: the missed events of a long cut.
+pub(super) const EVENTS_AT_ONCE: Duration = Duration::from_secs(8);
+
+fn saturating(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
 
 /// Where a watch starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,18 +49,18 @@ pub enum WatchFrom {
     clippy::large_enum_variant,
     reason = "nearly every event is the large one, and each is looked at once"
 )]
-pub enum WatchEvent {
+pub enum WatchEvent<T: Watched = Router> {
     /// The whole state: what is not in it is gone. Comes first, and again whenever the server cannot go on from where we were.
     Snapshot {
-        /// All Routers of the watch.
-        routers: Vec<Router>,
+        /// All objects of the watch.
+        routers: Vec<T>,
         /// The revision that they are of.
         revision: Revision,
     },
-    /// A Router is new or has changed.
-    Applied(Router),
-    /// A Router is gone.
-    Deleted(NodeName),
+    /// An object is new or has changed.
+    Applied(T),
+    /// An object is gone.
+    Deleted(T::Name),
     /// Everything up to this revision was seen.
     Synced(Revision),
     /// Nothing comes at the moment, for this reason; the watch goes on by itself, and nothing is lost.
@@ -50,7 +68,60 @@ pub enum WatchEvent {
 }
 
 /// The events of a watch; never ends. Dropping it cancels the watch at the server.
-pub type WatchStream = BoxStream<'static, WatchEvent>;
+pub type WatchStream<T = Router> = BoxStream<'static, WatchEvent<T>>;
+
+/// What can be watched.
+pub trait Watched: Sized + Send + 'static {
+    /// What tells one from another.
+    type Name: Send;
+
+    /// Reads an object as the server sends it.
+    ///
+    /// # Errors
+    /// [`ClientError::Answer`] if it is none.
+    fn read(value: Value) -> Result<Self, ClientError>;
+
+    /// The name of an object that is gone; none if it is no name.
+    fn name(meta: &ObjectMeta) -> Option<Self::Name>;
+}
+
+impl Watched for Router {
+    type Name = NodeName;
+
+    fn read(value: Value) -> Result<Self, ClientError> {
+        router(value)
+    }
+
+    fn name(meta: &ObjectMeta) -> Option<NodeName> {
+        NodeName::new(&meta.name).ok()
+    }
+}
+
+impl Watched for FrpServer {
+    type Name = String;
+
+    fn read(value: Value) -> Result<Self, ClientError> {
+        Self::deserialize(value)
+            .map_err(|error| ClientError::Answer(format!("an FRPServer cannot be read: {error}")))
+    }
+
+    fn name(meta: &ObjectMeta) -> Option<String> {
+        Some(meta.name.clone())
+    }
+}
+
+/// Any object, unread.
+impl Watched for Value {
+    type Name = ObjectMeta;
+
+    fn read(value: Value) -> Result<Self, ClientError> {
+        Ok(value)
+    }
+
+    fn name(meta: &ObjectMeta) -> Option<ObjectMeta> {
+        Some(meta.clone())
+    }
+}
 
 impl Client {
     /// Follows all Routers.
@@ -59,28 +130,48 @@ impl Client {
         self.watch(Selection::all(), from)
     }
 
-    /// Follows one Router; the server sends nothing else, and more than 1 MiB of it is not taken.
+    /// Follows one Router; the server sends nothing else, and more than 1 MiB of it is not taken. Events are read at no more than 1 MiB
+    /// and 1,024 of them a second, but for 8 s worth at once: a server that floods is slowed down.
     #[must_use]
     pub fn watch_router(&self, name: NodeName, from: WatchFrom) -> WatchStream {
         self.watch(Selection::one(name), from)
     }
 
-    fn watch(&self, selection: Selection, from: WatchFrom) -> WatchStream {
+    /// Follows the FRPServer of this name.
+    #[must_use]
+    pub fn watch_frpserver(&self, name: &str) -> WatchStream<FrpServer> {
+        let selection = Selection::frpserver(name);
+        self.watch(selection, WatchFrom::Snapshot)
+    }
+
+    /// Follows the objects of a collection, whose path this is, as they are sent.
+    #[must_use]
+    pub fn watch_objects(&self, collection: &str) -> WatchStream<Value> {
+        let selection = Selection {
+            collection: collection.to_owned(),
+            ..Selection::all()
+        };
+        self.watch(selection, WatchFrom::Snapshot)
+    }
+
+    fn watch<T: Watched>(&self, selection: Selection, from: WatchFrom) -> WatchStream<T> {
         let local = self
             .server()
             .addr()
             .is_some_and(|address| address.ip().is_loopback());
+        let backoff = if local {
+            Backoff::local()
+        } else {
+            Backoff::remote()
+        };
         let follow = Follow {
+            hurry: self.hurry.clone(),
             client: self.clone(),
+            pace: selection.pace,
             selection,
-            watcher: Watcher::new(from),
-            backoff: if local {
-                Backoff::local()
-            } else {
-                Backoff::remote()
-            },
+            watcher: Watcher::new(from, backoff),
             open: None,
-            wait: Duration::ZERO,
+            read_at: Instant::now(),
         };
         stream::unfold(follow, |mut follow| async {
             Some((follow.next().await, follow))
@@ -93,13 +184,15 @@ struct Follow {
     client: Client,
     selection: Selection,
     watcher: Watcher,
-    backoff: Backoff,
+    hurry: Option<watch::Receiver<Option<Hurry>>>,
+    pace: Option<Pace>,
     open: Option<Lines>,
-    wait: Duration,
+    /// When the next event may be read.
+    read_at: Instant,
 }
 
 impl Follow {
-    async fn next(&mut self) -> WatchEvent {
+    async fn next<T: Watched>(&mut self) -> WatchEvent<T> {
         loop {
             let stepped = match &mut self.open {
                 Some(_) => self.read().await,
@@ -110,24 +203,45 @@ impl Follow {
                 Ok(None) => {}
                 Err(error) => {
                     self.open = None;
-                    self.watcher.failed(error.class());
-                    self.wait = self.backoff.failed();
+                    self.watcher.failed(error.class(), rand::random());
                     return WatchEvent::Interrupted(error);
                 }
             }
         }
     }
 
-    async fn begin(&mut self) -> Result<Option<WatchEvent>, ClientError> {
-        tokio::time::sleep(std::mem::take(&mut self.wait)).await;
+    /// Waits until the next attempt is due, or a hurry makes it due.
+    async fn rest(&mut self) {
+        let mut due = Instant::now() + self.watcher.wait();
+        loop {
+            if let Some(hurry) = &mut self.hurry
+                && let Some(hurry) = *hurry.borrow_and_update()
+            {
+                let now = Instant::now();
+                let left = due.saturating_duration_since(now);
+                due = now + hurry.shorten(left, now, rand::random());
+            }
+            let hurried = async {
+                match &mut self.hurry {
+                    Some(hurry) => hurry.changed().await.is_ok(),
+                    None => false,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = sleep_until(due) => return,
+                true = hurried => {}
+            }
+        }
+    }
+
+    async fn begin<T: Watched>(&mut self) -> Result<Option<WatchEvent<T>>, ClientError> {
+        self.rest().await;
         match self.watcher.next() {
             Step::List => {
-                let list = self.client.list(&self.selection).await?;
-                self.watcher.listed(list.revision);
-                Ok(Some(WatchEvent::Snapshot {
-                    routers: list.routers,
-                    revision: list.revision,
-                }))
+                let (routers, revision) = self.client.list(&self.selection).await?;
+                self.watcher.listed(revision);
+                Ok(Some(WatchEvent::Snapshot { routers, revision }))
             }
             Step::Watch(after) => {
                 let body = self.client.open_watch(&self.selection, after).await?;
@@ -137,22 +251,26 @@ impl Follow {
         }
     }
 
-    async fn read(&mut self) -> Result<Option<WatchEvent>, ClientError> {
+    async fn read<T: Watched>(&mut self) -> Result<Option<WatchEvent<T>>, ClientError> {
         let Some(lines) = &mut self.open else {
             return Ok(None);
         };
         let server = self.client.server().clone();
+        if self.read_at.saturating_duration_since(Instant::now()) >= WORTH_SLEEPING {
+            sleep_until(self.read_at).await;
+        }
         match timeout(SILENCE, lines.next()).await {
             Ok(Ok(Some(line))) => {
-                let event = self.watcher.line(&line)?;
-                // Only what a watch brings shows that it works: a list and an opened watch alone may go on failing for ever.
-                self.backoff.succeeded();
-                Ok(event)
+                if let Some(pace) = &mut self.pace {
+                    let size = line.len().max(SMALL_EVENT);
+                    self.read_at = pace.take(Instant::now(), EVENT_BYTE * saturating(size));
+                }
+                self.watcher.line(&line)
             }
             // A clean end between two events: the server stops, or has a limit on the length of a watch.
             Ok(Ok(None)) => {
                 self.open = None;
-                self.wait = self.backoff.failed();
+                self.watcher.ended(rand::random());
                 Ok(None)
             }
             // An object that is larger than a server should keep. Watched again from here it would come again, for ever, and

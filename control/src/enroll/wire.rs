@@ -54,7 +54,7 @@ pub struct PeerInfo {
     /// When it was last heard, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_contact: Option<u64>,
-    /// Since when a status of it is known that is not taken over here, in seconds since 1970; none in sync.
+    /// Since when what is held here of it may differ from what it is, in seconds since 1970; none in sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behind_since: Option<u64>,
     /// What goes wrong.
@@ -311,7 +311,7 @@ impl From<&PeerState> for PeerInfo {
             server: state.server.to_string(),
             connected: state.connected,
             last_contact: state.last_contact.map(seconds),
-            behind_since: state.behind_since.map(seconds),
+            behind_since: state.behind(SystemTime::now()).map(seconds),
             error: state.error.clone(),
         }
     }

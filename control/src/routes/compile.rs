@@ -7,7 +7,7 @@ use keel_fabric::provider::Publication;
 use keel_fabric::quic::{HostPort, ListenAddr};
 use keel_fabric::wire::Protocol;
 
-use crate::api::{AdvertisedService, RouterSpec, Transport, options};
+use crate::api::{AdvertisedService, FrpServer, RouterSpec, Transport, options};
 
 /// The port that a router listens on when nobody says otherwise.
 pub const DEFAULT_PORT: u16 = 7000;
@@ -19,6 +19,8 @@ pub struct RouterFlags {
     pub listen: Option<ListenAddr>,
     /// `--advertise`, if it was given.
     pub advertise: Vec<HostPort>,
+    /// `--follow`: the FRPServer whose settings take the place of `spec.frps`.
+    pub follow: Option<String>,
 }
 
 /// What a router has to do.
@@ -32,11 +34,34 @@ pub struct Plan {
     pub backends: Vec<Publication>,
     /// Services that are announced and wait for a provider.
     pub announced: Vec<Announced>,
+    /// The FRPServer that is followed, if one is to be.
+    pub following: Option<Following>,
     /// Parts of the spec that a flag holds fast, each as a sentence.
     pub overridden: Vec<String>,
     /// Parts of the spec that cannot be used, each as a sentence. The rest is used all the same.
     pub faults: Vec<String>,
 }
+
+/// The FRPServer that a router follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Following {
+    /// Its name.
+    pub name: String,
+    /// What of it is in force; `None` while there is no such FRPServer.
+    pub found: Option<Found>,
+}
+
+/// The settings of an FRPServer that are in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its `metadata.generation`.
+    pub generation: Option<i64>,
+    /// Fields of its spec that have no effect here.
+    pub unused: Vec<String>,
+}
+
+/// What of frp's settings a router uses; all else is accepted and told.
+const USED: [&str; 2] = ["bindAddr", "bindPort"];
 
 /// A service that waits for a provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,18 +74,23 @@ pub struct Announced {
     pub protocol: Protocol,
 }
 
-/// Decides what the router does: an explicit flag wins over the spec, the spec over the default.
+/// Decides what the router does: an explicit flag wins over the spec, the spec over the default. `followed` is the FRPServer that
+/// `--follow` names, if there is one.
 #[must_use]
-pub fn compile(spec: &RouterSpec, flags: &RouterFlags) -> Plan {
+pub fn compile(spec: &RouterSpec, followed: Option<&FrpServer>, flags: &RouterFlags) -> Plan {
     let mut plan = Plan {
         listen: ListenAddr::any(DEFAULT_PORT),
         addresses: Vec::new(),
         backends: Vec::new(),
         announced: Vec::new(),
+        following: flags.follow.clone().map(|name| Following {
+            name,
+            found: followed.map(found),
+        }),
         overridden: Vec::new(),
         faults: Vec::new(),
     };
-    listen(&mut plan, spec, flags);
+    listen(&mut plan, spec, followed, flags);
     addresses(&mut plan, spec, flags);
     for service in &spec.advertised_services {
         advertise(&mut plan, service);
@@ -68,8 +98,30 @@ pub fn compile(spec: &RouterSpec, flags: &RouterFlags) -> Plan {
     plan
 }
 
-fn listen(plan: &mut Plan, spec: &RouterSpec, flags: &RouterFlags) {
-    let frps = spec.frps.clone().unwrap_or_default();
+fn found(server: &FrpServer) -> Found {
+    let said = serde_json::to_value(&server.spec).unwrap_or_default();
+    let fields = said.as_object().into_iter().flatten();
+    let names = fields.map(|(name, _)| name.clone());
+    Found {
+        generation: server.metadata.generation,
+        unused: names
+            .filter(|name| !USED.contains(&name.as_str()))
+            .collect(),
+    }
+}
+
+fn listen(plan: &mut Plan, spec: &RouterSpec, followed: Option<&FrpServer>, flags: &RouterFlags) {
+    let own = spec.frps.clone().unwrap_or_default();
+    let (frps, place) = match (followed, &flags.follow) {
+        (Some(server), Some(name)) => {
+            if spec.frps.is_some() && own != server.spec {
+                plan.overridden
+                    .push(format!("--follow {name} overrides spec.frps"));
+            }
+            (server.spec.clone(), format!("FRPServer {name}: spec"))
+        }
+        _ => (own, "spec.frps".to_owned()),
+    };
     let mut wanted = None;
     if frps.bind_addr.is_some() || frps.bind_port.is_some() {
         let port = frps.bind_port.unwrap_or(DEFAULT_PORT);
@@ -78,7 +130,7 @@ fn listen(plan: &mut Plan, spec: &RouterSpec, flags: &RouterFlags) {
             None => wanted = Some(ListenAddr::any(port)),
             Some(Ok(ip)) => wanted = Some(ListenAddr::from(std::net::SocketAddr::new(ip, port))),
             Some(Err(_)) => plan.faults.push(format!(
-                "spec.frps.bindAddr {:?} is no IP address; the router listens on every address",
+                "{place}.bindAddr {:?} is no IP address; the router listens on every address",
                 frps.bind_addr.unwrap_or_default(),
             )),
         }
@@ -86,7 +138,7 @@ fn listen(plan: &mut Plan, spec: &RouterSpec, flags: &RouterFlags) {
     plan.listen = match (flags.listen, wanted) {
         (Some(flag), Some(spec)) if flag != spec => {
             plan.overridden
-                .push(format!("--router-listen {flag} overrides spec.frps {spec}"));
+                .push(format!("--router-listen {flag} overrides {place} {spec}"));
             flag
         }
         (Some(flag), _) => flag,
@@ -191,7 +243,7 @@ mod tests {
 
     #[test]
     fn nothing_said_means_port_7000_behind_nat() {
-        let plan = compile(&RouterSpec::default(), &RouterFlags::default());
+        let plan = compile(&RouterSpec::default(), None, &RouterFlags::default());
         assert_eq!(plan.listen.to_string(), ":7000");
         assert!(plan.addresses.is_empty() && plan.backends.is_empty() && plan.faults.is_empty());
     }
@@ -200,7 +252,7 @@ mod tests {
     fn the_spec_wins_over_the_default_and_the_flag_over_the_spec() {
         let spec = spec(serde_json::json!({
             "frps": {"bindAddr": "127.0.0.1", "bindPort": 7100}, "addresses": ["203.0.113.10:7000"]}));
-        let plan = compile(&spec, &RouterFlags::default());
+        let plan = compile(&spec, None, &RouterFlags::default());
         assert_eq!(plan.listen.to_string(), "127.0.0.1:7100");
         assert_eq!(plan.addresses[0].to_string(), "203.0.113.10:7000");
         assert!(plan.overridden.is_empty());
@@ -208,8 +260,9 @@ mod tests {
         let flags = RouterFlags {
             listen: Some(ListenAddr::any(7200)),
             advertise: vec!["a.example.net:7200".parse().unwrap()],
+            follow: None,
         };
-        let plan = compile(&spec, &flags);
+        let plan = compile(&spec, None, &flags);
         assert_eq!(plan.listen.to_string(), ":7200");
         assert_eq!(plan.addresses[0].to_string(), "a.example.net:7200");
         assert_eq!(plan.overridden.len(), 2, "{:?}", plan.overridden);
@@ -221,9 +274,9 @@ mod tests {
         let spec = spec(serde_json::json!({"frps": {"bindPort": 7000}}));
         let flags = RouterFlags {
             listen: Some(ListenAddr::any(7000)),
-            advertise: Vec::new(),
+            ..RouterFlags::default()
         };
-        assert!(compile(&spec, &flags).overridden.is_empty());
+        assert!(compile(&spec, None, &flags).overridden.is_empty());
     }
 
     #[test]
@@ -234,6 +287,7 @@ mod tests {
                 {"name": "redis", "namespace": "cache", "port": 6379},
                 {"name": "mysql", "namespace": "default", "port": 3306, "target": "10.0.0.6:3306"},
                 {"name": "web", "port": 80, "target": "nonsense"}]})),
+            None,
             &RouterFlags::default(),
         );
         assert_eq!(plan.backends.len(), 1);
@@ -248,9 +302,59 @@ mod tests {
     fn a_wrong_bind_address_is_a_fault_and_not_the_end() {
         let plan = compile(
             &spec(serde_json::json!({"frps": {"bindAddr": "everywhere"}})),
+            None,
             &RouterFlags::default(),
         );
         assert_eq!(plan.listen.to_string(), ":7000");
         assert_eq!(plan.faults.len(), 1);
+    }
+
+    #[test]
+    fn an_frpserver_takes_the_place_of_the_listener_settings() {
+        let spec = spec(serde_json::json!({
+            "frps": {"bindPort": 7100}, "advertisedServices": [{"name": "mysql", "port": 3306}]}));
+        let flags = RouterFlags {
+            follow: Some("sample".into()),
+            ..RouterFlags::default()
+        };
+        // The sample of frp's operator.
+        let server: FrpServer = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "sample", "generation": 3},
+            "spec": {"bindAddr": "0.0.0.0", "bindPort": 17000, "kcpBindPort": 17000, "proxyBindAddr": "0.0.0.0",
+                "allowPorts": [{"start": 2000, "end": 2000}], "udpPacketSize": 1500, "vhostHTTPTimeout": 60, "version": "v1",
+                "webServer": {"addr": "0.0.0.0", "password": "s3cret", "port": 7500, "user": "admin"}},
+        }))
+        .unwrap();
+        let plan = compile(&spec, Some(&server), &flags);
+        assert_eq!(plan.listen.to_string(), "0.0.0.0:17000");
+        assert_eq!(plan.announced.len(), 1, "services are the Router's own");
+        assert_eq!(plan.overridden, ["--follow sample overrides spec.frps"]);
+        let found = plan.following.unwrap().found.unwrap();
+        assert_eq!(found.generation, Some(3));
+        let expected = [
+            "allowPorts",
+            "kcpBindPort",
+            "proxyBindAddr",
+            "udpPacketSize",
+            "version",
+            "vhostHTTPTimeout",
+            "webServer",
+        ];
+        assert_eq!(found.unused, expected);
+
+        let missing = compile(&spec, None, &flags);
+        assert_eq!(missing.listen.to_string(), ":7100");
+        assert_eq!(missing.following.unwrap().found, None);
+        let flags = RouterFlags {
+            listen: Some(ListenAddr::any(7200)),
+            ..flags
+        };
+        let held = compile(&RouterSpec::default(), Some(&server), &flags);
+        assert_eq!(held.listen.to_string(), ":7200");
+        assert!(
+            held.overridden[0].contains("FRPServer sample"),
+            "{:?}",
+            held.overridden
+        );
     }
 }

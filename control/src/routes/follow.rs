@@ -11,13 +11,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::compile::{Plan, RouterFlags, compile};
-use crate::api::{Router, RouterSpec};
+use super::compile::{Following, Plan, RouterFlags, compile};
+use crate::api::{FrpServer, Router, RouterSpec};
 use crate::client::WatchEvent;
 
 /// What a router needs to know of the resources.
 #[derive(Debug)]
-pub struct Following {
+pub struct Resources {
     /// The plan of the own router.
     pub plan: watch::Receiver<Arc<Plan>>,
     /// Routers of other nodes that can be reached from here.
@@ -28,53 +28,45 @@ pub struct Following {
     pub synced: watch::Receiver<bool>,
 }
 
-/// Follows `events` until `stop`, for the router of `node`; the future does the work, the receivers tell the outcome.
+/// Follows `events`, and those of the FRPServer that the flags name, until `stop`, for the router of `node`; the future does the work,
+/// the receivers tell the outcome.
 ///
 /// Without an APIServer the last plan stays in force.
 pub fn follow(
     events: impl Stream<Item = WatchEvent> + Send,
+    followed: impl Stream<Item = WatchEvent<FrpServer>> + Send,
     node: NodeName,
     flags: RouterFlags,
     stop: CancellationToken,
-) -> (Following, impl Future<Output = ()> + Send) {
-    let (plan_tx, plan) = watch::channel(Arc::new(compile(&RouterSpec::default(), &flags)));
+) -> (Resources, impl Future<Output = ()> + Send) {
+    let (plan_tx, plan) = watch::channel(Arc::new(compile(&RouterSpec::default(), None, &flags)));
     let (others_tx, others) = watch::channel(Arc::new(Vec::new()));
     let (reported_tx, reported) = watch::channel(false);
     let (synced_tx, synced) = watch::channel(false);
     let work = async move {
         let mut events = std::pin::pin!(events);
-        let mut known: BTreeMap<String, Router> = BTreeMap::new();
+        let mut followed = std::pin::pin!(followed.fuse());
+        let mut known: Option<BTreeMap<String, Router>> = None;
+        // Nothing is missing if nothing is followed.
+        let mut server: Option<Option<FrpServer>> = flags.follow.is_none().then_some(None);
         loop {
-            let event = tokio::select! {
+            let changed = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                event = events.next() => event,
+                Some(event) = followed.next() => take_server(&mut server, event),
+                event = events.next() => match event {
+                    Some(event) => take_router(&mut known, event),
+                    None => break,
+                },
             };
-            match event {
-                None => break,
-                Some(WatchEvent::Snapshot { routers, .. }) => {
-                    known = routers
-                        .into_iter()
-                        .map(|router| (router.name().to_owned(), router))
-                        .collect();
-                }
-                Some(WatchEvent::Applied(router)) => {
-                    known.insert(router.name().to_owned(), router);
-                }
-                Some(WatchEvent::Deleted(name)) => {
-                    known.remove(name.as_str());
-                }
-                Some(WatchEvent::Synced(_)) => continue,
-                Some(WatchEvent::Interrupted(error)) => {
-                    debug!(%error, "the watch on Routers is interrupted; going on with what is known");
-                    continue;
-                }
-            }
+            let (true, Some(known), Some(server)) = (changed, &known, &server) else {
+                continue;
+            };
             let own = known.get(node.as_str());
             let seen = own.is_some_and(|router| router.status.is_some());
             reported_tx.send_if_modified(|reported| std::mem::replace(reported, seen) != seen);
             let spec = own.map(|router| router.spec.clone()).unwrap_or_default();
-            let next = compile(&spec, &flags);
+            let next = compile(&spec, server.as_ref(), &flags);
             plan_tx.send_if_modified(|plan| {
                 if **plan == next {
                     return false;
@@ -83,7 +75,7 @@ pub fn follow(
                 *plan = Arc::new(next);
                 true
             });
-            let next = reachable(&known, &node);
+            let next = reachable(known, &node);
             others_tx.send_if_modified(|others| {
                 let changed = **others != next;
                 if changed {
@@ -91,12 +83,12 @@ pub fn follow(
                 }
                 changed
             });
-            // Last: whoever waited for it reads the plan next. Anything applied comes after a snapshot.
+            // Last: whoever waited for it reads the plan next.
             synced_tx.send_if_modified(|synced| !std::mem::replace(synced, true));
         }
     };
     (
-        Following {
+        Resources {
             plan,
             others,
             reported,
@@ -104,6 +96,45 @@ pub fn follow(
         },
         work,
     )
+}
+
+/// Takes an event over into the Routers that are known; whether that changes anything.
+fn take_router(known: &mut Option<BTreeMap<String, Router>>, event: WatchEvent) -> bool {
+    match event {
+        WatchEvent::Snapshot { routers, .. } => {
+            let named = routers.into_iter();
+            let named = named.map(|router| (router.name().to_owned(), router));
+            *known = Some(named.collect());
+        }
+        WatchEvent::Applied(router) => {
+            let known = known.get_or_insert_default();
+            known.insert(router.name().to_owned(), router);
+        }
+        WatchEvent::Deleted(name) => {
+            known.get_or_insert_default().remove(name.as_str());
+        }
+        WatchEvent::Synced(_) => return false,
+        WatchEvent::Interrupted(error) => {
+            debug!(%error, "the watch on Routers is interrupted; going on with what is known");
+            return false;
+        }
+    }
+    true
+}
+
+/// The same for the FRPServer that is followed.
+fn take_server(server: &mut Option<Option<FrpServer>>, event: WatchEvent<FrpServer>) -> bool {
+    match event {
+        WatchEvent::Snapshot { routers, .. } => *server = Some(routers.into_iter().next()),
+        WatchEvent::Applied(one) => *server = Some(Some(one)),
+        WatchEvent::Deleted(_) => *server = Some(None),
+        WatchEvent::Synced(_) => return false,
+        WatchEvent::Interrupted(error) => {
+            debug!(%error, "the watch on the FRPServer is interrupted; going on with what is known");
+            return false;
+        }
+    }
+    true
 }
 
 fn tell(old: &Plan, new: &Plan) {
@@ -115,6 +146,19 @@ fn tell(old: &Plan, new: &Plan) {
     if old.overridden != new.overridden {
         for sentence in &new.overridden {
             warn!("{sentence}");
+        }
+    }
+    if let Some(Following { name, found }) = new.following.as_ref()
+        && old.following != new.following
+    {
+        match found {
+            Some(found) => {
+                info!(frpserver = name, generation = ?found.generation, "settings of the FRPServer taken")
+            }
+            None => warn!(
+                frpserver = name,
+                "there is no such FRPServer: the Router's own settings are in force until there is"
+            ),
         }
     }
     if old.backends != new.backends || old.announced != new.announced {
@@ -180,6 +224,7 @@ mod tests {
         ]);
         let (following, work) = follow(
             events,
+            futures_util::stream::pending(),
             "a".parse().unwrap(),
             RouterFlags::default(),
             CancellationToken::new(),
@@ -216,6 +261,7 @@ mod tests {
         for (events, port) in cases {
             let (following, work) = follow(
                 futures_util::stream::iter(events),
+                futures_util::stream::pending(),
                 "a".parse().unwrap(),
                 RouterFlags::default(),
                 CancellationToken::new(),
@@ -224,5 +270,74 @@ mod tests {
             assert_eq!(following.plan.borrow().listen.port(), port);
             assert_eq!(*following.reported.borrow(), port == 7100);
         }
+    }
+
+    #[tokio::test]
+    async fn the_settings_of_an_frpserver_come_and_go_while_the_router_runs() {
+        let server = |port: u16, generation: i64| -> FrpServer {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "s", "generation": generation}, "spec": {"bindPort": port}}))
+            .unwrap()
+        };
+        let (routers, events) = tokio::sync::mpsc::channel(8);
+        let (servers, followed) = tokio::sync::mpsc::channel(8);
+        let flags = RouterFlags {
+            follow: Some("s".to_owned()),
+            ..RouterFlags::default()
+        };
+        let stop = CancellationToken::new();
+        let (mut resources, work) = follow(
+            stream(events),
+            stream(followed),
+            "a".parse().unwrap(),
+            flags,
+            stop.clone(),
+        );
+        let mut plan = resources.plan.clone();
+        let mut port = async |port: u16| {
+            let plan = plan.wait_for(|plan| plan.listen.port() == port).await;
+            plan.unwrap().following.clone().unwrap()
+        };
+        let steps = async {
+            let own = router(
+                serde_json::json!({"metadata": {"name": "a"}, "spec": {"frps": {"bindPort": 7100}}}),
+            );
+            let all = WatchEvent::Snapshot {
+                routers: vec![own],
+                revision: Revision(1),
+            };
+            routers.send(all).await.unwrap();
+            let none = WatchEvent::Snapshot {
+                routers: Vec::new(),
+                revision: Revision(1),
+            };
+            servers.send(none).await.unwrap();
+            assert_eq!(port(7100).await.found, None, "its own, while there is none");
+            resources.synced.wait_for(|synced| *synced).await.unwrap();
+            servers
+                .send(WatchEvent::Applied(server(17000, 1)))
+                .await
+                .unwrap();
+            assert_eq!(port(17000).await.found.unwrap().generation, Some(1));
+            servers
+                .send(WatchEvent::Applied(server(17001, 2)))
+                .await
+                .unwrap();
+            assert_eq!(port(17001).await.found.unwrap().generation, Some(2));
+            servers
+                .send(WatchEvent::Deleted("s".to_owned()))
+                .await
+                .unwrap();
+            assert_eq!(port(7100).await.found, None);
+            stop.cancel();
+        };
+        tokio::join!(work, steps);
+    }
+
+    fn stream<T>(from: tokio::sync::mpsc::Receiver<T>) -> impl Stream<Item = T> {
+        futures_util::stream::unfold(
+            from,
+            |mut from| async move { Some((from.recv().await?, from)) },
+        )
     }
 }

@@ -7,7 +7,7 @@ use keel_certs::ClusterName;
 use keel_fabric::router::{ClientView, Role, RouterView, ServiceView};
 use keel_fabric::wire::Protocol;
 
-use super::compile::Plan;
+use super::compile::{Following, Plan};
 use crate::api::{
     ActiveService, ClientStatus, Condition, ProviderStatus, RouterStatus, ServiceStatus, Time,
 };
@@ -15,6 +15,9 @@ use crate::api::{
 /// Attached sidecars that a status names, of one service and in all: a status must stay far below the 1 MiB that an object may
 /// have. The totals count all of them.
 const MAX_CLIENTS: (usize, usize) = (100, 1000);
+
+/// The condition that says whose settings are in force, if an FRPServer is to be followed.
+pub(super) const FOLLOWS: &str = "FollowsFRPServer";
 
 /// What besides the router's view goes into a status.
 #[derive(Clone, Debug, PartialEq)]
@@ -190,6 +193,19 @@ fn conditions(
         ),
         Some(trouble) => ("Ready", "False", "ListenFailed", trouble.clone()),
     }];
+    if let Some(following) = &plan.following {
+        all.push(follows(following));
+        let unused = following.found.iter().flat_map(|found| &found.unused);
+        let unused: Vec<&str> = unused.map(String::as_str).collect();
+        if !unused.is_empty() {
+            all.push((
+                "SettingsWithoutEffect",
+                "True",
+                "NotUsedHere",
+                format!("accepted, but without effect here: {}", unused.join(", ")),
+            ));
+        }
+    }
     if !plan.overridden.is_empty() {
         all.push((
             "SpecOverridden",
@@ -218,6 +234,21 @@ fn conditions(
             ..Condition::default()
         })
         .collect()
+}
+
+fn follows(following: &Following) -> (&'static str, &'static str, &'static str, String) {
+    let name = &following.name;
+    match &following.found {
+        Some(found) => {
+            let generation = found.generation.unwrap_or(0);
+            let message = format!("settings of FRPServer {name}, generation {generation}");
+            (FOLLOWS, "True", "Following", message)
+        }
+        None => {
+            let message = format!("there is no FRPServer {name}: spec.frps is in force");
+            (FOLLOWS, "False", "NotFound", message)
+        }
+    }
 }
 
 fn uptime(up: Duration) -> String {

@@ -5,7 +5,7 @@
 
 use keel_certs::{NodeName, Subject};
 
-use Grant::{EmptySpec, Full, Newer, Stamped};
+use Grant::{EmptySpec, Full, Kept, Newer, Reported, Stamped};
 use Names::{Any, Other, Own};
 use Who::{Admin, AnotherNode, Pod, ThisNode};
 
@@ -39,8 +39,12 @@ pub(super) enum Grant {
     EmptySpec,
     /// Yes.
     Full,
+    /// As `Newer`; and under the number that is held, whether it may be old (the condition `Synced`).
+    Kept,
     /// Yes, if `status.source.revision` is higher than the one held; a missing object is created.
     Newer,
+    /// Yes, if the object is there. Written all day, so it is not in the log.
+    Reported,
     /// Yes, and `status.source.revision` is set to the revision of the commit; a missing object is created.
     Stamped,
 }
@@ -62,6 +66,7 @@ const EVERYBODY: &[Who] = &[Admin, ThisNode, AnotherNode, Pod];
 const READ: &[&str] = &["get", "list", "watch"];
 const CHANGE: &[&str] = &["patch", "update"];
 const STATUS: &[&str] = &["routers.edge.example.com/status"];
+const FRPSERVER_STATUS: &[&str] = &["frpservers.tunnel.kubeinfra.io/status"];
 
 /// The table: the first row that fits decides.
 #[rustfmt::skip]
@@ -73,7 +78,9 @@ pub(super) const TABLE: &[Row] = &[
     Row { who: &[ThisNode, AnotherNode], verbs: &["create"], resources: &["routers.edge.example.com"], names: Own,   grant: EmptySpec },
     // A node reports about itself; its Syncer keeps here what it pulled from others.
     Row { who: &[ThisNode],              verbs: CHANGE,      resources: STATUS,                        names: Own,   grant: Stamped },
-    Row { who: &[ThisNode],              verbs: CHANGE,      resources: STATUS,                        names: Other, grant: Newer },
+    Row { who: &[ThisNode],              verbs: CHANGE,      resources: STATUS,                        names: Other, grant: Kept },
+    // And into the FRPServer that its Router follows.
+    Row { who: &[ThisNode],              verbs: CHANGE,      resources: FRPSERVER_STATUS,              names: Any,   grant: Reported },
     // A node behind NAT pushes what it reports about itself.
     Row { who: &[AnotherNode],           verbs: CHANGE,      resources: STATUS,                        names: Own,   grant: Newer },
 ];
@@ -222,12 +229,16 @@ mod tests {
             _ => return None,
         };
         match (resource, verb) {
+            ("frpservers.tunnel.kubeinfra.io/status", "update" | "patch") => {
+                (own == "here").then_some(Reported)
+            }
             ("routers.edge.example.com", "create") => {
                 name.is_none_or(|name| name == own).then_some(EmptySpec)
             }
             ("routers.edge.example.com/status", "update" | "patch") => match (own, name?) {
                 ("here", "here") => Some(Stamped),
-                ("here", _) | ("there", "there") => Some(Newer),
+                ("here", _) => Some(Kept),
+                ("there", "there") => Some(Newer),
                 _ => None,
             },
             _ => None,

@@ -13,6 +13,7 @@ mod ownership;
 mod past;
 mod patch;
 mod path;
+mod pushes;
 mod query;
 mod read;
 mod reply;
@@ -39,7 +40,9 @@ use crate::http::{Body, Caller, Handler, full};
 use crate::store::{Store, StoreError};
 use access::{Grant, Wish};
 use path::{Named, Route};
+use pushes::Pushes;
 use query::Options;
+pub use table::Columns;
 use watches::Watches;
 
 /// How much of a request's path is logged; a URI's characters are bytes.
@@ -63,6 +66,7 @@ struct Inner {
     store: Store,
     enroll: Arc<dyn Handler>,
     watches: Arc<Watches>,
+    pushes: Pushes,
 }
 
 impl fmt::Debug for Api {
@@ -92,6 +96,7 @@ impl Api {
                 store,
                 enroll,
                 watches: Arc::new(Watches::counted(watches)),
+                pushes: Pushes::default(),
             }),
         }
     }

@@ -4,15 +4,16 @@ use serde_json::{Map, Value, json};
 
 use super::path::Named;
 use crate::api::decode::invalid_field;
-use crate::api::{Revision, Status};
+use crate::api::{Revision, SYNCED, Status};
 
 /// How a status is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StatusRule {
     /// As it is.
     Plain,
-    /// Only if its `source.revision` is higher than the one held, and at most `latest`.
-    Newer { latest: Revision },
+    /// Only if its `source.revision` is higher than the one held, and at most `latest`. With `marks`, one of the same number says what
+    /// the condition [`SYNCED`] is, and nothing else.
+    Newer { latest: Revision, marks: bool },
     /// With the revision of the commit as its `source.revision`. One that is sent and higher than the store's numbers is one that
     /// another node holds and this store has lost: the store goes on behind it, if it is at most `highest`.
     Stamped { highest: Revision },
@@ -31,7 +32,7 @@ pub(super) fn merge_status(
     let current = held.get("status");
     match rule {
         StatusRule::Plain => {}
-        StatusRule::Newer { latest } => {
+        StatusRule::Newer { latest, marks } => {
             let Some(offered) = source(Some(&status)) else {
                 let why = "another node's status must say which of its states it is";
                 return Err(invalid_field(
@@ -49,8 +50,12 @@ pub(super) fn merge_status(
                 return Err(invalid_field(about, name, field, &offered.to_string(), why));
             }
             // One that is held and cannot be must not keep the real ones out.
-            if source(current).is_some_and(|held| held >= offered && held <= latest) {
-                return Ok(None);
+            if let Some(held) = source(current).filter(|held| *held >= offered && *held <= latest) {
+                let current = current.filter(|_| marks && held == offered);
+                match current.and_then(|current| marked(current, &status)) {
+                    Some(marked) => status = marked,
+                    None => return Ok(None),
+                }
             }
         }
         StatusRule::Stamped { highest } => {
@@ -75,6 +80,29 @@ pub(super) fn merge_status(
         status => object.insert("status".into(), status),
     };
     Ok(Some(object))
+}
+
+/// The status that is held with the condition [`SYNCED`] of the one that was sent, or without if that has none; `None` if it is the same.
+fn marked(held: &Value, sent: &Value) -> Option<Value> {
+    fn conditions(status: &Value) -> impl Iterator<Item = &Value> {
+        let all = status.get("conditions").and_then(Value::as_array);
+        all.into_iter().flatten()
+    }
+    let is_mark = |condition: &&Value| condition.get("type").is_some_and(|kind| kind == SYNCED);
+    let (was, is) = (
+        conditions(held).find(is_mark),
+        conditions(sent).find(is_mark),
+    );
+    if was == is {
+        return None;
+    }
+    let rest = conditions(held).filter(|one| !is_mark(one));
+    let all: Vec<Value> = rest.chain(is).cloned().collect();
+    let mut status = held.clone();
+    status
+        .as_object_mut()?
+        .insert("conditions".into(), all.into());
+    Some(status)
 }
 
 fn without_source(status: &Value) -> Option<Map<String, Value>> {

@@ -6,7 +6,43 @@ use serde_json::{Value, json};
 
 use super::query::Include;
 use crate::api::Time;
-use crate::api::kind::{About, Column};
+use crate::api::kind::{About, Column, KindNames, find};
+
+/// How objects of a kind look in a table, for clients that print them themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Columns(&'static About);
+
+impl Columns {
+    /// The columns of a kind that is kept; none if there is no such kind.
+    #[must_use]
+    pub fn of(kind: &KindNames) -> Option<Self> {
+        find(kind.group, kind.version, kind.plural).map(|kind| Self(&kind.about))
+    }
+
+    fn shown(self, wide: bool) -> impl Iterator<Item = &'static Column> {
+        let columns = self.0.columns.iter();
+        columns.filter(move |column| wide || column.priority == 0)
+    }
+
+    /// Their titles.
+    #[must_use]
+    pub fn titles(self, wide: bool) -> Vec<&'static str> {
+        self.shown(wide).map(|column| column.title).collect()
+    }
+
+    /// The cells of an object, as many as there are titles.
+    #[must_use]
+    pub fn cells(self, object: &Value, wide: bool, now: SystemTime) -> Vec<String> {
+        let texts =
+            self.shown(wide)
+                .map(|column| match cell(object, column.kind, column.path, now) {
+                    Value::String(text) => text,
+                    Value::Null => String::new(),
+                    other => other.to_string(),
+                });
+        texts.collect()
+    }
+}
 
 /// A Table of these objects.
 pub(super) fn table(

@@ -136,22 +136,27 @@ impl Inner {
             ref method => return Err(reply::method_not_allowed(method)),
         };
         let about = &named.kind.about;
-        let (rule, birth) = match self.check(identity, verb, named, "status")? {
-            Grant::Newer => {
+        let grant = self.check(identity, verb, named, "status")?;
+        let (rule, birth) = match grant {
+            Grant::Newer | Grant::Kept => {
+                let marks = grant == Grant::Kept;
+                if !marks {
+                    self.pushes.take(&named.name)?;
+                }
                 let latest = Revision::latest();
-                (StatusRule::Newer { latest }, Some(birth()))
+                (StatusRule::Newer { latest, marks }, Some(birth()))
             }
             Grant::Stamped => {
                 let highest = Revision::highest_raised();
                 (StatusRule::Stamped { highest }, Some(birth()))
             }
-            Grant::Full | Grant::EmptySpec => (StatusRule::Plain, None),
+            Grant::Full | Grant::EmptySpec | Grant::Reported => (StatusRule::Plain, None),
         };
         if birth.is_some() {
             check_name(about, &named.name)?;
         }
         // Nodes write statuses all day; a person who does so changes what everybody relies on.
-        let audit = (rule == StatusRule::Plain).then(|| Audit::new(verb, identity));
+        let audit = (grant == Grant::Full).then(|| Audit::new(verb, identity));
         let part = Part::Status(rule);
         let writer = writer(identity, &request, options, part);
         let written = self.update(named, part, birth, writer, audit, request, options);

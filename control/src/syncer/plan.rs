@@ -6,9 +6,12 @@ use keel_certs::NodeName;
 use tokio::time::Instant;
 
 use crate::api::{Revision, Router, RouterStatus};
+use crate::client::Hurry;
 
 /// How long a peer that pulls gets to fetch a change before it is pushed.
 const PULL_FIRST: Duration = Duration::from_secs(2);
+/// How long a peer that did not fetch in time is pushed to at once, before it gets that long again: by then it may have found a way.
+const TRUST_AGAIN: Duration = Duration::from_secs(600);
 
 /// The number that orders the statuses of one node; none if a status was not written by its node.
 pub(super) fn source(status: &RouterStatus) -> Option<Revision> {
@@ -53,6 +56,29 @@ pub(super) fn pulled<'a>(
     }
 }
 
+/// What a handshake takes of a small machine, both ends together: the share of a core that a node gives to those who come back.
+const HANDSHAKE: Duration = Duration::from_millis(8);
+/// Fewer peers than this spread allows are not slowed down by it.
+const LEAST_SPREAD: Duration = Duration::from_secs(1);
+/// An attempt that began while the network was away fails after this, and is then made once more in the same hurry.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// Between two hurries, so that peers that come and go do not have all others dialled without end.
+const CALM: Duration = Duration::from_secs(30);
+
+/// Whether those that are away are tried again soon, because a peer that was away is heard again: most outages are of a network, and
+/// end for all of it at once. `last` is the hurry before; `away` peers are still away.
+pub(super) fn hurry(last: Option<Hurry>, away: usize, now: Instant) -> Option<Hurry> {
+    if away == 0 || last.is_some_and(|last| now < last.until + CALM) {
+        return None;
+    }
+    let away = u32::try_from(away).unwrap_or(u32::MAX);
+    let spread = HANDSHAKE.saturating_mul(away).max(LEAST_SPREAD);
+    Some(Hurry {
+        spread,
+        until: now + ATTEMPT + spread,
+    })
+}
+
 /// Decides when our own status is pushed to one peer.
 #[derive(Debug)]
 pub(super) struct Push {
@@ -60,10 +86,14 @@ pub(super) struct Push {
     own: Option<(Revision, Instant)>,
     /// What the peer holds of ours; `None` while that is not known.
     held: Option<Option<Revision>>,
+    /// When that became known: a peer that just came has not had its time yet.
+    known: Option<Instant>,
     /// What we pushed last.
     sent: Option<Revision>,
     /// Whether the peer fetches our status by itself; believed until it fails to.
     pulls: bool,
+    /// When it failed to.
+    failed: Option<Instant>,
 }
 
 /// When to push.
@@ -82,8 +112,10 @@ impl Push {
         Self {
             own: None,
             held: None,
+            known: None,
             sent: None,
             pulls: true,
+            failed: None,
         }
     }
 
@@ -91,21 +123,25 @@ impl Push {
     pub(super) fn own(&mut self, revision: Option<Revision>, now: Instant) {
         if self.own.map(|(own, _)| own) != revision {
             self.own = revision.map(|revision| (revision, now));
+            self.pulls |= self.failed.is_some_and(|at| now >= at + TRUST_AGAIN);
         }
     }
 
     /// The peer holds our status of this revision, or none of ours.
-    pub(super) fn held(&mut self, revision: Option<Revision>) {
+    pub(super) fn held(&mut self, revision: Option<Revision>, now: Instant) {
         if revision > self.held.flatten() && self.held.is_some() {
             // It came to something newer that we did not send: it fetches.
             self.pulls |= revision > self.sent;
         }
         self.held = Some(revision);
+        self.known.get_or_insert(now);
     }
 
     /// We pushed this revision, so the peer did not fetch it in time.
-    pub(super) fn sent(&mut self, revision: Revision) {
-        self.pulls = false;
+    pub(super) fn sent(&mut self, revision: Revision, now: Instant) {
+        if std::mem::take(&mut self.pulls) {
+            self.failed = Some(now);
+        }
         self.sent = self.sent.max(Some(revision));
         self.held = Some(self.held.flatten().max(Some(revision)));
     }
@@ -124,7 +160,7 @@ impl Push {
         if held >= Some(own) {
             return When::Idle;
         }
-        let due = since + PULL_FIRST;
+        let due = since.max(self.known.unwrap_or(since)) + PULL_FIRST;
         if self.pulls && now < due {
             When::At(due)
         } else {
@@ -192,6 +228,19 @@ mod tests {
     }
 
     #[test]
+    fn who_is_away_is_tried_soon_but_not_without_end() {
+        let now = Instant::now();
+        assert_eq!(hurry(None, 0, now), None);
+        let few = hurry(None, 3, now).unwrap();
+        assert_eq!(few.spread, Duration::from_secs(1));
+        let many = hurry(None, 500, now).unwrap();
+        assert_eq!(many.spread, Duration::from_secs(4));
+        assert!(many.until > now + many.spread);
+        assert_eq!(hurry(Some(many), 400, now + Duration::from_secs(20)), None);
+        assert!(hurry(Some(many), 400, now + Duration::from_secs(40)).is_some());
+    }
+
+    #[test]
     fn a_peer_that_pulls_is_never_pushed_to() {
         let now = Instant::now();
         let mut push = Push::new();
@@ -201,14 +250,14 @@ mod tests {
             When::Idle,
             "not before it is known what the peer holds"
         );
-        push.held(None);
+        push.held(None, now);
         assert_eq!(push.when(now), When::At(now + PULL_FIRST));
-        push.held(Some(Revision(10)));
+        push.held(Some(Revision(10)), now);
         assert_eq!(push.when(now), When::Idle);
         let later = now + Duration::from_secs(60);
         push.own(Some(Revision(20)), later);
         assert_eq!(push.when(later), When::At(later + PULL_FIRST));
-        push.held(Some(Revision(20)));
+        push.held(Some(Revision(20)), now);
         assert_eq!(push.when(later), When::Idle);
     }
 
@@ -217,20 +266,38 @@ mod tests {
         let now = Instant::now();
         let mut push = Push::new();
         push.own(Some(Revision(10)), now);
-        push.held(None);
+        push.held(None, now);
         let due = now + PULL_FIRST;
         assert_eq!(push.when(due), When::Now);
-        push.sent(Revision(10));
+        push.sent(Revision(10), now);
         assert_eq!(push.when(due), When::Idle);
-        push.held(Some(Revision(10)));
+        push.held(Some(Revision(10)), now);
         push.own(Some(Revision(11)), due);
         assert_eq!(push.when(due), When::Now);
-        push.sent(Revision(11));
-        push.held(Some(Revision(11)));
+        push.sent(Revision(11), now);
+        push.held(Some(Revision(11)), now);
         // The peer has found a way to us.
         push.own(Some(Revision(12)), due);
-        push.held(Some(Revision(12)));
+        push.held(Some(Revision(12)), now);
         push.own(Some(Revision(13)), due);
         assert_eq!(push.when(due), When::At(due + PULL_FIRST));
+    }
+
+    #[test]
+    fn a_peer_has_its_time_when_it_comes_and_again_after_a_while() {
+        let now = Instant::now();
+        let mut push = Push::new();
+        push.own(Some(Revision(10)), now);
+        let came = now + Duration::from_secs(60);
+        push.held(None, came);
+        let due = came + PULL_FIRST;
+        assert_eq!(push.when(came), When::At(due));
+        push.sent(Revision(10), due);
+        push.own(Some(Revision(11)), due + TRUST_AGAIN / 2);
+        assert_eq!(push.when(due + TRUST_AGAIN / 2), When::Now);
+        push.sent(Revision(11), due + TRUST_AGAIN / 2);
+        let later = due + TRUST_AGAIN;
+        push.own(Some(Revision(12)), later);
+        assert_eq!(push.when(later), When::At(later + PULL_FIRST));
     }
 }

@@ -5,15 +5,20 @@ use std::time::{Duration, SystemTime};
 
 use keel_certs::NodeName;
 use keel_fabric::quic::HostPort;
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Peer;
+use super::plan::hurry;
 use crate::api::Revision;
+use crate::client::Hurry;
 
 /// How the exchange with one peer goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +42,12 @@ pub struct PeerState {
     pub ahead: Option<Revision>,
     /// What goes wrong.
     pub error: Option<String>,
+    /// Since when it is a peer.
+    since: SystemTime,
 }
+
+/// Bookmarks come every 10 s: a peer that is silent for longer may be gone, although nothing says so yet.
+const SILENT: Duration = Duration::from_secs(15);
 
 impl PeerState {
     fn new(peer: &Peer) -> Self {
@@ -51,14 +61,27 @@ impl PeerState {
             pushed: None,
             ahead: None,
             error: None,
+            since: SystemTime::now(),
         }
     }
 
-    /// How far the status held here is behind the peer's; zero in sync.
+    /// Since when what is held here of the peer may differ from what the peer is; `None` in sync.
     #[must_use]
-    pub fn lag(&self) -> Duration {
-        self.behind_since
-            .map_or(Duration::ZERO, |since| since.elapsed().unwrap_or_default())
+    pub fn behind(&self, now: SystemTime) -> Option<SystemTime> {
+        let heard = self.last_contact.unwrap_or(self.since);
+        let silent = now.duration_since(heard).is_ok_and(|age| age > SILENT);
+        if self.connected && !silent {
+            return self.behind_since;
+        }
+        Some(self.behind_since.map_or(heard, |since| since.min(heard)))
+    }
+
+    /// How far what is held here may be behind the peer; zero in sync.
+    #[must_use]
+    pub fn lag(&self, now: SystemTime) -> Duration {
+        self.behind(now).map_or(Duration::ZERO, |since| {
+            now.duration_since(since).unwrap_or_default()
+        })
     }
 }
 
@@ -70,10 +93,27 @@ struct PeerLabel {
     peer: String,
 }
 
+impl PeerLabel {
+    fn of(node: &NodeName) -> Self {
+        Self {
+            peer: node.to_string(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DirectionLabel {
     peer: String,
     direction: &'static str,
+}
+
+impl DirectionLabel {
+    fn of(node: &NodeName, direction: Direction) -> Self {
+        Self {
+            peer: node.to_string(),
+            direction: direction.label(),
+        }
+    }
 }
 
 /// Counters of the exchange.
@@ -84,6 +124,8 @@ pub struct SyncMetrics {
     applied: Family<DirectionLabel, Counter>,
     errors: Family<DirectionLabel, Counter>,
     refused: Family<PeerLabel, Counter>,
+    /// How it goes with each peer, from which the lag is told.
+    pub(super) states: watch::Sender<PeerStates>,
 }
 
 impl SyncMetrics {
@@ -115,7 +157,56 @@ impl SyncMetrics {
             "Routers that a peer sent and that are not its own to send",
             metrics.refused.clone(),
         );
+        registry.register_collector(Box::new(Lag(metrics.states.subscribe())));
         Arc::new(metrics)
+    }
+
+    /// Keeps the states and series of these peers, and forgets all others.
+    pub(super) fn follow_peers(&self, peers: &[Peer]) {
+        let before = self.states.borrow().clone();
+        for gone in before
+            .iter()
+            .filter(|old| peers.iter().all(|peer| peer.node != old.node))
+        {
+            let label = PeerLabel::of(&gone.node);
+            self.connected.remove(&label);
+            self.contact.remove(&label);
+            self.refused.remove(&label);
+            for direction in [Direction::Pull, Direction::Push] {
+                let label = DirectionLabel::of(&gone.node, direction);
+                self.applied.remove(&label);
+                self.errors.remove(&label);
+            }
+        }
+        let kept = peers.iter().map(|peer| {
+            let old = before
+                .iter()
+                .find(|state| state.node == peer.node && state.server == peer.server);
+            old.cloned().unwrap_or_else(|| PeerState::new(peer))
+        });
+        self.states.send_replace(Arc::new(kept.collect()));
+    }
+}
+
+/// Tells at each scrape how far what is held here of each peer may be behind.
+#[derive(Debug)]
+struct Lag(watch::Receiver<PeerStates>);
+
+impl Collector for Lag {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let states = self.0.borrow().clone();
+        let now = SystemTime::now();
+        let mut family = encoder.encode_descriptor(
+            "keel_sync_lag",
+            "How long what is held here of the peer may differ from what it is; 0 in sync",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        for state in states.iter() {
+            let lag = ConstGauge::new(state.lag(now).as_secs_f64());
+            lag.encode(family.encode_family(&[("peer", state.node.as_str())])?)?;
+        }
+        Ok(())
     }
 }
 
@@ -141,25 +232,40 @@ impl Direction {
 #[derive(Clone)]
 pub(super) struct Report {
     peer: Peer,
-    states: watch::Sender<PeerStates>,
     metrics: Arc<SyncMetrics>,
+    /// Told to all peers when one is heard again.
+    hurry: watch::Sender<Option<Hurry>>,
 }
 
 impl Report {
     pub(super) fn new(
         peer: Peer,
-        states: watch::Sender<PeerStates>,
         metrics: Arc<SyncMetrics>,
+        hurry: watch::Sender<Option<Hurry>>,
     ) -> Self {
         Self {
             peer,
-            states,
             metrics,
+            hurry,
         }
+    }
+
+    /// When those that are away are tried sooner than they would be.
+    pub(super) fn hurry(&self) -> watch::Receiver<Option<Hurry>> {
+        self.hurry.subscribe()
+    }
+
+    /// Whether the peer still is one. A task that is being ended must not bring back the series of one that is gone.
+    fn is_current(&self) -> bool {
+        let states = self.metrics.states.borrow();
+        states.iter().any(|state| state.node == self.peer.node)
     }
 
     /// The peer was heard.
     pub(super) fn contact(&self) {
+        if !self.is_current() {
+            return;
+        }
         let now = SystemTime::now();
         let unix = now
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -169,7 +275,9 @@ impl Report {
             .get_or_create(&self.label())
             .set(i64::try_from(unix).unwrap_or(i64::MAX));
         self.metrics.connected.get_or_create(&self.label()).set(1);
+        let mut back = false;
         self.update(|state| {
+            back = !state.connected && state.error.is_some();
             if !state.connected {
                 tracing::info!(peer = %state.node, server = %state.server, "peer is in sync");
             }
@@ -177,10 +285,22 @@ impl Report {
             state.last_contact = Some(now);
             state.error = state.ahead.map(ahead);
         });
+        if back {
+            let states = self.metrics.states.borrow().clone();
+            let away = states.iter().filter(|state| !state.connected).count();
+            self.hurry
+                .send_if_modified(|last| match hurry(*last, away, Instant::now()) {
+                    Some(now) => last.replace(now).is_none_or(|last| last != now),
+                    None => false,
+                });
+        }
     }
 
     /// The exchange is broken.
     pub(super) fn broken(&self, direction: Direction, error: &str) {
+        if !self.is_current() {
+            return;
+        }
         self.failed(direction);
         self.metrics.connected.get_or_create(&self.label()).set(0);
         self.update(|state| {
@@ -195,6 +315,9 @@ impl Report {
 
     /// One status could not be taken over; the peer is there all the same.
     pub(super) fn failed(&self, direction: Direction) {
+        if !self.is_current() {
+            return;
+        }
         self.metrics
             .errors
             .get_or_create(&self.direction(direction))
@@ -203,6 +326,9 @@ impl Report {
 
     /// A status was taken over.
     pub(super) fn applied(&self, direction: Direction, revision: Revision) {
+        if !self.is_current() {
+            return;
+        }
         self.metrics
             .applied
             .get_or_create(&self.direction(direction))
@@ -245,6 +371,9 @@ impl Report {
 
     /// The peer sent what is not its own to send.
     pub(super) fn refused(&self, why: &'static str) {
+        if !self.is_current() {
+            return;
+        }
         self.metrics.refused.get_or_create(&self.label()).inc();
         self.update(|state| {
             let error = format!("refused what the peer sent: {why}");
@@ -256,20 +385,15 @@ impl Report {
     }
 
     fn label(&self) -> PeerLabel {
-        PeerLabel {
-            peer: self.peer.node.to_string(),
-        }
+        PeerLabel::of(&self.peer.node)
     }
 
     fn direction(&self, direction: Direction) -> DirectionLabel {
-        DirectionLabel {
-            peer: self.peer.node.to_string(),
-            direction: direction.label(),
-        }
+        DirectionLabel::of(&self.peer.node, direction)
     }
 
     fn update(&self, change: impl FnOnce(&mut PeerState)) {
-        self.states.send_if_modified(|states| {
+        self.metrics.states.send_if_modified(|states| {
             let Some(at) = states
                 .iter()
                 .position(|state| state.node == self.peer.node && state.server == self.peer.server)
@@ -289,17 +413,4 @@ fn ahead(held: Revision) -> String {
         "it holds a status of ours of revision {held}, which our store is behind and cannot be raised to: \
          check both nodes' clocks, or delete our Router there"
     )
-}
-
-/// The states for these peers: those that stay are kept.
-pub(super) fn follow_peers(states: &watch::Sender<PeerStates>, peers: &[Peer]) {
-    states.send_modify(|states| {
-        let kept = peers.iter().map(|peer| {
-            let old = states
-                .iter()
-                .find(|state| state.node == peer.node && state.server == peer.server);
-            old.cloned().unwrap_or_else(|| PeerState::new(peer))
-        });
-        *states = Arc::new(kept.collect());
-    });
 }

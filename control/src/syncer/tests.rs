@@ -1,6 +1,11 @@
 //! Nodes in one process: real stores, real APIs, real HTTP/3, one syncer each.
 
+mod liar;
+mod resume;
+mod simulation;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -13,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Peer, PeerState, PeerStates, SyncMetrics, Syncer, SyncerConfig};
+use super::{Peer, PeerState, PeerStates, STALE_AFTER, SyncMetrics, Syncer, SyncerConfig};
 use crate::api::{Revision, Router, RouterStatus, Source};
 use crate::client::{Client, WatchEvent, WatchFrom};
 use crate::http::{Body, Caller, Handler, empty};
@@ -88,12 +93,17 @@ impl Node {
     }
 
     fn sync(&mut self) -> watch::Receiver<PeerStates> {
+        self.sync_for(STALE_AFTER)
+    }
+
+    fn sync_for(&mut self, stale_after: Duration) -> watch::Receiver<PeerStates> {
         let syncer = Syncer::new(SyncerConfig {
             node: self.name.clone(),
             peers: self.peers.subscribe(),
             local: self.local.clone(),
             live: self.live.clone(),
             metrics: SyncMetrics::register(&mut Registry::default()),
+            stale_after,
         });
         let states = syncer.peers_state();
         self.tasks.spawn(syncer.run(self.stop.clone()));
@@ -110,13 +120,14 @@ impl Node {
 
     /// Waits until the Router of `node` is held here with this cluster in its status.
     async fn holds(&self, node: &str, cluster: &str) -> Router {
+        self.holds_as(node, |status| status.cluster.as_deref() == Some(cluster))
+            .await
+    }
+
+    /// Waits until the Router of `node` is held here with such a status.
+    async fn holds_as(&self, node: &str, is: impl Fn(&RouterStatus) -> bool) -> Router {
         let mut events = self.local.watch_router(name(node), WatchFrom::Snapshot);
-        let wanted = |router: &Router| {
-            router
-                .status
-                .as_ref()
-                .is_some_and(|status| status.cluster.as_deref() == Some(cluster))
-        };
+        let wanted = |router: &Router| router.status.as_ref().is_some_and(&is);
         soon(async {
             loop {
                 match events.next().await.unwrap() {
@@ -282,7 +293,7 @@ async fn an_older_status_never_replaces_a_newer_one() {
 }
 
 fn hours_ahead(hours: u64) -> Revision {
-    Revision::at(std::time::SystemTime::now() + std::time::Duration::from_secs(hours * 3600))
+    Revision::at(std::time::SystemTime::now() + Duration::from_secs(hours * 3600))
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use keel_control::api::{ActiveService, Router, RouterStatus};
+use keel_control::api::{ActiveService, Router, RouterStatus, SYNCED};
 
 use super::table::{ago, render};
 
@@ -84,6 +84,10 @@ const STALE: Duration = Duration::from_secs(90);
 
 /// `True`, or the reason why not; `Unknown` if the Router never reported.
 pub(crate) fn ready(status: &RouterStatus, now: SystemTime) -> String {
+    let marked = status
+        .conditions
+        .iter()
+        .any(|one| one.kind == SYNCED && one.status == "False");
     match status
         .conditions
         .iter()
@@ -94,6 +98,7 @@ pub(crate) fn ready(status: &RouterStatus, now: SystemTime) -> String {
             Some(then) if now.duration_since(then).is_ok_and(|age| age > STALE) => {
                 "True (stale)".to_owned()
             }
+            _ if marked => "True (stale)".to_owned(),
             _ => condition.status.clone(),
         },
         Some(condition) => format!("{} ({})", condition.status, condition.reason),

@@ -188,7 +188,10 @@ fn peer_line(peer: &PeerInfo, now: SystemTime) -> String {
     };
     let mut line = format!("{} at {}: {state}, {heard}", peer.node, peer.server);
     if let Some(then) = peer.behind_since {
-        line.push_str(&format!(", its Router held here is {} behind", since(then)));
+        line.push_str(&format!(
+            ", what is held here of it may be {} old",
+            since(then)
+        ));
     }
     if let Some(error) = &peer.error {
         line.push_str(": ");

@@ -28,6 +28,7 @@ use tracing::{info, warn};
 use super::about::About;
 use super::identity::{self, Established};
 use super::node::client;
+use super::peers::PeersSource;
 use super::renewal::Renewal;
 use super::{peers, ports};
 use crate::settings::{NodeSettings, Part, PeerArg, StoreUrl};
@@ -213,6 +214,11 @@ impl ControlPlane {
     /// Where the APIServer is reached from this machine.
     pub(super) fn local_addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where the peers come from, now and later.
+    pub(super) fn peers_source(&self, settings: &NodeSettings) -> PeersSource {
+        PeersSource::new(settings, self.data.peers())
     }
 
     pub(super) fn quic_dir(&self) -> PathBuf {

@@ -116,6 +116,7 @@ async fn parts(
         flags: RouterFlags {
             listen: settings.router_listen,
             advertise: settings.advertise.clone(),
+            follow: settings.follow.clone(),
         },
         quic_dir: control.quic_dir(),
         status_interval: settings.status_interval,
@@ -127,7 +128,7 @@ async fn parts(
     let router = RouterPart::start(router, control.live.clone(), client.clone(), fabric).await?;
     let syncer = SyncerPart::start(
         control.node.clone(),
-        &control.peers,
+        (&control.peers, control.peers_source(settings)),
         control.live.clone(),
         client,
         sync,

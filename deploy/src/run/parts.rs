@@ -23,9 +23,10 @@ use tracing::{info, warn};
 
 use super::apiserver::ControlPlane;
 use super::metrics::MetricsPort;
+use super::node;
+use super::peers::PeersSource;
 use super::router::{RouterPart, RouterSettings};
 use super::syncer::SyncerPart;
-use super::{node, peers};
 use crate::errors::chain;
 use crate::settings::{NodeSettings, Part};
 use crate::telemetry::{ProcessCollector, Runtimes};
@@ -80,6 +81,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     let flags = RouterFlags {
         listen: settings.router_listen,
         advertise: settings.advertise.clone(),
+        follow: settings.follow.clone(),
     };
     let router = RouterSettings {
         node: access.info.node.clone(),
@@ -117,13 +119,16 @@ pub async fn syncer(settings: NodeSettings, stop: CancellationToken) -> anyhow::
         return Ok(());
     };
     let access = &guest.access;
-    let peers = peers::merge(&settings.peers, peers::load(&access.data.peers())?);
+    let source = PeersSource::new(&settings, access.data.peers());
+    let peers = source.read()?;
     if peers.is_empty() {
-        warn!("no peers: nothing is exchanged; name some with --peer NAME=HOST:PORT");
+        warn!(
+            "no peers yet: nothing is exchanged; name some with --peer NAME=HOST:PORT, or in the --config file"
+        );
     }
     let mut syncer = SyncerPart::start(
         access.info.node.clone(),
-        &peers,
+        (&peers, source),
         access.live.clone(),
         access.client()?,
         sync,

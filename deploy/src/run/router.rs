@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use futures_util::StreamExt as _;
 use keel_certs::{ClusterName, Hosts, LiveIdentity, NodeName};
 use keel_control::client::{Client, WatchFrom};
-use keel_control::routes::{Plan, ReportContext, Reporter, ReporterConfig, RouterFlags, follow};
+use keel_control::routes::{
+    Plan, ReportContext, Reporter, ReporterConfig, RouterFlags, StatusWriter, follow,
+};
 use keel_fabric::limits::{Limits, LinkLimits};
 use keel_fabric::link::{Links, RouterPeer};
 use keel_fabric::memory::Memory;
@@ -70,9 +73,14 @@ impl RouterPart {
         let stop_on_drop = stop.clone().drop_guard();
         let mut control = JoinSet::new();
         let events = client.watch_routers(WatchFrom::Snapshot);
+        let followed = match &settings.flags.follow {
+            Some(name) => client.watch_frpserver(name),
+            None => futures_util::stream::pending().boxed(),
+        };
         // The view of other routers outlives the router itself: its farewell is written after the data path has ended.
         let (following, work) = follow(
             events,
+            followed,
             settings.node.clone(),
             settings.flags.clone(),
             stop.clone(),
@@ -85,6 +93,7 @@ impl RouterPart {
         {
             warn!("the Router's spec cannot be read yet; starting with flags and defaults");
         }
+        let writer = StatusWriter::new(client, following.plan.clone());
         let (view_tx, view) = watch::channel(Arc::new(RouterView::default()));
         let (bound_tx, mut bound) = watch::channel(None);
         let serve = Serve {
@@ -121,7 +130,7 @@ impl RouterPart {
                 node: settings.node,
                 interval: settings.status_interval,
             },
-            client,
+            writer,
         );
         control.spawn(reporter.run(view, context.clone(), following.reported, stop.clone()));
         Ok(Self {

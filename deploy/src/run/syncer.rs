@@ -6,12 +6,13 @@ use std::time::Duration;
 use keel_certs::{LiveIdentity, NodeName};
 use keel_control::api::Revision;
 use keel_control::client::Client;
-use keel_control::syncer::{Peer, PeerStates, SyncMetrics, Syncer, SyncerConfig};
+use keel_control::syncer::{Peer, PeerStates, STALE_AFTER, SyncMetrics, Syncer, SyncerConfig};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::peers::PeersSource;
 use crate::settings::PeerArg;
 
 /// How long the last status may take to reach the peers when the node stops.
@@ -22,44 +23,42 @@ pub(super) struct SyncerPart {
     states: watch::Receiver<PeerStates>,
     task: JoinSet<()>,
     stop: CancellationToken,
-    /// The peers never change while the node runs; the sender says so by staying.
-    _peers: watch::Sender<Arc<Vec<Peer>>>,
     _stop_on_drop: DropGuard,
 }
 
 impl SyncerPart {
     pub(super) fn start(
         node: NodeName,
-        peers: &[PeerArg],
+        (peers, source): (&[PeerArg], PeersSource),
         live: LiveIdentity,
         local: Client,
         metrics: Arc<SyncMetrics>,
     ) -> Self {
-        let peers = peers
-            .iter()
-            .map(|peer| Peer {
-                node: peer.node.clone(),
-                server: peer.server.clone(),
-            })
-            .collect();
-        let (sender, peers) = watch::channel(Arc::new(peers));
+        let (sender, receiver) = watch::channel(listed(peers));
         let syncer = Syncer::new(SyncerConfig {
             node,
-            peers,
+            peers: receiver,
             local,
             live,
             metrics,
+            stale_after: STALE_AFTER,
         });
         let states = syncer.peers_state();
         let stop = CancellationToken::new();
+        let stop_follow = stop.clone();
         let mut task = JoinSet::new();
         task.spawn(syncer.run(stop.clone()));
+        let follow = source.follow(peers.to_vec(), move |peers| {
+            sender.send_replace(listed(&peers));
+        });
+        task.spawn(async move {
+            stop_follow.run_until_cancelled(follow).await;
+        });
         Self {
             states,
             task,
             _stop_on_drop: stop.clone().drop_guard(),
             stop,
-            _peers: sender,
         }
     }
 
@@ -89,4 +88,12 @@ impl SyncerPart {
         self.stop.cancel();
         while self.task.join_next().await.is_some() {}
     }
+}
+
+fn listed(peers: &[PeerArg]) -> Arc<Vec<Peer>> {
+    let peer = |peer: &PeerArg| Peer {
+        node: peer.node.clone(),
+        server: peer.server.clone(),
+    };
+    Arc::new(peers.iter().map(peer).collect())
 }

@@ -17,7 +17,7 @@ pub(crate) use file::describe;
 pub use file::{FileError, read as read_file};
 pub use node::{NodeFlags, NodeSettings, Part, StoreUrl};
 pub use sidecar::{Machine, SidecarFlags, SidecarSettings};
-pub use values::{PeerArg, Span, TokenSource, ValueError, within};
+pub use values::{ObjectName, PeerArg, Span, TokenSource, ValueError, within};
 
 use std::net::SocketAddr;
 

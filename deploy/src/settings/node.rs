@@ -12,7 +12,7 @@ use keel_fabric::units::Rate;
 use serde::Deserialize;
 
 use super::limits::{self, LimitSetting};
-use super::values::{self, PeerArg, Span, TokenSource};
+use super::values::{self, ObjectName, PeerArg, Span, TokenSource};
 use super::{FileError, Wanted, or_list, read_file};
 use crate::errors::Usage;
 
@@ -60,7 +60,7 @@ pub struct NodeFlags {
     )]
     #[serde(deserialize_with = "values::texts")]
     pub advertise: Vec<HostPort>,
-    /// Another node's APIServer to exchange Routers with
+    /// Another node's APIServer to exchange Routers with; those of the --config file are taken up anew when it changes
     #[arg(
         long,
         env = "KEEL_PEER",
@@ -69,6 +69,14 @@ pub struct NodeFlags {
     )]
     #[serde(deserialize_with = "values::texts")]
     pub peer: Vec<PeerArg>,
+    /// The file that `peer` came from, if it came from one.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub peer_from: Option<PathBuf>,
+    /// The FRPServer whose listener settings the Router takes instead of its own spec's, and into which it reports
+    #[arg(long, env = "KEEL_FOLLOW", value_name = "FRPSERVER")]
+    #[serde(deserialize_with = "values::text")]
+    pub follow: Option<ObjectName>,
     /// Where resources are kept: sqlite:PATH, or postgres://USER@HOST/DATABASE for several APIServers on one database (its
     /// password from PGPASSFILE or ~/.pgpass) [default: sqlite:<data directory>/store.db]
     #[arg(long, env = "KEEL_STORE", value_name = "URL", hide_env_values = true)]
@@ -139,6 +147,7 @@ impl Part {
             Self::Node => &[],
             Self::ApiServer => &[
                 "router_listen",
+                "follow",
                 "peer",
                 "dashboard_listen",
                 "status_interval",
@@ -164,6 +173,7 @@ impl Part {
                 "router_listen",
                 "trust_domain",
                 "advertise",
+                "follow",
                 "store",
                 "dashboard_listen",
                 "local_namespaces",
@@ -236,6 +246,10 @@ pub struct NodeSettings {
     pub advertise: Vec<HostPort>,
     /// Peers to exchange Routers with, besides the one joined through.
     pub peers: Vec<PeerArg>,
+    /// The configuration file that says who they are, if no flag does.
+    pub peers_file: Option<PathBuf>,
+    /// The FRPServer that the Router follows.
+    pub follow: Option<String>,
     /// The store; none: a file in the data directory.
     pub store: Option<StoreUrl>,
     /// Where a dashboard would listen.
@@ -268,7 +282,10 @@ impl NodeFlags {
     pub fn with_file(self) -> Result<Self, FileError> {
         match &self.config {
             Some(path) => {
-                let under: Self = read_file(path)?;
+                let under = Self {
+                    peer_from: Some(path.clone()),
+                    ..read_file(path)?
+                };
                 Ok(self.over(under))
             }
             None => Ok(self),
@@ -288,7 +305,11 @@ impl NodeFlags {
             router_listen: self.router_listen.or(under.router_listen),
             trust_domain: self.trust_domain.or(under.trust_domain),
             advertise: or_list(self.advertise, under.advertise),
+            peer_from: self
+                .peer_from
+                .or(under.peer_from.filter(|_| self.peer.is_empty())),
             peer: or_list(self.peer, under.peer),
+            follow: self.follow.or(under.follow),
             store: self.store.or(under.store),
             dashboard_listen: self.dashboard_listen.or(under.dashboard_listen),
             metrics_listen: self.metrics_listen.or(under.metrics_listen),
@@ -341,6 +362,8 @@ impl NodeFlags {
             trust_domain: self.trust_domain,
             advertise: self.advertise,
             peers: self.peer,
+            peers_file: self.peer_from,
+            follow: self.follow.map(|name| name.0),
             store: self.store,
             dashboard_listen: self.dashboard_listen,
             metrics_listen: Wanted::new(
@@ -399,6 +422,10 @@ mod tests {
         assert_eq!(settings.cluster.as_ref(), "site-1");
         assert_eq!(settings.advertise.len(), 1);
         assert_eq!(settings.data_dir, PathBuf::from("/d"));
+        assert_eq!(settings.peers_file, Some(file.clone()));
+        let named = flags(&["--peer", "x=h:3", "--config", file.to_str().unwrap()]);
+        let named = named.with_file().unwrap();
+        assert_eq!(named.peer_from, None, "a flag wins over the file for good");
         assert_eq!(settings.metrics_listen.addr.port(), 9090);
         assert!(!settings.metrics_listen.given);
     }
@@ -426,6 +453,8 @@ mod tests {
             "b:2",
             "--peer",
             "x=h:3",
+            "--follow",
+            "frpserver-sample",
             "--store",
             "sqlite:/s.db",
             "--dashboard-listen",
@@ -449,6 +478,9 @@ mod tests {
                     .to_string()
                     .contains(args[0])
             );
+        }
+        for text in ["", "a/b", "A", ".", "a..b", "-a"] {
+            assert!(text.parse::<ObjectName>().is_err(), "{text}");
         }
         for text in ["mysql://db", "postgres:db", "sqlite:", "store.db"] {
             assert!(text.parse::<StoreUrl>().is_err(), "{text}");

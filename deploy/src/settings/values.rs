@@ -107,6 +107,30 @@ impl fmt::Debug for TokenSource {
     }
 }
 
+/// The name of an object: dotted DNS labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectName(pub String);
+
+impl FromStr for ObjectName {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Self, Usage> {
+        let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.bytes().all(plain)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        if text.len() <= 253 && text.split('.').all(label) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(Usage(format!(
+            "{text:?} is no name of an object: lower-case letters, digits, - and . between them"
+        )))
+    }
+}
+
 /// Another node's APIServer: `NAME=HOST:PORT`. The name is the identity that is expected there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerArg {

@@ -44,7 +44,7 @@ fn context(spec: serde_json::Value) -> ReportContext {
     let spec: RouterSpec = serde_json::from_value(spec).unwrap();
     ReportContext {
         cluster: "site-1".parse().unwrap(),
-        plan: compile(&spec, &RouterFlags::default()),
+        plan: compile(&spec, None, &RouterFlags::default()),
         node_addresses: vec!["127.0.0.1:7000".parse().unwrap()],
         trouble: None,
     }

@@ -53,7 +53,7 @@ fn view(connections: u64, services: &[&str]) -> Arc<RouterView> {
 fn context() -> watch::Receiver<Arc<ReportContext>> {
     watch::channel(Arc::new(ReportContext {
         cluster: ClusterName::default_cluster(),
-        plan: compile(&RouterSpec::default(), &RouterFlags::default()),
+        plan: compile(&RouterSpec::default(), None, &RouterFlags::default()),
         node_addresses: Vec::new(),
         trouble: None,
     }))

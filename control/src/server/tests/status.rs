@@ -167,3 +167,64 @@ async fn another_nodes_status_counts_only_if_it_is_newer() {
         .expect(200);
     assert_eq!(written["spec"]["addresses"][0], "t:1");
 }
+
+#[tokio::test]
+async fn this_node_marks_what_it_holds_of_another_as_old() {
+    let server = Server::new().await;
+    let ready = json!({"type": "Ready", "status": "True"});
+    let stale = json!({"type": "Synced", "status": "False", "reason": "PeerNotHeard"});
+    let said = |cluster: &str, revision: u64, conditions: Value| {
+        let source = json!({"revision": revision});
+        with_status(
+            "there",
+            json!({"cluster": cluster, "source": source, "conditions": conditions}),
+        )
+    };
+    let path = "there/status";
+    let first = said("c", 7, json!([ready]));
+    server.put(HERE, path, &first).await.expect(201);
+    // Under the same number the mark counts, and nothing beside it.
+    let marked = said("lie", 7, json!([stale]));
+    let held = server.put(HERE, path, &marked).await.expect(200);
+    assert_eq!(held["status"]["cluster"], "c");
+    assert_eq!(held["status"]["conditions"], json!([ready, stale]));
+    let again = server.put(HERE, path, &marked).await.expect(200);
+    assert_eq!(revision(&again), revision(&held), "no news");
+    // By push a node says nothing about how old it is here.
+    let pushed = said("c", 7, json!([ready]));
+    let kept = server.put(THERE, path, &pushed).await.expect(200);
+    assert_eq!(kept["status"]["conditions"], json!([ready, stale]));
+    let off = server.put(HERE, path, &first).await.expect(200);
+    assert_eq!(off["status"]["conditions"], json!([ready]));
+    // An older one neither marks nor unmarks.
+    let older = said("c", 6, json!([stale]));
+    let kept = server.put(HERE, path, &older).await.expect(200);
+    assert_eq!(kept, off);
+    // A newer status takes the mark along.
+    server.put(HERE, path, &marked).await.expect(200);
+    let newer = said("c", 8, json!([ready]));
+    let held = server.put(THERE, path, &newer).await.expect(200);
+    assert_eq!(held["status"]["conditions"], json!([ready]));
+}
+
+#[tokio::test]
+async fn a_node_that_floods_is_told_to_wait_and_this_node_is_not() {
+    let server = Server::new().await;
+    let push = async |who: &str, name: &str, revision: u64| {
+        let status = with_status(name, json!({"source": {"revision": revision}}));
+        server.put(who, &format!("{name}/status"), &status).await
+    };
+    let mut refused = None;
+    for at in 1..200 {
+        let answer = push(THERE, "there", at).await;
+        if answer.code == 429 {
+            refused = Some(answer);
+            break;
+        }
+    }
+    let refused = refused.expect("200 pushes in a moment are too many");
+    assert!(refused.message().contains("too often"), "{refused:?}");
+    for at in 1..50 {
+        assert!(push(HERE, "third", at).await.code.is_success());
+    }
+}

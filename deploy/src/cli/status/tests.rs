@@ -38,7 +38,7 @@ fn a_status_names_every_peer_and_a_router_that_is_silent() {
     let text = render(&status(&info, &[silent]), now).unwrap();
     for line in [
         "peers           b at b.example.net:7443: connected, heard 3s ago\n",
-        "                c at 192.0.2.1:7443: not connected, heard 5m ago, its Router held here is 4m behind: nothing heard for too long\n",
+        "                c at 192.0.2.1:7443: not connected, heard 5m ago, what is held here of it may be 4m old: nothing heard for too long\n",
         "                d at d:1: not connected, never heard\n",
         "True (stale)   5m ago",
     ] {
