@@ -54,9 +54,9 @@ enum Command {
     Kubeconfig(kubeconfig::Flags),
     /// Show resources
     Get(resources::GetFlags),
-    /// Create or change resources from YAML or JSON
+    /// Create or change resources from files of YAML or JSON
     Apply(resources::ApplyFlags),
-    /// Delete a resource
+    /// Delete resources
     Delete(resources::DeleteFlags),
     /// Show resources as they change, until Ctrl-C
     Watch(resources::WatchFlags),
@@ -131,6 +131,18 @@ fn answer(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// `keel apply --data-dir DIR -f FILE`, in this process.
+#[cfg(test)]
+pub(crate) async fn apply(dir_and_file: &[&std::ffi::OsStr; 2]) -> anyhow::Result<()> {
+    let [dir, file] = dir_and_file.map(std::ffi::OsStr::to_owned);
+    let words = ["keel", "apply", "--data-dir"].map(std::ffi::OsString::from);
+    let keel = Keel::try_parse_from(words.into_iter().chain([dir, "-f".into(), file]))?;
+    match keel.command {
+        Command::Apply(flags) => resources::apply(flags).await,
+        other => anyhow::bail!("{other:?}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,5 +157,42 @@ mod tests {
         for command in Keel::command().get_subcommands() {
             assert!(command.get_about().is_some(), "{}", command.get_name());
         }
+        for name in ["get", "apply", "delete", "watch"] {
+            let help = Keel::command()
+                .find_subcommand_mut(name)
+                .unwrap()
+                .render_long_help();
+            assert!(help.to_string().contains("Examples:"), "{name}");
+        }
+    }
+
+    #[test]
+    fn kinds_are_named_as_in_kubectl_and_completed() {
+        for kind in [
+            "routers",
+            "router",
+            "rt",
+            "frpservers",
+            "namespaces",
+            "ns",
+            "events",
+            "ev",
+        ] {
+            assert!(
+                Keel::try_parse_from(["keel", "get", kind]).is_ok(),
+                "{kind}"
+            );
+        }
+        let unknown = Keel::try_parse_from(["keel", "get", "pods"]).unwrap_err();
+        assert!(unknown.to_string().contains("frpservers"), "{unknown}");
+        let mut completions = Vec::new();
+        clap_complete::generate(
+            clap_complete::Shell::Bash,
+            &mut Keel::command(),
+            "keel",
+            &mut completions,
+        );
+        let completions = String::from_utf8(completions).unwrap();
+        assert!(completions.contains("frpservers") && completions.contains("--field-manager"));
     }
 }

@@ -337,3 +337,158 @@ async fn a_join_that_nobody_answers_ends_when_it_is_told_to() {
     let (started, ()) = tokio::join!(running, interrupt);
     assert!(started.unwrap().is_none());
 }
+
+/// The sample of frp's operator as its cluster shows it, with these ports.
+fn frpserver(port: u16) -> String {
+    format!(
+        "apiVersion: tunnel.kubeinfra.io/v1alpha1
+kind: FRPServer
+metadata:
+  creationTimestamp: '2025-05-04T14:09:04Z'
+  generation: 1
+  name: frpserver-sample
+  resourceVersion: '689594'
+  uid: 61fcd8f5-a5e4-47af-90e3-b5645b026c5a
+spec:
+  allowPorts: [{{end: 2000, start: 2000}}]
+  bindAddr: 127.0.0.1
+  bindPort: {port}
+  detailedErrorsToClient: true
+  kcpBindPort: {port}
+  natholeAnalysisDataReserveHours: 168
+  proxyBindAddr: 0.0.0.0
+  udpPacketSize: 1500
+  userConnTimeout: 10
+  version: v1
+  vhostHTTPTimeout: 60
+  webServer: {{addr: 0.0.0.0, password: pass-w0rd, port: 7500, user: admin}}
+status:
+  activeConnections:
+  - {{proxyName: mysql.abc, proxyType: tcp, startTime: '0000-05-04T23:10:04Z', status: online, todayTrafficIn: 4029}}
+  serviceStatus: {{totalConnections: 0, uptime: 0s}}
+"
+    )
+}
+
+/// The FRPServer at the node, once it is as wanted.
+async fn followed(
+    node: &RunningNode,
+    wanted: impl Fn(&keel_control::api::FrpServer) -> bool,
+) -> keel_control::api::FrpServer {
+    use futures_util::StreamExt as _;
+    use keel_control::client::WatchEvent;
+    let client = node.client().unwrap();
+    let mut events = client.watch_frpserver("frpserver-sample");
+    let found = async {
+        loop {
+            let one = match events.next().await.unwrap() {
+                WatchEvent::Applied(one) => Some(one),
+                WatchEvent::Snapshot { mut routers, .. } => routers.pop(),
+                _ => None,
+            };
+            if let Some(one) = one.filter(&wanted) {
+                return one;
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), found).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_router_follows_an_frpserver_and_reports_there() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("frpserver.yaml");
+    let free = || {
+        let socket = UdpSocket::bind(loopback(0)).unwrap();
+        socket.local_addr().unwrap().port()
+    };
+    let keel_apply = async |node: &RunningNode, port: u16| {
+        std::fs::write(&file, frpserver(port)).unwrap();
+        let (dir, file) = (node.data_dir().as_os_str(), file.as_os_str());
+        crate::cli::apply(&[dir, file]).await.unwrap();
+    };
+    let (first, second) = (free(), free());
+    let node = Node::start(settings(dir.path(), "a")).await.unwrap();
+    keel_apply(&node, first).await;
+    node.stop().await.unwrap();
+
+    let mut following = settings(dir.path(), "a");
+    following.router_listen = None;
+    following.follow = Some("frpserver-sample".to_owned());
+    let node = Node::start(following).await.unwrap();
+    assert_eq!(node.router_addrs(), [loopback(first)]);
+    let backend = std::net::TcpListener::bind(loopback(0)).unwrap();
+    let target = backend.local_addr().unwrap().to_string();
+    let service =
+        serde_json::json!({"name": "mysql", "namespace": "abc", "port": 3306, "target": target});
+    apply(&node, serde_json::json!({"advertisedServices": [service]})).await;
+
+    let is_served = |one: &keel_control::api::FrpServer| {
+        let connections = one
+            .status
+            .iter()
+            .flat_map(|status| &status.active_connections);
+        let mut served =
+            connections.filter(|one| one.status == "online" && one.proxy_type == "stcp");
+        served.any(|one| one.proxy_name == "mysql.abc")
+    };
+    let status = followed(&node, is_served).await.status.unwrap();
+    let of = |kind: &str| {
+        status
+            .conditions
+            .iter()
+            .find(|one| one.kind == kind)
+            .unwrap()
+    };
+    assert_eq!(
+        (of("Ready").status.as_str(), of("Ready").observed_generation),
+        ("True", Some(1))
+    );
+    let unused = &of("SettingsWithoutEffect").message;
+    for field in ["allowPorts", "kcpBindPort", "vhostHTTPTimeout", "webServer"] {
+        assert!(unused.contains(field), "{unused}");
+    }
+    assert!(!unused.contains("bindAddr"), "{unused}");
+    assert!(status.service_status.is_some());
+    let own = self::status(&node, "a", |status| {
+        condition(status, "FollowsFRPServer") == Some("True")
+    })
+    .await;
+    for text in [
+        serde_json::to_string(&status).unwrap(),
+        serde_json::to_string(&own).unwrap(),
+    ] {
+        assert!(!text.contains("pass-w0rd"), "{text}");
+    }
+
+    keel_apply(&node, second).await;
+    let moved = |one: &keel_control::api::FrpServer| {
+        let conditions = one.status.iter().flat_map(|status| &status.conditions);
+        let mut ready =
+            conditions.filter(|one| one.kind == "Ready" && one.observed_generation == Some(2));
+        ready.any(|one| one.message.contains(&second.to_string()))
+    };
+    followed(&node, moved).await;
+    assert_eq!(node.router_addrs(), [loopback(second)]);
+
+    // Without it the Router's own settings are in force.
+    let third = free();
+    let spec = serde_json::json!({"frps": {"bindAddr": "127.0.0.1", "bindPort": third}});
+    apply(&node, spec).await;
+    self::status(&node, "a", |status| {
+        condition(status, "SpecOverridden") == Some("True")
+    })
+    .await;
+    let admin = Admin::get(node.data_dir(), None, None).await.unwrap();
+    let request =
+        http::Request::delete("/apis/tunnel.kubeinfra.io/v1alpha1/frpservers/frpserver-sample");
+    let request = request.body(bytes::Bytes::new()).unwrap();
+    let answer = admin.client().unwrap().request(request).await.unwrap();
+    assert!(answer.status().is_success());
+    let told = |status: &RouterStatus| {
+        let at = format!("127.0.0.1:{third}");
+        condition(status, "FollowsFRPServer") == Some("False") && status.node_addresses == [at]
+    };
+    self::status(&node, "a", told).await;
+    node.stop().await.unwrap();
+}
