@@ -111,3 +111,27 @@ pub async fn sidecar(
     };
     RunningSidecar::start(flags.resolve(&machine)?, stop).await
 }
+
+/// Has a node exchange with these and nobody else from now on; returns once it does.
+///
+/// # Errors
+/// Its data directory cannot be written, or it does not take the change up.
+pub async fn set_peers(node: &RunningNode, peers: &[&RunningNode]) -> anyhow::Result<()> {
+    let line = |peer: &&RunningNode| format!("- {}={}\n", peer.node(), peer.apiserver_addr());
+    let lines: String = peers.iter().map(line).collect();
+    let text = match peers.is_empty() {
+        true => "peers: []\n".to_owned(),
+        false => format!("peers:\n{lines}"),
+    };
+    std::fs::write(node.data_dir().join("peers.yaml"), text)?;
+    let wanted: Vec<_> = peers.iter().map(|peer| peer.node().clone()).collect();
+    let mut states = node.peers();
+    let taken = states.wait_for(|states| {
+        let names = states.iter().map(|state| &state.node);
+        names.eq(&wanted) && states.iter().all(|state| state.connected)
+    });
+    tokio::time::timeout(crate::wait::SOON, taken)
+        .await
+        .context("the node does not take its new peers up")??;
+    Ok(())
+}
