@@ -92,6 +92,7 @@ fn main() -> Result<(), String> {
         };
         runtime.block_on(async {
             bare::measure(&folder(), &load, &mut figures).await;
+            bare::paced(&folder(), &load, RATE, &mut figures).await;
             keel::measure(&folder(), &load, &mut figures).await;
             kine::measure(&folder(), &load, &mut figures).await;
         });

@@ -176,6 +176,11 @@ impl Watch {
             if let Some(chunk) = self.beginning() {
                 return Some(chunk);
             }
+            if self.ends_at.is_some_and(|at| Instant::now() >= at) {
+                self.done = true;
+                // So that the next watch need not look again at what this one has looked at.
+                return self.bookmark_at.is_some().then(|| self.bookmark(false));
+            }
             // Marked as seen before the store is read, so that what comes in between wakes us again.
             let current = *self.hub.borrow_and_update();
             match self.store.events_since(self.cursor, PAGE).await {
@@ -210,7 +215,7 @@ impl Watch {
         };
         tokio::select! {
             biased;
-            () = until(ends_at) => self.done = true,
+            () = until(ends_at) => {}
             changed = self.hub.changed() => match changed {
                 Ok(()) => {
                     sleep_until(self.woke + WAKE_EVERY).await;

@@ -62,11 +62,15 @@ impl Watches {
         resource: &'static str,
     ) -> Result<(Arc<Vec<Object>>, Revision), Status> {
         let mut last = self.last.lock().await;
-        if let Some((revision, objects)) = last.get(resource)
-            && *revision >= store.current()
-            && let Some(objects) = objects.upgrade()
-        {
-            return Ok((objects, *revision));
+        let known = last
+            .get(resource)
+            .and_then(|(revision, objects)| Some((*revision, objects.upgrade()?)));
+        if let Some((revision, objects)) = known {
+            // Another APIServer's writes count too.
+            let committed = store.committed().await;
+            if revision >= committed.map_err(|error| store_status(&error))? {
+                return Ok((objects, revision));
+            }
         }
         let (objects, revision) = store
             .list(resource)

@@ -164,6 +164,14 @@ impl Database {
         }
     }
 
+    /// What is better done between two batches than within one.
+    pub(super) async fn tidy(&mut self) {
+        match self {
+            Self::Sqlite(database) => database.tidy().await,
+            Self::Postgres(_) => {}
+        }
+    }
+
     pub(super) async fn create_token(
         &mut self,
         token: TokenRecord,
@@ -240,6 +248,14 @@ impl Readers {
         match self {
             Self::Sqlite(pool) => sqlite::read::get(pool, key).await,
             Self::Postgres(pool) => postgres::timely(postgres::read::get(pool, key)).await,
+        }
+    }
+
+    /// The last revision that is committed; what was published is that, unless others write too.
+    pub(super) async fn revision(&self, published: Revision) -> Result<Revision, Error> {
+        match self {
+            Self::Sqlite(_) => Ok(published),
+            Self::Postgres(pool) => postgres::timely(postgres::read::revision(pool)).await,
         }
     }
 

@@ -55,6 +55,19 @@ impl Store {
             .map_err(StoreError::database("read an object"))
     }
 
+    /// The last revision of every write that was answered before, by whichever APIServer; [`current`](Store::current) may be a
+    /// moment behind another's.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] if the database fails.
+    pub async fn committed(&self) -> Result<Revision, StoreError> {
+        self.inner
+            .readers
+            .revision(self.current())
+            .await
+            .map_err(StoreError::database("read the revision"))
+    }
+
     /// All objects of a resource by name, and the revision at which they were so.
     ///
     /// # Errors

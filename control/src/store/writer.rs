@@ -175,6 +175,7 @@ impl Writer {
         for write in writes {
             write.finish(outcome.clone());
         }
+        self.database.tidy().await;
         after
     }
 
@@ -235,10 +236,9 @@ impl Writer {
 
     async fn compact(&mut self, upto: Revision) -> Result<(), StoreError> {
         self.shared.forget(upto);
-        self.database
-            .forget(upto)
-            .await
-            .map_err(|failed| failed.doing("delete old events"))
+        let forgotten = self.database.forget(upto).await;
+        self.database.tidy().await;
+        forgotten.map_err(|failed| failed.doing("delete old events"))
     }
 
     /// Closes the database. Queued jobs are dropped, which tells their callers.

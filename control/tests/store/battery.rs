@@ -6,7 +6,8 @@ use bytes::Bytes;
 use keel_control::api::Revision;
 use keel_control::store::{Change, EventKind, EventsError, StoreConfig, StoreError};
 
-use super::place::{Place, on_both};
+use super::both::on_both;
+use super::place::Place;
 use super::{RESOURCE, delete, key, put};
 
 on_both! {

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod battery;
+mod both;
 mod crash;
 mod cuts;
 mod disk;
+mod log;
 mod model;
 mod place;
 mod restart;

@@ -19,28 +19,6 @@ pub(crate) enum Place {
     Postgres { server: Arc<Server>, name: String },
 }
 
-/// Makes a test for each database of an `async fn(Place)`.
-macro_rules! on_both {
-    ($($test:ident,)*) => {
-        mod sqlite {
-            $(#[tokio::test]
-            async fn $test() {
-                super::$test(super::Place::sqlite()).await;
-            })*
-        }
-
-        mod postgresql {
-            $(#[tokio::test]
-            async fn $test() {
-                if let Some(place) = super::Place::postgres().await {
-                    super::$test(place).await;
-                }
-            })*
-        }
-    };
-}
-pub(crate) use on_both;
-
 impl Place {
     pub(crate) fn sqlite() -> Self {
         Self::Sqlite(TempDir::new().unwrap())

@@ -6,7 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use keel_control::store::{EventsError, OpenError, Store, StoreConfig};
 use tempfile::TempDir;
 
-use super::place::{Place, on_both};
+use super::both::on_both;
+use super::place::Place;
 use super::{RESOURCE, put};
 
 on_both! {

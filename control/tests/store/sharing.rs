@@ -47,6 +47,23 @@ async fn follow(store: &Store, mut cursor: Revision, until: Revision) -> Seen {
 }
 
 #[tokio::test]
+async fn what_another_has_committed_is_known_at_once() {
+    let Some(place) = Place::postgres().await else {
+        return;
+    };
+    let one = place.open(StoreConfig::default()).await;
+    let other = place.open(StoreConfig::default()).await;
+    for _ in 0..20 {
+        let written = put(&one, "a", "1").await;
+        // What is told may come later.
+        assert!(other.committed().await.unwrap() >= written);
+        assert!(other.list(RESOURCE).await.unwrap().1 >= written);
+    }
+    one.close().await;
+    other.close().await;
+}
+
+#[tokio::test]
 async fn all_see_the_writes_of_all_in_one_order() {
     const WRITES: u64 = 100;
     let Some(place) = Place::postgres().await else {

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use keel_certs::{JoinToken, RootPin};
 use keel_control::store::{ConsumeError, StoreConfig, TokenRecord, TokenScope};
 
-use super::place::{Place, on_both};
+use super::both::on_both;
+use super::place::Place;
 
 on_both! {
     a_use_is_bound_to_the_first_key,

@@ -22,6 +22,11 @@ pub(in crate::store) async fn get(pool: &PgPool, key: &Key) -> Result<Option<Obj
     row.map(|row| row.object(0)).transpose()
 }
 
+pub(in crate::store) async fn revision(pool: &PgPool) -> Result<Revision, Error> {
+    let row = sqlx::query("SELECT revision FROM meta").fetch_one(pool);
+    row.await?.revision(0)
+}
+
 pub(in crate::store) async fn list(
     pool: &PgPool,
     resource: &str,

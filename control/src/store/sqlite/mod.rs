@@ -1,6 +1,7 @@
 //! SQLite: one file, one writer.
 
 mod ballast;
+mod log;
 mod open;
 pub(super) mod read;
 pub(super) mod tokens;
@@ -13,14 +14,15 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Error, QueryBuilder, Sqlite};
 use tracing::{error, info, warn};
 
-use super::Key;
 use super::database::{
     Batch, COMPACT_ROWS, Cells, DELETE_EVENTS, Failed, News, Objects, SELECT_EVENTS, all, column,
     count, events, states,
 };
 use super::writer::unix_seconds;
+use super::{Event, Key};
 use crate::api::Revision;
 use ballast::Ballast;
+use log::Log;
 
 pub(super) use open::open;
 
@@ -37,6 +39,7 @@ pub(super) struct Database {
     /// Events in the database.
     events: u64,
     ballast: Ballast,
+    log: Log,
 }
 
 /// What a failure of SQLite means here.
@@ -77,8 +80,9 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .busy_timeout(Duration::from_secs(5))
 }
 
-/// Said to every connection that writes, when the file is known to be ours.
-const DURABLE: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
+/// Said to every connection that writes, when the file is known to be ours. The log is moved by [`log`].
+const DURABLE: &str =
+    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0";
 
 impl Database {
     pub(super) async fn apply<F>(&mut self, keys: BTreeSet<Key>, decide: F) -> Result<Batch, Failed>
@@ -101,6 +105,8 @@ impl Database {
             self.next = last.revision.next();
             insert(self.ready().await?, &batch, last.revision).await?;
             self.events += batch.events.len() as u64;
+            self.log
+                .wrote(batch.events.iter().map(|event| size(event)).sum());
         }
         Ok(batch)
     }
@@ -176,15 +182,30 @@ impl Database {
                 .await?
                 .rows_affected();
             self.events = self.events.saturating_sub(deleted);
+            // How much that is in the log, only SQLite knows.
+            self.log.wrote(usize::MAX);
             if deleted < COMPACT_ROWS {
                 return Ok(());
             }
         }
     }
 
+    /// Sees to the log, when nobody waits for a write.
+    pub(super) async fn tidy(&mut self) {
+        let Some(connection) = self.connection.as_mut() else {
+            return;
+        };
+        if let Err(error) = self.log.tidy(&self.path, connection).await {
+            warn!(%error, "the store's log cannot be moved into it");
+            // Nothing waits for an answer: what follows from it is all that matters.
+            let _ = self.settle::<()>(Err(Failed::Undone(error))).await;
+        }
+    }
+
     /// Closes the file. Closing the last connection checkpoints and removes the log; awaited, because a dropped connection closes
     /// in the background, and the file must not be moved meanwhile.
-    pub(super) async fn close(self) -> Result<(), Error> {
+    pub(super) async fn close(mut self) -> Result<(), Error> {
+        self.log.rest().await;
         match self.connection {
             Some(connection) => connection.close().await,
             None => Ok(()),
@@ -238,6 +259,7 @@ impl Database {
         if let Some(connection) = self.connection.take() {
             close(connection).await;
         }
+        self.log.rest().await;
         match trouble {
             Trouble::Full => {
                 self.ballast.release();
@@ -266,6 +288,11 @@ impl Database {
             warn!(%error, "the store's log could not be emptied");
         }
     }
+}
+
+/// Bytes that an event brings into the file: it holds the object and the one before, and the object is there once more.
+fn size(event: &Event) -> usize {
+    2 * event.object.len() + event.previous.as_ref().map_or(0, bytes::Bytes::len)
 }
 
 async fn close(connection: SqliteConnection) {

@@ -15,6 +15,7 @@ use tracing::{error, warn};
 use super::super::database::{Cells, GAPS, all, column};
 use super::super::open::{OpenError, SCHEMA, State};
 use super::ballast::Ballast;
+use super::log::Log;
 use super::{DURABLE, Database, Trouble, check, options, trouble};
 use crate::api::Revision;
 
@@ -96,6 +97,7 @@ pub(in crate::store) async fn open(
         next: state.revision.next(),
         events,
         ballast: Ballast::hold(path, ballast),
+        log: Log::new(),
     };
     Ok((database, readers, state))
 }
