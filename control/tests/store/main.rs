@@ -1,4 +1,4 @@
-//! The store from outside: one battery on SQLite and on PostgreSQL, and what only one of them has to stand.
+//! The store from outside: one battery on SQLite and on PostgreSQL, what only one of them has to stand, and what watches promise.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,6 +14,7 @@ mod restart;
 mod server;
 mod sharing;
 mod tokens;
+mod watches;
 
 use bytes::Bytes;
 use keel_control::api::Revision;

@@ -22,8 +22,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::place::open;
 use super::plant::{Bug, Planted};
+use crate::place::open;
 
 /// Set in the child: the store, the folder with its identity, its node's name and the bug that is planted in it.
 const STORE: &str = "KEEL_TEST_WATCHES_STORE";

@@ -4,19 +4,11 @@
 //!
 //! `KEEL_LONG=1` plays more rounds.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod clients;
 mod history;
-#[path = "../store/place.rs"]
-#[allow(dead_code, reason = "the tests of the store use more of it")]
-mod place;
 mod plant;
 mod process;
 mod run;
-#[path = "../store/server.rs"]
-#[allow(dead_code, reason = "the tests of the store use more of it")]
-mod server;
 mod spoil;
 mod validate;
 mod watcher;
@@ -24,13 +16,14 @@ mod watcher;
 use std::collections::BTreeMap;
 
 use history::{End, From, History, Seen};
-use place::{Place, long};
 use plant::Bug;
 use rand::Rng;
 use run::{Plan, play};
 
+use crate::place::{Place, long};
+
 /// The test that is the server in a process of its own.
-const SERVER: &str = "watches_keep_their_promises_on_one_server";
+const SERVER: &str = "watches::watches_keep_their_promises_on_one_server";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watches_keep_their_promises_on_one_server() {

@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::clients::{Desk, ROUTERS, list, object, outcome, write};
 use super::history::{Change, History, Object, Outcome, SELECTED, Write};
-use super::place::Place;
 use super::plant::{Bug, COMPACT};
 use super::process::{Slot, config};
 use super::watcher::{Diary, MANNERS, watch as follow};
+use crate::place::Place;
 
 const WRITERS: usize = 4;
 const LISTERS: usize = 2;
