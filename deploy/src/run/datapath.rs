@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, anyhow};
 use tokio::sync::oneshot;
 
+use super::crowd;
 use crate::telemetry::Runtimes;
 
 /// A running data-path thread.
@@ -40,7 +41,13 @@ impl DataPath {
                 {
                     Ok(runtime) => {
                         runtimes.count("data", runtime.handle().clone());
-                        runtime.block_on(main())
+                        let clean_up = crowd::clean_up(runtime.handle().clone());
+                        runtime.block_on(async {
+                            tokio::select! {
+                                outcome = main() => outcome,
+                                never = clean_up => match never {},
+                            }
+                        })
                     }
                     Err(error) => Err(error).context("cannot make the runtime of the data path"),
                 };

@@ -2,6 +2,7 @@
 
 mod about;
 mod apiserver;
+mod crowd;
 mod datapath;
 mod identity;
 mod metrics;

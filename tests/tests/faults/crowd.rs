@@ -13,8 +13,8 @@ use rand::{RngExt, SeedableRng};
 
 use crate::ground::{Ground, Holding};
 
-/// What memory may keep besides 5 %: allocators give back by the page, and the first crowd touches pages that stay.
-const SLACK_KIB: u64 = 4 << 10;
+/// Memory is given back some seconds after a crowd has gone: it rests when it has not become less for longer than that.
+const REST: Duration = Duration::from_secs(8);
 
 /// How soon connections carry again after a fault: some of them, and after this many faults every one, besides the time from
 /// one of its blocks to the next.
@@ -82,12 +82,27 @@ fn back_to(before: [Holding; 3], now: [Holding; 3]) -> Result<(), String> {
         let more = |count: u64| count * 105 / 100;
         if now.files > before.files
             || now.tasks > more(before.tasks)
-            || now.resident_kib > more(before.resident_kib) + SLACK_KIB
+            || now.resident_kib > more(before.resident_kib)
         {
             return Err(format!("{now:?} is more than {before:?}"));
         }
     }
     Ok(())
+}
+
+/// What the processes hold once no memory is given back any more.
+fn at_rest(ground: &Ground) -> anyhow::Result<[Holding; 3]> {
+    let mut before = ground.holding()?;
+    loop {
+        wait::pause(REST);
+        let now = ground.holding()?;
+        let falls =
+            |(before, now): (&Holding, &Holding)| now.resident_kib < before.resident_kib * 99 / 100;
+        if !before.iter().zip(&now).any(falls) {
+            return Ok(now);
+        }
+        before = now;
+    }
 }
 
 /// Faults for so long, one after another; how many.
@@ -137,7 +152,7 @@ fn a_crowd_leaves_nothing_behind() -> anyhow::Result<()> {
     storm(&ground, &load, &mut random, (span / 10, pause))?;
     load.finish()?.exact().with_context(|| ground.logs())?;
     ground.is_quiet(SOON)?;
-    let before = ground.holding()?;
+    let before = at_rest(&ground)?;
 
     let load = ground.carry(&crowd(ground.seed))?;
     let faults = storm(&ground, &load, &mut random, (span, pause))?;
@@ -146,7 +161,8 @@ fn a_crowd_leaves_nothing_behind() -> anyhow::Result<()> {
     report.exact().with_context(|| ground.logs())?;
 
     ground.is_quiet(SOON).with_context(|| ground.logs())?;
-    println!("before {before:?}\nafter  {:?}", ground.holding()?);
+    let after = at_rest(&ground)?;
+    println!("before {before:?}\nafter  {after:?}");
     wait::until_some("all is given back", SOON, || {
         back_to(before, ground.holding().map_err(|error| error.to_string())?)
     })
