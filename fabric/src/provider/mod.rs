@@ -5,6 +5,7 @@ pub(crate) mod check;
 mod dial;
 mod publish;
 mod reach;
+mod remembered;
 mod serve;
 pub(crate) mod terminator;
 

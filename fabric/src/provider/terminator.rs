@@ -1,6 +1,6 @@
 //! Flows that end in this process: found by id, started once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::Backend;
 use super::arrivals::{Arrival, Arrivals, Turned};
+use super::remembered::Remembered;
 use super::serve::{self, Start};
 use crate::flow::{Finished, FlowLimits};
 use crate::leg::{Header, IncomingLeg};
@@ -25,8 +26,11 @@ use crate::wire::{FlowId, Frame, Generation, GoneCode, Open, RefuseCode, ResetCo
 /// Time for the last frames of flows that are cut to leave, before their connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
+/// How often it is looked for flows that need not be remembered any more.
+const TIDY: Duration = Duration::from_secs(5);
+
 /// A flow is its initiator's: nobody else finds it, whatever id he guesses.
-pub(super) type Key = (Subject, FlowId);
+pub(super) type Key = (Arc<Subject>, FlowId);
 
 /// The table of flows that end here.
 #[derive(Debug)]
@@ -36,10 +40,12 @@ pub(crate) struct Terminator {
     pub(super) paces: Arc<Paces>,
     pub(super) memory: Arc<Memory>,
     pub(super) metrics: Arc<FabricMetrics>,
-    table: Mutex<Table>,
+    table: Arc<Mutex<Table>>,
     /// Since when it would know a flow that came here.
     since: Instant,
     tasks: Mutex<JoinSet<()>>,
+    /// Tidies the table while there is anything in it.
+    tidying: Mutex<JoinSet<()>>,
     /// A flow has ended.
     ended: Notify,
 }
@@ -47,9 +53,9 @@ pub(crate) struct Terminator {
 #[derive(Debug, Default)]
 struct Table {
     live: HashMap<Key, Arc<Arrivals>>,
-    finished: HashMap<Key, Finished>,
-    /// The finished ones in the order in which they ended.
-    order: VecDeque<(Instant, Key)>,
+    remembered: Remembered,
+    /// A task tidies it.
+    tidied: bool,
 }
 
 /// What the table says of a flow that a leg asks for.
@@ -80,21 +86,6 @@ pub(crate) struct Via {
     pub(crate) limit: Option<Arc<Limit>>,
 }
 
-impl Table {
-    /// Drops what is remembered for too long, and the oldest flow if there are too many; whether there were.
-    fn forget(&mut self, now: Instant, most: usize) -> bool {
-        let mut early = false;
-        while let Some((until, _)) = self.order.front()
-            && (*until <= now || self.order.len() > most)
-            && let Some((until, key)) = self.order.pop_front()
-        {
-            early |= until > now;
-            self.finished.remove(&key);
-        }
-        early
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing is left half changed here, so a panic elsewhere does not spoil it.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -113,9 +104,10 @@ impl Terminator {
             paces,
             memory,
             metrics,
-            table: Mutex::default(),
+            table: Arc::default(),
             since: Instant::now(),
             tasks: Mutex::default(),
+            tidying: Mutex::default(),
             ended: Notify::new(),
         })
     }
@@ -131,8 +123,8 @@ impl Terminator {
             Header::Open(open) => (open.flow, Some(open.clone())),
             Header::Resume(resume) => (resume.flow, None),
         };
-        let key = (via.from.clone(), flow);
-        match (self.find(&key, open.as_deref(), backend), open) {
+        let (key, found) = self.find((&via.from, flow), open.as_deref(), backend);
+        match (found, open) {
             (Found::Live(live), _) => {
                 let arrival = Box::new(Arrival {
                     leg,
@@ -172,17 +164,38 @@ impl Terminator {
     }
 
     /// Looks the flow up and, if it is new and may start, enters it: under one lock, so that no two legs start it twice.
-    fn find(&self, key: &Key, open: Option<&Open>, backend: Option<Backend>) -> Found {
+    fn find(
+        &self,
+        (from, flow): (&Subject, FlowId),
+        open: Option<&Open>,
+        backend: Option<Backend>,
+    ) -> (Key, Found) {
         let mut table = lock(&self.table);
+        let key = (table.remembered.subject(from), flow);
+        if !table.tidied {
+            table.tidied = true;
+            self.tidy_in_time();
+        }
+        let found = self.find_in(&mut table, &key, open, backend);
+        (key, found)
+    }
+
+    fn find_in(
+        &self,
+        table: &mut Table,
+        key: &Key,
+        open: Option<&Open>,
+        backend: Option<Backend>,
+    ) -> Found {
         if let Some(live) = table.live.get(key) {
             return Found::Live(live.clone());
         }
-        let finished = table.finished.get(key).map(|finished| finished.code);
+        let finished = table.remembered.get(key).map(|finished| finished.code);
         let repeated = open.is_some_and(|open| open.generation > Generation::FIRST);
         if repeated && finished.is_none_or(|code| code == GoneCode::Unknown) {
             // The first one may have been taken by a process that is gone, or come later: it must not start here.
             let stranger = Finished::never_arrived(&self.flow_limits, Instant::now());
-            self.remember(&mut table, key, stranger);
+            self.remember(table, key, stranger);
             let text = "only a repeated open came here".to_owned();
             return Found::Refused(RefuseCode::NeverArrived, text);
         }
@@ -257,12 +270,27 @@ impl Terminator {
 
     /// Enters a flow that is over, or never was here.
     fn remember(&self, table: &mut Table, key: &Key, finished: Finished) {
-        if table.finished.insert(key.clone(), finished).is_none() {
-            table.order.push_back((finished.until, key.clone()));
-        }
-        if table.forget(Instant::now(), self.limits.remembered) {
+        let (now, most) = (Instant::now(), self.limits.remembered);
+        if table.remembered.insert(key, finished, now, most) {
             self.metrics.hit("remembered");
         }
+    }
+
+    fn tidy_in_time(&self) {
+        let table = Arc::clone(&self.table);
+        let mut tidying = lock(&self.tidying);
+        while tidying.try_join_next().is_some() {}
+        tidying.spawn(async move {
+            loop {
+                tokio::time::sleep(TIDY).await;
+                let mut table = lock(&table);
+                table.tidied = table.remembered.tidy(Instant::now());
+                if !table.tidied {
+                    table.live.shrink_to_fit();
+                    return;
+                }
+            }
+        });
     }
 
     /// The flow's task has ended.
