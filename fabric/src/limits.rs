@@ -81,6 +81,10 @@ pub struct WindowLimits {
     pub connection: u32,
     /// Bytes of packets of peers whose handshake waits to be looked at; more of them are lost, as on the way.
     pub incoming: u64,
+    /// UDP packets of one association that wait to leave on one connection; more are dropped (`queue`).
+    pub packets: usize,
+    /// Bytes of all UDP packets that wait to leave on one connection; more are dropped (`queue`).
+    pub packet_bytes: u64,
 }
 
 impl Default for WindowLimits {
@@ -88,6 +92,8 @@ impl Default for WindowLimits {
         Self {
             connection: 64 << 20,
             incoming: 8 << 20,
+            packets: 128,
+            packet_bytes: 2 << 20,
         }
     }
 }

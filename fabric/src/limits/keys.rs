@@ -199,6 +199,8 @@ keys! {
     "flowWindowMax" Bytes flow.max_window [64 * KIB, 16 * MIB] "" "credit and replay to which a flow may grow";
     "connectionWindow" Bytes windows.connection [MIB, 256 * MIB] "" "bytes of one connection on their way to this process";
     "incomingBuffer" Bytes windows.incoming [64 * KIB, GIB] "" "bytes of packets of peers whose handshake waits; more are lost, as on the way";
+    "queuedPackets" Count windows.packets [1, 65_536] "" "UDP packets of one association that wait to leave on one connection; more are dropped as `queue`";
+    "queuedPacketBytes" Bytes windows.packet_bytes [64 * KIB, GIB] "" "bytes of all UDP packets that wait to leave on one connection; more are dropped as `queue`";
     "identityBuffers" Bytes memory.identity [MIB, 64 * GIB] "identity_buffers" "bytes held for flows of one consumer's identity that end here";
     "processBuffers" Bytes memory.process [MIB, 64 * GIB] "buffers" "bytes held for all flows that end here";
 }

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::datagrams::Datagrams;
 use super::error::{ConnectError, Lost};
 use super::stream::Half;
-use super::{Profile, RecvStream, SendStream};
+use super::{Profile, RecvStream, SendStream, Windows};
 use crate::wire::CloseCode;
 
 /// The server's configuration for peers elsewhere and on this host.
@@ -32,6 +32,7 @@ pub struct Incoming {
     incoming: quinn::Incoming,
     configs: ServerConfigs,
     profile: Profile,
+    windows: Windows,
 }
 
 impl Incoming {
@@ -39,11 +40,13 @@ impl Incoming {
         incoming: quinn::Incoming,
         configs: ServerConfigs,
         profile: Profile,
+        windows: Windows,
     ) -> Self {
         Self {
             incoming,
             configs,
             profile,
+            windows,
         }
     }
 
@@ -93,7 +96,7 @@ impl Incoming {
             .map_err(Lost::from)?
             .await
             .map_err(Lost::from)?;
-        Ok(Connection::new(connection, self.profile))
+        Ok(Connection::new(connection, self.profile, self.windows))
     }
 }
 
@@ -151,7 +154,7 @@ impl Streams {
 }
 
 impl Connection {
-    pub(super) fn new(inner: quinn::Connection, profile: Profile) -> Self {
+    pub(super) fn new(inner: quinn::Connection, profile: Profile, windows: Windows) -> Self {
         let certs = inner
             .peer_identity()
             .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
@@ -168,7 +171,7 @@ impl Connection {
             allowed: AtomicU32::new(allowed),
             max,
         });
-        let datagrams = Datagrams::new(inner.clone());
+        let datagrams = Datagrams::new(inner.clone(), windows.packets);
         Self {
             inner,
             shared: Arc::new(Shared {

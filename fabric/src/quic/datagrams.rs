@@ -7,7 +7,9 @@
 //! The implementation puts datagrams into packets before anything else, so a flood of them would leave nothing of a full
 //! connection to its streams. While streams have something to send too, [`Share`] gives each kind half.
 
-use std::collections::{HashMap, VecDeque};
+mod queue;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +21,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::queue::Queue;
+pub(super) use self::queue::QueueLimits;
 use crate::metrics::FabricMetrics;
 use crate::wire::varint;
 
@@ -26,10 +30,6 @@ use crate::wire::varint;
 const HEADER: usize = 8;
 /// Largest packet in any datagram: what a QUIC packet of 1,200 bytes leaves, for every connection takes those.
 pub(crate) const SAFE_DATAGRAM: u64 = 1152;
-/// Packets of one flow that wait.
-const FLOW_PACKETS: usize = 128;
-/// Bytes of all flows of a connection that wait.
-const QUEUE_BYTES: usize = 2 << 20;
 /// Bytes by which datagrams may be ahead of the streams.
 const AHEAD: usize = 32 << 10;
 /// Bytes that leave at once while the connection is not full.
@@ -86,12 +86,12 @@ impl fmt::Debug for Datagrams {
 }
 
 impl Datagrams {
-    pub(super) fn new(connection: quinn::Connection) -> Arc<Self> {
+    pub(super) fn new(connection: quinn::Connection, limits: QueueLimits) -> Arc<Self> {
         Arc::new(Self {
             shared: Arc::new(Shared {
                 connection,
                 routes: Mutex::default(),
-                queue: Mutex::default(),
+                queue: Mutex::new(Queue::new(limits)),
                 queued: Notify::new(),
                 began: Instant::now(),
                 streams: AtomicU64::new(NO_ROUTE),
@@ -330,97 +330,9 @@ impl Share {
     }
 }
 
-/// Datagrams that wait, by stream; the streams take turns.
-#[derive(Debug, Default)]
-struct Queue {
-    flows: HashMap<u64, VecDeque<Bytes>>,
-    /// The streams that have something, in the order of their turns.
-    turns: VecDeque<u64>,
-    bytes: usize,
-    /// One was taken out and may still wait for the connection: none may overtake it.
-    sending: bool,
-}
-
-impl Queue {
-    fn is_idle(&self) -> bool {
-        self.turns.is_empty() && !self.sending
-    }
-
-    /// Queues a datagram; `false` if there is no room.
-    fn push(&mut self, stream: u64, datagram: Bytes) -> bool {
-        if self.bytes + datagram.len() > QUEUE_BYTES {
-            return false;
-        }
-        let flow = self.flows.entry(stream).or_default();
-        if flow.len() >= FLOW_PACKETS {
-            return false;
-        }
-        if flow.is_empty() {
-            self.turns.push_back(stream);
-        }
-        self.bytes += datagram.len();
-        flow.push_back(datagram);
-        true
-    }
-
-    /// The datagram whose turn it is.
-    fn pop(&mut self) -> Option<Bytes> {
-        let next = self.turns.pop_front().and_then(|stream| {
-            let flow = self.flows.get_mut(&stream)?;
-            let datagram = flow.pop_front()?;
-            if flow.is_empty() {
-                self.flows.remove(&stream);
-            } else {
-                self.turns.push_back(stream);
-            }
-            self.bytes -= datagram.len();
-            Some(datagram)
-        });
-        self.sending = next.is_some();
-        next
-    }
-
-    fn forget(&mut self, stream: u64) {
-        if let Some(flow) = self.flows.remove(&stream) {
-            self.bytes -= flow.iter().map(Bytes::len).sum::<usize>();
-            self.turns.retain(|other| *other != stream);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn packet(text: &'static str) -> Bytes {
-        Bytes::from_static(text.as_bytes())
-    }
-
-    #[test]
-    fn flows_take_turns_and_a_flood_waits_behind_itself() {
-        let mut queue = Queue::default();
-        let mut taken = 0;
-        while queue.push(1, packet("flood")) {
-            taken += 1;
-        }
-        assert_eq!(taken, FLOW_PACKETS);
-        assert!(queue.push(2, packet("a")) && queue.push(2, packet("b")));
-        let first: Vec<Bytes> = (0..4).filter_map(|_| queue.pop()).collect();
-        assert_eq!(first, ["flood", "a", "flood", "b"]);
-        assert!(!queue.is_idle());
-    }
-
-    #[test]
-    fn what_was_taken_out_is_not_overtaken_and_what_is_forgotten_is_gone() {
-        let mut queue = Queue::default();
-        assert!(queue.is_idle() && queue.push(1, packet("a")) && queue.push(2, packet("b")));
-        queue.forget(1);
-        assert_eq!(queue.pop(), Some(packet("b")));
-        assert!(!queue.is_idle(), "it may still wait for the connection");
-        assert_eq!(queue.pop(), None);
-        assert!(queue.is_idle());
-        assert_eq!(queue.bytes, 0);
-    }
 
     /// A connection that lets so many bytes out at a time, in packets of 1,200 bytes: datagrams first, then streams. What each had.
     fn shared(grant: usize, datagram: usize) -> (usize, usize) {
@@ -476,16 +388,5 @@ mod tests {
             space: 64 << 10,
         };
         assert!((0..1000).all(|_| share.takes(1200, sent)));
-    }
-
-    #[test]
-    fn a_connection_holds_no_more_than_its_bound() {
-        let mut queue = Queue::default();
-        let big = Bytes::from(vec![0; 64 << 10]);
-        let mut stream = 0;
-        while queue.push(stream, big.clone()) {
-            stream += 1;
-        }
-        assert_eq!(stream, (QUEUE_BYTES / big.len()) as u64);
     }
 }

@@ -186,7 +186,12 @@ impl Endpoint {
             incoming = take(self.inner.v4.as_ref()) => incoming,
             incoming = take(self.inner.v6.as_ref()) => incoming,
         }?;
-        Some(Incoming::new(incoming, server.clone(), self.inner.profile))
+        Some(Incoming::new(
+            incoming,
+            server.clone(),
+            self.inner.profile,
+            self.inner.windows,
+        ))
     }
 
     /// Connects to `addr` and finishes the handshake. Dropping the future gives the attempt up.
@@ -234,7 +239,11 @@ impl Endpoint {
                 },
             })?;
         let connection = connecting.await.map_err(Lost::from)?;
-        Ok(Connection::new(connection, self.inner.profile))
+        Ok(Connection::new(
+            connection,
+            self.inner.profile,
+            self.inner.windows,
+        ))
     }
 
     /// Closes all connections at once with an application code.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use quinn::congestion::CubicConfig;
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use super::datagrams::QueueLimits;
 use crate::limits::{Limits, WindowLimits};
 
 /// Segments that the driver hands to one send; the product with the packet size must fit into one UDP datagram.
@@ -49,6 +50,7 @@ pub struct Windows {
     connection: u32,
     /// Bytes that wait with handshakes; 0 for the default.
     incoming: u64,
+    pub(super) packets: QueueLimits,
 }
 
 impl Windows {
@@ -66,6 +68,7 @@ impl Windows {
             stream: if stream > usual.stream { stream } else { 0 },
             connection: limits.windows.connection,
             incoming: limits.windows.incoming,
+            packets: QueueLimits::of(&limits.windows),
         }
     }
 
