@@ -2,11 +2,16 @@
 //!
 //! HTTP/3, HTTP/2 and HTTP/1.1 over mutual TLS and HTTP/1.1 over the node's Unix sockets all end in one [`Handler`].
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
+use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use keel_certs::Identity;
@@ -79,6 +84,35 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
         .boxed_unsync()
 }
 
+/// A body of these bytes, one piece after the other: what is long need not be copied into one, and goes piece by piece.
+pub fn pieces(pieces: VecDeque<Bytes>) -> Body {
+    Pieces(pieces)
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+struct Pieces(VecDeque<Bytes>);
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|piece| piece.len() as u64).sum())
+    }
+}
+
 /// A body without bytes.
 pub fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
@@ -130,28 +164,27 @@ pub async fn read(mut body: Body, limit: usize) -> Result<Bytes, ReadError> {
 
 #[cfg(test)]
 mod tests {
-    use http_body::Frame;
+    use http_body::Body as _;
     use http_body_util::StreamBody;
 
     use super::*;
 
-    fn pieces(pieces: &'static [&'static str]) -> Body {
-        let frames = pieces
-            .iter()
-            .map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes()))));
-        StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
+    fn parts(parts: &'static [&'static str]) -> Body {
+        let parts = parts.iter().map(|part| Bytes::from_static(part.as_bytes()));
+        pieces(parts.collect())
     }
 
     #[tokio::test]
     async fn a_body_is_read_whole_or_refused() {
         assert_eq!(read(empty(), 0).await.unwrap(), "");
+        assert_eq!(parts(&["one", "two"]).size_hint().exact(), Some(6));
         assert_eq!(read(full("one"), 3).await.unwrap(), "one");
         assert_eq!(
-            read(pieces(&["one", "two", "three"]), 11).await.unwrap(),
+            read(parts(&["one", "two", "three"]), 11).await.unwrap(),
             "onetwothree"
         );
         assert!(matches!(
-            read(pieces(&["one", "two"]), 5).await,
+            read(parts(&["one", "two"]), 5).await,
             Err(ReadError::TooLarge { limit: 5 })
         ));
         let broken = StreamBody::new(futures_util::stream::iter([Err::<Frame<Bytes>, BoxError>(

@@ -1,16 +1,16 @@
 //! The Kubernetes-shaped API over the store: from a request to its answer.
 //!
 //! One request, top to bottom: [`path`] (what it is about) -> [`access`] (whether the caller may) -> [`query`] (its options) ->
-//! [`read`], [`write`] or [`watch`] -> [`reply`]. What a write makes of an object is decided by the pure functions of [`change`] and
+//! [`read`], [`list`], [`write`] or [`watch`] -> [`reply`]. What a write makes of an object is decided by the pure functions of [`change`] and
 //! [`ownership`], inside the store's writer. The API opens no socket: a transport hands it requests with the caller's verified identity.
 
 mod access;
 mod change;
 mod discovery;
+mod list;
 mod name;
 mod openapi;
 mod ownership;
-mod past;
 mod patch;
 mod path;
 mod pushes;

@@ -1,18 +1,29 @@
 //! Responses.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use http::{Response, StatusCode};
 use serde::Serialize;
 
 use crate::api::{Reason, Status};
-use crate::http::{Body, empty, full};
+use crate::http::{Body, empty, full, pieces};
 
 pub(super) const JSON: &str = "application/json";
 
 /// A response with these bytes of JSON.
 pub(super) fn bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(full(bytes));
+    json_body(code, full(bytes))
+}
+
+/// A response with these pieces of one JSON text.
+pub(super) fn in_pieces(code: StatusCode, text: VecDeque<Bytes>) -> Response<Body> {
+    json_body(code, pieces(text))
+}
+
+fn json_body(code: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() = code;
     response
         .headers_mut()

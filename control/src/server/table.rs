@@ -53,7 +53,6 @@ pub(super) fn table(
     with_columns: bool,
     now: SystemTime,
 ) -> Value {
-    let columns: Vec<Value> = about.columns.iter().map(definition).collect();
     let rows: Vec<Value> = objects
         .iter()
         .map(|object| row(about, object, include, now))
@@ -62,13 +61,18 @@ pub(super) fn table(
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
         "metadata": {"resourceVersion": revision.unwrap_or_default()},
-        "columnDefinitions": if with_columns { Value::Array(columns) } else { Value::Null },
+        "columnDefinitions": if with_columns { definitions(about) } else { Value::Null },
         "rows": rows,
     });
     if revision.is_none() {
         table["metadata"] = json!({});
     }
     table
+}
+
+/// What the cells of a row are.
+pub(super) fn definitions(about: &About) -> Value {
+    about.columns.iter().map(definition).collect()
 }
 
 fn definition(column: &Column) -> Value {
@@ -81,7 +85,8 @@ fn definition(column: &Column) -> Value {
     })
 }
 
-fn row(about: &About, object: &Value, include: Include, now: SystemTime) -> Value {
+/// One row of a Table.
+pub(super) fn row(about: &About, object: &Value, include: Include, now: SystemTime) -> Value {
     let cells: Vec<Value> = about
         .columns
         .iter()

@@ -35,6 +35,12 @@ pub(super) const SELECT_CHANGED: &str = "SELECT event.name, event.previous FROM 
      (SELECT MIN(revision) AS revision FROM event WHERE resource = $1 AND name > $2 AND revision > $3 GROUP BY name) AS first \
      ON event.revision = first.revision WHERE event.previous IS NOT NULL ORDER BY event.name LIMIT $4";
 
+/// How many objects [`SELECT_UNCHANGED`] and [`SELECT_CHANGED`] would find without an end.
+pub(super) const COUNT_BEHIND: &str = "SELECT (SELECT COUNT(*) FROM object WHERE resource = $1 AND name > $2 AND revision <= $3) + \
+     (SELECT COUNT(*) FROM event JOIN \
+     (SELECT MIN(revision) AS revision FROM event WHERE resource = $1 AND name > $2 AND revision > $3 GROUP BY name) AS first \
+     ON event.revision = first.revision WHERE event.previous IS NOT NULL)";
+
 /// Rows that one transaction of a compaction deletes: few enough that writers wait for less than 50 ms.
 pub(super) const COMPACT_ROWS: u64 = 1000;
 
@@ -281,6 +287,22 @@ impl Readers {
                 postgres::timely(postgres::read::part(pool, resource, at, name, max)).await
             }
         }
+    }
+
+    /// How many objects of the resource were behind `name` at `at`.
+    pub(super) async fn behind(
+        &self,
+        resource: &str,
+        at: Revision,
+        name: &str,
+    ) -> Result<usize, Error> {
+        let count = match self {
+            Self::Sqlite(pool) => sqlite::read::behind(pool, resource, at, name).await?,
+            Self::Postgres(pool) => {
+                postgres::timely(postgres::read::behind(pool, resource, at, name)).await?
+            }
+        };
+        Ok(usize::try_from(count).unwrap_or(0))
     }
 
     /// The first `max` events after `after` up to `upto`, and up to where events were forgotten when they were read.

@@ -131,6 +131,24 @@ impl Store {
         })
     }
 
+    /// How many objects of a resource have names behind `after` at the revision `at`. As good as [`page`](Store::page), but not told
+    /// when the events since are forgotten: ask for the page first.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] if the database fails.
+    pub async fn behind(
+        &self,
+        resource: &str,
+        at: Revision,
+        after: &str,
+    ) -> Result<usize, StoreError> {
+        self.inner
+            .readers
+            .behind(resource, at, after)
+            .await
+            .map_err(StoreError::database("count objects"))
+    }
+
     /// The first `max` events after the revision, of all resources, in order; empty if there are none yet.
     ///
     /// # Errors

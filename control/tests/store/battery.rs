@@ -246,6 +246,10 @@ async fn a_list_in_pages_is_one_state(place: Place) {
         ("e", b"1"),
     ];
     assert_eq!(seen, expected);
+    for (name, behind) in [("", 5), ("b", 3), ("cc", 2), ("e", 0)] {
+        let found = store.behind(RESOURCE, at, name).await.unwrap();
+        assert_eq!(found, behind, "{name}");
+    }
     let now = store.page(RESOURCE, None, "", 9).await.unwrap();
     let names: Vec<&str> = now.objects.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!((names, now.more), (vec!["a", "b", "d", "dd", "e"], false));

@@ -103,7 +103,39 @@ async fn compare(store: &Store, model: &Model) {
             .cloned()
             .collect();
         assert_eq!(found, expected, "after {start}");
+        compare_pages(store, model, start).await;
     }
+}
+
+/// Lists in pages are of the revision asked for, whatever came after it.
+async fn compare_pages(store: &Store, model: &Model, at: Revision) {
+    let mut expected: BTreeMap<&str, &Bytes> = BTreeMap::new();
+    let now = model.objects.iter();
+    expected.extend(now.map(|(name, (_, data))| (name.as_str(), data)));
+    // Undone from the last: what a change found is what was there before it.
+    for (_, _, name, _, previous) in model.history.iter().rev().take_while(|event| event.0 > at) {
+        match previous {
+            Some(data) => expected.insert(name, data),
+            None => expected.remove(name.as_str()),
+        };
+    }
+    let mut found: Vec<(String, Bytes)> = Vec::new();
+    loop {
+        let after = found.last().map_or("", |(name, _)| name.as_str());
+        let behind = store.behind(RESOURCE, at, after).await.unwrap();
+        assert_eq!(behind, expected.len() - found.len(), "at {at}");
+        let page = store.page(RESOURCE, Some(at), after, 2).await.unwrap();
+        assert_eq!(page.more, behind > 2, "at {at}");
+        found.extend(page.objects);
+        if !page.more {
+            break;
+        }
+    }
+    let found: Vec<(&str, &Bytes)> = found
+        .iter()
+        .map(|(name, data)| (name.as_str(), data))
+        .collect();
+    assert_eq!(found, Vec::from_iter(expected), "at {at}");
 }
 
 async fn run(place: &Place, steps: Vec<Step>) {

@@ -1,8 +1,10 @@
 //! Lists in pages: all pages show one state, whatever happens meanwhile.
 
+use http_body::Body as _;
 use serde_json::json;
 
 use super::*;
+use crate::store::{Change, Key};
 
 async fn page(server: &Server, query: &str) -> Value {
     server
@@ -90,6 +92,88 @@ async fn what_is_selected_is_paged_and_not_counted() {
     assert_eq!(first["metadata"].get("remainingItemCount"), None);
     let query = format!("limit=2&labelSelector=site&continue={}", token(&first));
     assert_eq!(names(&page(&server, &query).await), "c");
+}
+
+/// More objects than one look at the store takes: 1,200, of which every 400th has a label.
+async fn with_many() -> Server {
+    let server = Server::with(StoreConfig::default()).await;
+    let writes = (0..1200).map(|number| {
+        let name = format!("r{number:04}");
+        let mut object = router(&name, json!({}));
+        if number % 400 == 399 {
+            object["metadata"]["labels"] = json!({"site": "x"});
+        }
+        let key = Key {
+            resource: "routers.edge.example.com".into(),
+            name,
+        };
+        let data = Bytes::from(object.to_string());
+        server.store.write(key, move |_, _| (Change::Put(data), ()))
+    });
+    futures_util::future::try_join_all(writes).await.unwrap();
+    server
+}
+
+#[tokio::test]
+async fn lists_go_over_many_looks_at_the_store() {
+    let server = with_many().await;
+    let all = page(&server, "").await;
+    let expected: Vec<String> = (0..1200).map(|number| format!("r{number:04}")).collect();
+    assert_eq!(names(&all), expected.join(","));
+    assert_eq!(all["metadata"].get("continue"), None);
+    // Pages that are smaller and larger than a look, of which the last is full.
+    for limit in [400, 600] {
+        let mut seen = 0;
+        let mut query = format!("limit={limit}");
+        loop {
+            let list = page(&server, &query).await;
+            assert_eq!(names(&list), expected[seen..seen + limit].join(","));
+            seen += limit;
+            assert_eq!(
+                list["metadata"]["remainingItemCount"].as_u64().unwrap_or(0),
+                1200 - seen as u64
+            );
+            if seen == 1200 {
+                assert_eq!(list["metadata"].get("continue"), None);
+                break;
+            }
+            query = format!("limit={limit}&continue={}", token(&list));
+        }
+    }
+    let few = page(&server, "limit=2&labelSelector=site").await;
+    assert_eq!(names(&few), "r0399,r0799");
+    assert_eq!(few["metadata"].get("remainingItemCount"), None);
+    let query = format!("limit=2&labelSelector=site&continue={}", token(&few));
+    let rest = page(&server, &query).await;
+    assert_eq!(names(&rest), "r1199");
+    assert_eq!(rest["metadata"].get("continue"), None);
+    assert_eq!(
+        names(&page(&server, "labelSelector=site").await),
+        "r0399,r0799,r1199"
+    );
+}
+
+#[tokio::test]
+async fn a_table_is_as_whole_as_a_list() {
+    let server = with_many().await;
+    let request = Request::builder()
+        .uri(format!("{ROUTERS}?limit=700"))
+        .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
+    let response = server.send(POD, request.body(full("")).unwrap()).await;
+    let length = response.body().size_hint().exact();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(length, Some(body.len() as u64));
+    let table: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(
+        (&table["kind"], &table["apiVersion"]),
+        (&json!("Table"), &json!("meta.k8s.io/v1"))
+    );
+    assert_eq!(table["columnDefinitions"][0]["name"], "Name");
+    let rows = table["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 700);
+    assert_eq!(rows[699]["cells"][0], "r0699");
+    assert_eq!(table["metadata"]["remainingItemCount"], 500);
+    assert!(!token(&table).is_empty());
 }
 
 #[tokio::test]

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use futures_util::TryStreamExt;
 use sqlx::postgres::PgPool;
 use sqlx::{Error, Row};
 
 use super::super::database::{
-    Cells, Part, SELECT_CHANGED, SELECT_EVENTS, SELECT_OBJECT, SELECT_UNCHANGED, all, column,
-    events as decoded, merge,
+    COUNT_BEHIND, Cells, Part, SELECT_CHANGED, SELECT_EVENTS, SELECT_OBJECT, SELECT_UNCHANGED, all,
+    column, events as decoded, merge,
 };
 use super::super::{Event, Key, Object};
 use super::follow::meta;
@@ -31,22 +32,23 @@ pub(in crate::store) async fn list(
     pool: &PgPool,
     resource: &str,
 ) -> Result<(Vec<Object>, Revision), Error> {
-    let rows = sqlx::query(
+    let mut rows = sqlx::query(
         "SELECT meta.revision, object.revision, object.data FROM meta \
          LEFT JOIN object ON object.resource = $1 ORDER BY object.name",
     )
     .bind(resource)
-    .fetch_all(pool)
-    .await?;
-    let revision = rows.first().ok_or(Error::RowNotFound)?.revision(0)?;
-    let mut objects = Vec::with_capacity(rows.len());
-    for row in &rows {
+    .fetch(pool);
+    let mut revision = None;
+    let mut objects = Vec::new();
+    // Row by row: all of them would be the list once more.
+    while let Some(row) = rows.try_next().await? {
+        revision = Some(row.revision(0)?);
         // The one row of a list without objects.
         if row.try_get::<Option<i64>, _>(1)?.is_some() {
             objects.push(row.object(1)?);
         }
     }
-    Ok((objects, revision))
+    Ok((objects, revision.ok_or(Error::RowNotFound)?))
 }
 
 pub(in crate::store) async fn part(
@@ -80,6 +82,20 @@ pub(in crate::store) async fn part(
         current,
         compacted,
     })
+}
+
+pub(in crate::store) async fn behind(
+    pool: &PgPool,
+    resource: &str,
+    at: Revision,
+    name: &str,
+) -> Result<i64, Error> {
+    let row = sqlx::query(COUNT_BEHIND)
+        .bind(resource)
+        .bind(name)
+        .bind(column(at))
+        .fetch_one(pool);
+    row.await?.number(0)
 }
 
 /// The events, and up to where events were forgotten: read after them, because the mark is raised before they are deleted.

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use futures_util::TryStreamExt;
 use sqlx::Error;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
 use super::super::database::{
-    Cells, Part, SELECT_CHANGED, SELECT_EVENTS, SELECT_OBJECT, SELECT_UNCHANGED, all, column, merge,
+    COUNT_BEHIND, Cells, Part, SELECT_CHANGED, SELECT_EVENTS, SELECT_OBJECT, SELECT_UNCHANGED, all,
+    column, merge,
 };
 use super::super::{Event, Key, Object, database};
 use crate::api::Revision;
@@ -27,12 +29,18 @@ pub(in crate::store) async fn list(
     // One transaction is one snapshot, so the number and the objects belong together.
     let mut transaction = pool.begin().await?;
     let revision = meta(&mut transaction, "revision").await?;
-    let rows = sqlx::query("SELECT revision, data FROM object WHERE resource = $1 ORDER BY name")
-        .bind(resource)
-        .fetch_all(&mut *transaction)
-        .await?;
+    let mut objects = Vec::new();
+    // Row by row: a row is a copy, and all of them would be the list once more.
+    let mut rows =
+        sqlx::query("SELECT revision, data FROM object WHERE resource = $1 ORDER BY name")
+            .bind(resource)
+            .fetch(&mut *transaction);
+    while let Some(row) = rows.try_next().await? {
+        objects.push(row.object(0)?);
+    }
+    drop(rows);
     transaction.rollback().await?;
-    Ok((all(&rows, |row| row.object(0))?, revision))
+    Ok((objects, revision))
 }
 
 pub(in crate::store) async fn part(
@@ -64,6 +72,20 @@ pub(in crate::store) async fn part(
         current,
         compacted,
     })
+}
+
+pub(in crate::store) async fn behind(
+    pool: &SqlitePool,
+    resource: &str,
+    at: Revision,
+    name: &str,
+) -> Result<i64, Error> {
+    let row = sqlx::query(COUNT_BEHIND)
+        .bind(resource)
+        .bind(name)
+        .bind(column(at))
+        .fetch_one(pool);
+    row.await?.number(0)
 }
 
 pub(in crate::store) async fn events(

@@ -1,0 +1,182 @@
+//! Lists: read from the store in pages of one revision, and put together in pieces as they are sent.
+//!
+//! An answer holds each object once, encoded, and beside it one page of the store, however many objects there are.
+
+use std::collections::VecDeque;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::HeaderMap;
+use http::{Response, StatusCode};
+use keel_certs::Identity;
+use serde_json::{Value, json};
+
+use super::path::Collection;
+use super::query::{Continue, Include, Match, Options};
+use super::read::{parse, wants_table};
+use super::secret::Sight;
+use super::table::{definitions, row};
+use super::watch::events_status;
+use super::{Inner, reply, store_status};
+use crate::api::kind::About;
+use crate::api::{Revision, Status};
+use crate::http::Body;
+use crate::store::{EventsError, Page};
+
+/// Objects that one look at the store takes at most; as many as kubectl asks for.
+const PAGE: usize = 500;
+
+impl Inner {
+    pub(super) async fn list(
+        &self,
+        identity: &Identity,
+        collection: &Collection,
+        headers: &HeaderMap,
+        mut options: Options,
+    ) -> Result<Response<Body>, Status> {
+        if options.watch {
+            return self.watch(identity, collection, headers, options).await;
+        }
+        self.reach(&options).await?;
+        let about = &collection.kind.about;
+        options.selector.check(about)?;
+        options.selector.namespace(collection.namespace.as_deref());
+        let mut list = List {
+            about,
+            sight: Sight::of(identity),
+            table: wants_table(headers).then_some((options.include, SystemTime::now())),
+            pieces: VecDeque::new(),
+        };
+        let metadata = self.fill(&mut list, &options).await?;
+        Ok(list.finish(&metadata))
+    }
+
+    /// Puts the objects that are asked for into the list, as far as one answer goes; gives back the list's metadata.
+    async fn fill(&self, list: &mut List, options: &Options) -> Result<Value, Status> {
+        let selector = (!options.selector.is_everything()).then_some(&options.selector);
+        let mut at = match (&options.from, options.revision_match) {
+            (Some(from), _) => Some(from.revision),
+            (None, Some(Match::Exact)) => options.revision,
+            (None, _) => None,
+        };
+        let mut after = match &options.from {
+            Some(from) => from.after.clone(),
+            None => String::new(),
+        };
+        let mut left = options.limit.unwrap_or(usize::MAX);
+        loop {
+            // Who selects may have to look at many objects to find a few.
+            let max = if selector.is_some() {
+                PAGE
+            } else {
+                left.min(PAGE)
+            };
+            let Page {
+                objects,
+                revision,
+                more,
+            } = self
+                .store
+                .page(list.about.resource, at, &after, max)
+                .await
+                .map_err(|error| page_status(&error, options))?;
+            at = Some(revision);
+            let seen = objects.len();
+            let mut used = 0;
+            let mut piece = Vec::new();
+            for (name, object) in objects {
+                if left == 0 {
+                    break;
+                }
+                used += 1;
+                after = name;
+                if selector.is_none_or(|selector| selector.matches(&parse(&object))) {
+                    left -= 1;
+                    list.push(&mut piece, &object);
+                }
+            }
+            list.keep(piece);
+            let rest = more || used < seen;
+            if rest && left > 0 {
+                continue;
+            }
+            let mut metadata = json!({"resourceVersion": revision.to_string()});
+            if rest {
+                // As in Kubernetes, which does not count what it has not selected yet.
+                if selector.is_none() {
+                    metadata["remainingItemCount"] =
+                        self.behind(list, revision, &after).await?.into();
+                }
+                metadata["continue"] = Continue { revision, after }.to_string().into();
+            }
+            return Ok(metadata);
+        }
+    }
+
+    async fn behind(&self, list: &List, at: Revision, after: &str) -> Result<usize, Status> {
+        let behind = self.store.behind(list.about.resource, at, after).await;
+        behind.map_err(|error| store_status(&error))
+    }
+}
+
+fn page_status(error: &EventsError, options: &Options) -> Status {
+    match error {
+        EventsError::Compacted { .. } if options.from.is_some() => Status::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the \
+             continue parameter.",
+        ),
+        error => events_status(error),
+    }
+}
+
+/// A list on its way out.
+struct List {
+    about: &'static About,
+    sight: Sight,
+    /// What rows carry and of when they are, if a Table is asked for.
+    table: Option<(Include, SystemTime)>,
+    /// The objects, encoded, with the commas between them.
+    pieces: VecDeque<Bytes>,
+}
+
+impl List {
+    /// Encodes an object behind those in the piece.
+    fn push(&self, piece: &mut Vec<u8>, object: &Bytes) {
+        if !(piece.is_empty() && self.pieces.is_empty()) {
+            piece.push(b',');
+        }
+        let object = self.sight.show(self.about, object);
+        match self.table {
+            // Objects are stored as they are sent, so a list is put together without reading them.
+            None => piece.extend_from_slice(&object),
+            Some((include, now)) => {
+                let row = row(self.about, &parse(&object), include, now);
+                piece.extend_from_slice(row.to_string().as_bytes());
+            }
+        }
+    }
+
+    fn keep(&mut self, mut piece: Vec<u8>) {
+        if !piece.is_empty() {
+            piece.shrink_to_fit();
+            self.pieces.push_back(piece.into());
+        }
+    }
+
+    fn finish(mut self, metadata: &Value) -> Response<Body> {
+        let head = match self.table {
+            None => format!(
+                "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+                self.about.kind,
+                self.about.api_version(),
+            ),
+            Some(_) => format!(
+                "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"columnDefinitions\":{},\"rows\":[",
+                definitions(self.about),
+            ),
+        };
+        self.pieces.push_front(head.into());
+        self.pieces.push_back(Bytes::from_static(b"]}"));
+        reply::in_pieces(StatusCode::OK, self.pieces)
+    }
+}
