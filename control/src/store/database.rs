@@ -1,7 +1,7 @@
 //! The seam between the store and its database: what SQLite and PostgreSQL do each in their own way.
 //!
-//! Everything else (who may write when, what memory holds, what is told to whom) is the same for both. SQL that both understand is
-//! here too; parameters are written `$1`, which SQLite takes as well.
+//! Everything else (who may write when, what memory holds, what is told to whom) is the same for both, and so is most SQL: see
+//! [`statements`](super::statements).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,37 +9,15 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use keel_certs::TokenId;
-use sqlx::postgres::{PgPool, PgRow};
-use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{Error, Row};
+use sqlx::Error;
+use sqlx::postgres::PgPool;
+use sqlx::sqlite::SqlitePool;
 
-use super::tokens::{Consumed, TokenRecord};
-use super::{ConsumeError, Event, EventKind, Gap, Key, Object, StoreError, postgres, sqlite};
+use super::tokens::{self, Consumed, TokenRecord};
+use super::{
+    ConsumeError, Event, EventKind, Gap, Key, Object, StoreError, lookup, postgres, sqlite,
+};
 use crate::api::Revision;
-
-/// Events after $1 up to $2, the first $3 of them.
-pub(super) const SELECT_EVENTS: &str = "SELECT revision, kind, resource, name, object, previous FROM event \
-     WHERE revision > $1 AND revision <= $2 ORDER BY revision LIMIT $3";
-
-/// One object.
-pub(super) const SELECT_OBJECT: &str =
-    "SELECT revision, data FROM object WHERE resource = $1 AND name = $2";
-
-/// Objects of the resource $1 behind the name $2 that are as they were at the revision $3, the first $4 of them.
-pub(super) const SELECT_UNCHANGED: &str = "SELECT name, data FROM object \
-     WHERE resource = $1 AND name > $2 AND revision <= $3 ORDER BY name LIMIT $4";
-
-/// Objects of the resource $1 behind the name $2 that have changed since the revision $3 and were there then, as they were then:
-/// the first change since knows what was before it.
-pub(super) const SELECT_CHANGED: &str = "SELECT event.name, event.previous FROM event JOIN \
-     (SELECT MIN(revision) AS revision FROM event WHERE resource = $1 AND name > $2 AND revision > $3 GROUP BY name) AS first \
-     ON event.revision = first.revision WHERE event.previous IS NOT NULL ORDER BY event.name LIMIT $4";
-
-/// How many objects [`SELECT_UNCHANGED`] and [`SELECT_CHANGED`] would find without an end.
-pub(super) const COUNT_BEHIND: &str = "SELECT (SELECT COUNT(*) FROM object WHERE resource = $1 AND name > $2 AND revision <= $3) + \
-     (SELECT COUNT(*) FROM event JOIN \
-     (SELECT MIN(revision) AS revision FROM event WHERE resource = $1 AND name > $2 AND revision > $3 GROUP BY name) AS first \
-     ON event.revision = first.revision WHERE event.previous IS NOT NULL)";
 
 /// Rows that one transaction of a compaction deletes: few enough that writers wait for less than 50 ms.
 pub(super) const COMPACT_ROWS: u64 = 1000;
@@ -252,8 +230,11 @@ pub(super) struct Part {
 impl Readers {
     pub(super) async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
         match self {
-            Self::Sqlite(pool) => sqlite::read::get(pool, key).await,
-            Self::Postgres(pool) => postgres::timely(postgres::read::get(pool, key)).await,
+            Self::Sqlite(pool) => lookup::get(&mut *pool.acquire().await?, key).await,
+            Self::Postgres(pool) => {
+                postgres::timely(async { lookup::get(&mut *pool.acquire().await?, key).await })
+                    .await
+            }
         }
     }
 
@@ -297,9 +278,14 @@ impl Readers {
         name: &str,
     ) -> Result<usize, Error> {
         let count = match self {
-            Self::Sqlite(pool) => sqlite::read::behind(pool, resource, at, name).await?,
+            Self::Sqlite(pool) => {
+                lookup::behind(&mut *pool.acquire().await?, resource, at, name).await?
+            }
             Self::Postgres(pool) => {
-                postgres::timely(postgres::read::behind(pool, resource, at, name)).await?
+                postgres::timely(async {
+                    lookup::behind(&mut *pool.acquire().await?, resource, at, name).await
+                })
+                .await?
             }
         };
         Ok(usize::try_from(count).unwrap_or(0))
@@ -315,8 +301,11 @@ impl Readers {
         match self {
             // The mark that the writer keeps in memory is ahead of what it deletes.
             Self::Sqlite(pool) => {
-                let events = sqlite::read::events(pool, after, upto, max).await?;
-                Ok((events, Revision(0)))
+                let connection = &mut *pool.acquire().await?;
+                Ok((
+                    lookup::events(connection, after, upto, max).await?,
+                    Revision(0),
+                ))
             }
             Self::Postgres(pool) => {
                 postgres::timely(postgres::read::events(pool, after, upto, max)).await
@@ -326,8 +315,10 @@ impl Readers {
 
     pub(super) async fn tokens(&self) -> Result<Vec<TokenRecord>, Error> {
         match self {
-            Self::Sqlite(pool) => sqlite::tokens::list(pool).await,
-            Self::Postgres(pool) => postgres::timely(postgres::tokens::list(pool)).await,
+            Self::Sqlite(pool) => tokens::list(&mut *pool.acquire().await?).await,
+            Self::Postgres(pool) => {
+                postgres::timely(async { tokens::list(&mut *pool.acquire().await?).await }).await
+            }
         }
     }
 
@@ -337,89 +328,6 @@ impl Readers {
             Self::Postgres(pool) => pool.close().await,
         }
     }
-}
-
-/// A row of either database.
-pub(super) trait Cells {
-    fn number(&self, at: usize) -> Result<i64, Error>;
-    fn flag(&self, at: usize) -> Result<bool, Error>;
-    fn text(&self, at: usize) -> Result<String, Error>;
-    fn bytes(&self, at: usize) -> Result<Option<Bytes>, Error>;
-
-    fn revision(&self, at: usize) -> Result<Revision, Error> {
-        Ok(Revision(self.number(at)?.unsigned_abs()))
-    }
-
-    /// Reads `revision, data` from the columns at `first`.
-    fn object(&self, first: usize) -> Result<Object, Error> {
-        Ok(Object {
-            revision: self.revision(first)?,
-            data: self.bytes(first + 1)?.unwrap_or_default(),
-        })
-    }
-
-    /// Reads `name, data`.
-    fn named(&self) -> Result<(String, Bytes), Error> {
-        Ok((self.text(0)?, self.bytes(1)?.unwrap_or_default()))
-    }
-
-    /// Reads a row of [`SELECT_EVENTS`].
-    fn event(&self) -> Result<Event, Error> {
-        Ok(Event {
-            revision: self.revision(0)?,
-            kind: EventKind::from_column(self.number(1)?),
-            key: Key {
-                resource: self.text(2)?.into(),
-                name: self.text(3)?,
-            },
-            object: self.bytes(4)?.unwrap_or_default(),
-            previous: self.bytes(5)?,
-        })
-    }
-
-    /// Reads `low, high`.
-    fn gap(&self) -> Result<Gap, Error> {
-        Ok((self.revision(0)?, self.revision(1)?))
-    }
-}
-
-macro_rules! cells {
-    ($row:ty) => {
-        impl Cells for $row {
-            fn number(&self, at: usize) -> Result<i64, Error> {
-                self.try_get(at)
-            }
-
-            fn flag(&self, at: usize) -> Result<bool, Error> {
-                self.try_get(at)
-            }
-
-            fn text(&self, at: usize) -> Result<String, Error> {
-                self.try_get(at)
-            }
-
-            fn bytes(&self, at: usize) -> Result<Option<Bytes>, Error> {
-                let bytes: Option<Vec<u8>> = self.try_get(at)?;
-                Ok(bytes.map(Bytes::from))
-            }
-        }
-    };
-}
-
-cells!(SqliteRow);
-cells!(PgRow);
-
-/// Reads all rows with `read`.
-pub(super) fn all<R, T>(
-    rows: &[R],
-    read: impl Fn(&R) -> Result<T, Error>,
-) -> Result<Vec<T>, Error> {
-    rows.iter().map(read).collect()
-}
-
-/// Events, shared as everybody wants them.
-pub(super) fn events<R: Cells>(rows: &[R]) -> Result<Vec<Arc<Event>>, Error> {
-    all(rows, |row| row.event().map(Arc::new))
 }
 
 /// A revision as a column holds it. Nothing above `Revision::MAX` gets this far; if it did, it would be beyond every row.
@@ -444,18 +352,6 @@ pub(super) fn states(events: &[Arc<Event>]) -> (Vec<&Event>, Vec<&Event>) {
         .partition(|event| event.kind == EventKind::Deleted)
 }
 
-/// Merges two lists by name and takes the first `max`.
-pub(super) fn merge(
-    mut unchanged: Vec<(String, Bytes)>,
-    changed: Vec<(String, Bytes)>,
-    max: i64,
-) -> Vec<(String, Bytes)> {
-    unchanged.extend(changed);
-    unchanged.sort_by(|(one, _), (other, _)| one.cmp(other));
-    unchanged.truncate(usize::try_from(max).unwrap_or(usize::MAX));
-    unchanged
-}
-
 impl EventKind {
     pub(super) fn column(self) -> i64 {
         match self {
@@ -465,7 +361,7 @@ impl EventKind {
         }
     }
 
-    fn from_column(column: i64) -> Self {
+    pub(super) fn from_column(column: i64) -> Self {
         match column {
             0 => Self::Added,
             1 => Self::Deleted,

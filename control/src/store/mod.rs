@@ -11,11 +11,13 @@
 //! from the [`ring`] or, further back, from the database. The store never calls the network and knows no resource's schema.
 
 mod database;
+mod lookup;
 mod open;
 mod postgres;
 mod read;
 mod ring;
 mod sqlite;
+mod statements;
 mod tokens;
 mod writer;
 

@@ -13,7 +13,8 @@ use keel_certs::{Namespace, NodeName, PodName, TokenId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::database::{Cells, Database, Failed};
+use super::database::{Database, Failed};
+use super::statements::{Cells, Statements, Value, all};
 use super::writer::Job;
 use super::{Store, StoreError};
 
@@ -32,24 +33,22 @@ macro_rules! select_tokens {
 }
 
 /// All tokens.
-pub(super) const LIST: &str = select_tokens!("ORDER BY created_at, id");
+const LIST: &str = select_tokens!("ORDER BY created_at, id");
 /// The token $1.
-pub(super) const SELECT: &str = select_tokens!("WHERE id = $1");
+const SELECT: &str = select_tokens!("WHERE id = $1");
 /// What was kept for the use of the token $1 by the key $2.
-pub(super) const SELECT_USE: &str =
-    "SELECT result FROM token_use WHERE token = $1 AND key_hash = $2";
+const SELECT_USE: &str = "SELECT result FROM token_use WHERE token = $1 AND key_hash = $2";
 /// Forgets tokens that ended before $1.
-pub(super) const FORGET: &str = "DELETE FROM token WHERE expires_at < $1";
+const FORGET: &str = "DELETE FROM token WHERE expires_at < $1";
 /// Keeps a token.
-pub(super) const CREATE: &str = "INSERT INTO token (id, secret_hash, scope, created_at, expires_at, uses, revoked) \
+const CREATE: &str = "INSERT INTO token (id, secret_hash, scope, created_at, expires_at, uses, revoked) \
      VALUES ($1, $2, $3, $4, $5, $6, $7)";
 /// Revokes the token $1.
-pub(super) const REVOKE: &str = "UPDATE token SET revoked = TRUE WHERE id = $1";
+const REVOKE: &str = "UPDATE token SET revoked = TRUE WHERE id = $1";
 /// Takes a use of the token $1 for the key $2 at $3.
-pub(super) const USE: &str = "INSERT INTO token_use (token, key_hash, used_at) VALUES ($1, $2, $3)";
+const USE: &str = "INSERT INTO token_use (token, key_hash, used_at) VALUES ($1, $2, $3)";
 /// Keeps the result $3 for the use of the token $1 by the key $2.
-pub(super) const KEEP_RESULT: &str =
-    "UPDATE token_use SET result = $3 WHERE token = $1 AND key_hash = $2";
+const KEEP_RESULT: &str = "UPDATE token_use SET result = $3 WHERE token = $1 AND key_hash = $2";
 
 /// A join token, without its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,13 +221,85 @@ impl Store {
 
 impl TokenRecord {
     /// The scope as a column holds it.
-    pub(super) fn scope_column(&self) -> Result<String, sqlx::Error> {
+    fn scope_column(&self) -> Result<String, sqlx::Error> {
         serde_json::to_string(&self.scope).map_err(|error| sqlx::Error::Encode(error.into()))
     }
 }
 
+pub(super) async fn list(
+    connection: &mut impl Statements,
+) -> Result<Vec<TokenRecord>, sqlx::Error> {
+    all(&connection.rows(LIST, &[]).await?, record)
+}
+
+/// Keeps a token, and forgets those that ended before `forget`.
+pub(super) async fn create(
+    connection: &mut impl Statements,
+    token: TokenRecord,
+    forget: SystemTime,
+) -> Result<(), sqlx::Error> {
+    let forget = [Value::Number(seconds(forget))];
+    connection.run(FORGET, &forget).await?;
+    let values = [
+        Value::Text(token.id.as_str()),
+        Value::Bytes(&token.secret_hash),
+        Value::Text(&token.scope_column()?),
+        Value::Number(seconds(token.created_at)),
+        Value::Number(seconds(token.expires_at)),
+        Value::Number(token.uses_left.into()),
+        Value::Flag(token.revoked),
+    ];
+    connection.run(CREATE, &values).await.map(drop)
+}
+
+/// Makes a token useless; whether there is one.
+pub(super) async fn revoke(
+    connection: &mut impl Statements,
+    id: &TokenId,
+) -> Result<bool, sqlx::Error> {
+    let revoked = connection.run(REVOKE, &[Value::Text(id.as_str())]).await?;
+    Ok(revoked > 0)
+}
+
+/// Takes a use of a token, or finds the one that the key has. Within a transaction that keeps all others from the token.
+pub(super) async fn consume(
+    connection: &mut impl Statements,
+    id: &TokenId,
+    secret_hash: [u8; 32],
+    key_hash: [u8; 32],
+    now: SystemTime,
+) -> Result<Result<Consumed, ConsumeError>, sqlx::Error> {
+    let id = Value::Text(id.as_str());
+    let token = connection.row(SELECT, &[id]).await?;
+    let token = token.as_ref().map(record).transpose()?;
+    let key = Value::Bytes(&key_hash);
+    let used = connection.row(SELECT_USE, &[id, key]).await?;
+    let used = used.map(|row| row.bytes(0)).transpose()?;
+    let verdict = verdict(token, used, secret_hash, now);
+    if let Ok((_, true)) = verdict {
+        let now = Value::Number(seconds(now));
+        connection.run(USE, &[id, key, now]).await?;
+    }
+    Ok(verdict.map(|(consumed, _)| consumed))
+}
+
+/// Keeps what a use led to.
+pub(super) async fn keep_result(
+    connection: &mut impl Statements,
+    id: &TokenId,
+    key_hash: [u8; 32],
+    result: &[u8],
+) -> Result<(), sqlx::Error> {
+    let values = [
+        Value::Text(id.as_str()),
+        Value::Bytes(&key_hash),
+        Value::Bytes(result),
+    ];
+    connection.run(KEEP_RESULT, &values).await.map(drop)
+}
+
 /// Whether the token is good for a key that has `used` it before (and got the result inside). `true` if it is a new use.
-pub(super) fn verdict(
+fn verdict(
     token: Option<TokenRecord>,
     used: Option<Option<Bytes>>,
     secret_hash: [u8; 32],
@@ -255,7 +326,7 @@ pub(super) fn verdict(
 }
 
 /// Reads a row of [`LIST`] or [`SELECT`].
-pub(super) fn record(row: &impl Cells) -> Result<TokenRecord, sqlx::Error> {
+fn record(row: &impl Cells) -> Result<TokenRecord, sqlx::Error> {
     let secret_hash = row.bytes(1)?.unwrap_or_default();
     Ok(TokenRecord {
         id: row
@@ -274,7 +345,7 @@ pub(super) fn record(row: &impl Cells) -> Result<TokenRecord, sqlx::Error> {
     })
 }
 
-pub(super) fn seconds(at: SystemTime) -> i64 {
+fn seconds(at: SystemTime) -> i64 {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

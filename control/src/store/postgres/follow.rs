@@ -6,7 +6,8 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error};
 
 use super::super::Gap;
-use super::super::database::{Cells, GAPS, News, all, column, events};
+use super::super::database::{GAPS, News, column};
+use super::super::statements::{Cells, all, events};
 use super::{CATCH_UP, notify};
 use crate::api::Revision;
 

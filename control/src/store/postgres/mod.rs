@@ -8,7 +8,7 @@ mod follow;
 mod listen;
 mod open;
 pub(super) mod read;
-pub(super) mod tokens;
+mod tokens;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -21,8 +21,9 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::database::{
-    Batch, COMPACT_ROWS, Cells, DELETE_EVENTS, Failed, News, Objects, column, count, states,
+    Batch, COMPACT_ROWS, DELETE_EVENTS, Failed, News, Objects, column, count, states,
 };
+use super::statements::Cells;
 use super::writer::unix_seconds;
 use super::{Event, Key};
 use crate::api::Revision;

@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Error};
 
-use super::super::database::{Cells, all, column};
+use super::super::database::column;
 use super::super::open::{OpenError, SCHEMA, State};
+use super::super::statements::{Cells, all};
 use super::follow::{go_on, lock};
 use super::listen::Listener;
 use super::{Database, timely};

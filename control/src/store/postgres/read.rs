@@ -6,22 +6,11 @@ use futures_util::TryStreamExt;
 use sqlx::postgres::PgPool;
 use sqlx::{Error, Row};
 
-use super::super::database::{
-    COUNT_BEHIND, Cells, Part, SELECT_CHANGED, SELECT_EVENTS, SELECT_OBJECT, SELECT_UNCHANGED, all,
-    column, events as decoded, merge,
-};
-use super::super::{Event, Key, Object};
+use super::super::database::Part;
+use super::super::statements::Cells;
+use super::super::{Event, Object, lookup};
 use super::follow::meta;
 use crate::api::Revision;
-
-pub(in crate::store) async fn get(pool: &PgPool, key: &Key) -> Result<Option<Object>, Error> {
-    let row = sqlx::query(SELECT_OBJECT)
-        .bind(key.resource.as_ref())
-        .bind(key.name.as_str())
-        .fetch_optional(pool)
-        .await?;
-    row.map(|row| row.object(0)).transpose()
-}
 
 pub(in crate::store) async fn revision(pool: &PgPool) -> Result<Revision, Error> {
     let row = sqlx::query("SELECT revision FROM meta").fetch_one(pool);
@@ -64,38 +53,13 @@ pub(in crate::store) async fn part(
     let (current, compacted) =
         meta(&mut transaction, "SELECT revision, compacted FROM meta").await?;
     let at = at.unwrap_or(current);
-    let mut lists = Vec::new();
-    for sql in [SELECT_UNCHANGED, SELECT_CHANGED] {
-        let rows = sqlx::query(sql)
-            .bind(resource)
-            .bind(name)
-            .bind(column(at))
-            .bind(max)
-            .fetch_all(&mut *transaction)
-            .await?;
-        lists.push(all(&rows, Cells::named)?);
-    }
+    let objects = lookup::part(&mut *transaction, resource, at, name, max).await?;
     transaction.rollback().await?;
-    let changed = lists.pop().unwrap_or_default();
     Ok(Part {
-        objects: merge(lists.pop().unwrap_or_default(), changed, max),
+        objects,
         current,
         compacted,
     })
-}
-
-pub(in crate::store) async fn behind(
-    pool: &PgPool,
-    resource: &str,
-    at: Revision,
-    name: &str,
-) -> Result<i64, Error> {
-    let row = sqlx::query(COUNT_BEHIND)
-        .bind(resource)
-        .bind(name)
-        .bind(column(at))
-        .fetch_one(pool);
-    row.await?.number(0)
 }
 
 /// The events, and up to where events were forgotten: read after them, because the mark is raised before they are deleted.
@@ -105,14 +69,10 @@ pub(in crate::store) async fn events(
     upto: Revision,
     max: i64,
 ) -> Result<(Vec<Arc<Event>>, Revision), Error> {
-    let rows = sqlx::query(SELECT_EVENTS)
-        .bind(column(after))
-        .bind(column(upto))
-        .bind(max)
-        .fetch_all(pool)
-        .await?;
+    let connection = &mut *pool.acquire().await?;
+    let events = lookup::events(connection, after, upto, max).await?;
     let row = sqlx::query("SELECT compacted FROM meta")
-        .fetch_one(pool)
+        .fetch_one(connection)
         .await?;
-    Ok((decoded(&rows)?, row.revision(0)?))
+    Ok((events, row.revision(0)?))
 }

@@ -11,7 +11,7 @@ use sqlx::{Connection, Error};
 use tokio::task::JoinSet;
 use tracing::debug;
 
-use super::super::database::Cells;
+use super::super::statements::Cells;
 use super::{DURABLE, options};
 
 /// Pages of the log from which on it is moved: as many as SQLite has it, 4 MiB.

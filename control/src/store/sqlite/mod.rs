@@ -4,7 +4,7 @@ mod ballast;
 mod log;
 mod open;
 pub(super) mod read;
-pub(super) mod tokens;
+mod tokens;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,10 @@ use sqlx::{Connection, Error, QueryBuilder, Sqlite};
 use tracing::{error, info, warn};
 
 use super::database::{
-    Batch, COMPACT_ROWS, Cells, DELETE_EVENTS, Failed, News, Objects, SELECT_EVENTS, all, column,
-    count, events, states,
+    Batch, COMPACT_ROWS, DELETE_EVENTS, Failed, News, Objects, column, count, states,
 };
+use super::lookup;
+use super::statements::{Cells, all};
 use super::writer::unix_seconds;
 use super::{Event, Key};
 use crate::api::Revision;
@@ -117,17 +118,11 @@ impl Database {
         compacted: Revision,
     ) -> Result<News, Error> {
         let connection = self.connected().await?;
-        let rows = sqlx::query(SELECT_EVENTS)
-            .bind(column(published))
-            .bind(column(Revision::MAX))
-            .bind(i64::MAX)
-            .fetch_all(&mut *connection)
-            .await?;
+        let events = lookup::events(connection, published, Revision::MAX, i64::MAX).await?;
         let gaps = sqlx::query("SELECT low, high FROM gap WHERE high > $1")
             .bind(column(published))
             .fetch_all(connection)
             .await?;
-        let events = events(&rows)?;
         self.events += events.len() as u64;
         Ok(News {
             revision: events.last().map_or(published, |event| event.revision),

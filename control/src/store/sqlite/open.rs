@@ -12,8 +12,9 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Error};
 use tracing::{error, warn};
 
-use super::super::database::{Cells, GAPS, all, column};
+use super::super::database::{GAPS, column};
 use super::super::open::{OpenError, SCHEMA, State};
+use super::super::statements::{Cells, all};
 use super::ballast::Ballast;
 use super::log::Log;
 use super::{DURABLE, Database, Trouble, check, options, trouble};

@@ -1,26 +1,13 @@
 //! Reading from SQLite.
 
-use std::sync::Arc;
-
 use futures_util::TryStreamExt;
 use sqlx::Error;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
-use super::super::database::{
-    COUNT_BEHIND, Cells, Part, SELECT_CHANGED, SELECT_EVENTS, SELECT_OBJECT, SELECT_UNCHANGED, all,
-    column, merge,
-};
-use super::super::{Event, Key, Object, database};
+use super::super::database::Part;
+use super::super::statements::Cells;
+use super::super::{Object, lookup};
 use crate::api::Revision;
-
-pub(in crate::store) async fn get(pool: &SqlitePool, key: &Key) -> Result<Option<Object>, Error> {
-    let row = sqlx::query(SELECT_OBJECT)
-        .bind(key.resource.as_ref())
-        .bind(key.name.as_str())
-        .fetch_optional(pool)
-        .await?;
-    row.map(|row| row.object(0)).transpose()
-}
 
 pub(in crate::store) async fn list(
     pool: &SqlitePool,
@@ -54,53 +41,13 @@ pub(in crate::store) async fn part(
     let current = meta(&mut transaction, "revision").await?;
     let compacted = meta(&mut transaction, "compacted").await?;
     let at = at.unwrap_or(current);
-    let mut lists = Vec::new();
-    for sql in [SELECT_UNCHANGED, SELECT_CHANGED] {
-        let rows = sqlx::query(sql)
-            .bind(resource)
-            .bind(name)
-            .bind(column(at))
-            .bind(max)
-            .fetch_all(&mut *transaction)
-            .await?;
-        lists.push(all(&rows, Cells::named)?);
-    }
+    let objects = lookup::part(&mut *transaction, resource, at, name, max).await?;
     transaction.rollback().await?;
-    let changed = lists.pop().unwrap_or_default();
     Ok(Part {
-        objects: merge(lists.pop().unwrap_or_default(), changed, max),
+        objects,
         current,
         compacted,
     })
-}
-
-pub(in crate::store) async fn behind(
-    pool: &SqlitePool,
-    resource: &str,
-    at: Revision,
-    name: &str,
-) -> Result<i64, Error> {
-    let row = sqlx::query(COUNT_BEHIND)
-        .bind(resource)
-        .bind(name)
-        .bind(column(at))
-        .fetch_one(pool);
-    row.await?.number(0)
-}
-
-pub(in crate::store) async fn events(
-    pool: &SqlitePool,
-    after: Revision,
-    upto: Revision,
-    max: i64,
-) -> Result<Vec<Arc<Event>>, Error> {
-    let rows = sqlx::query(SELECT_EVENTS)
-        .bind(column(after))
-        .bind(column(upto))
-        .bind(max)
-        .fetch_all(pool)
-        .await?;
-    database::events(&rows)
 }
 
 async fn meta(connection: &mut SqliteConnection, key: &'static str) -> Result<Revision, Error> {
