@@ -53,7 +53,7 @@ pub(super) struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Opens the data directory, finds out who the node is, and serves the API; `None` if `stop` comes before the node knows.
+    /// Opens the data directory and the store, finds out who the node is, and serves the API; `None` if `stop` comes before the node knows.
     /// `flows` is what the node's router counts, if it is in this process.
     pub(super) async fn start(
         settings: &NodeSettings,
@@ -66,20 +66,22 @@ impl ControlPlane {
         if NodeAuthority::load(&data)?.is_none() {
             ports::check(settings, part)?;
         }
-        let established = stop
-            .run_until_cancelled(identity::establish(&data, settings))
-            .await;
-        let Some(established) = established.transpose()? else {
-            return Ok(None);
-        };
+        // Before the node is made: one that fails to start must not leave a trust domain behind, nor have used up a token.
         let store = open(settings, &data).await?;
-        match Self::serve(settings, data, established, store.clone(), metrics, flows) {
-            Ok(this) => Ok(Some(this)),
-            Err(error) => {
-                close(&store).await;
-                Err(error)
+        let started = match stop
+            .run_until_cancelled(identity::establish(&data, settings))
+            .await
+        {
+            Some(Ok(established)) => {
+                Self::serve(settings, data, established, store.clone(), metrics, flows).map(Some)
             }
+            Some(Err(error)) => Err(error),
+            None => Ok(None),
+        };
+        if !matches!(started, Ok(Some(_))) {
+            close(&store).await;
         }
+        started
     }
 
     fn serve(
