@@ -7,6 +7,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// One thing outside the repository that a test leans on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,12 @@ pub enum Need {
     Kubectl,
     /// A Python with `curl_cffi`, an HTTP/3 client that shares no line with ours.
     CurlCffi,
+    /// A Python with `aioquic`, another one.
+    Aioquic,
+    /// A Python with `qh3`, another one.
+    Qh3,
+    /// `caddy`, an HTTP/3 server that shares no line with ours.
+    Caddy,
     /// `faketime`, for clocks that are far off.
     Faketime,
     /// `chronyd`, a time server and client.
@@ -41,6 +48,9 @@ impl Need {
             Self::Curl => "curl",
             Self::Kubectl => "kubectl",
             Self::CurlCffi => "curl_cffi",
+            Self::Aioquic => "aioquic",
+            Self::Qh3 => "qh3",
+            Self::Caddy => "caddy",
             Self::Faketime => "faketime",
             Self::Chrony => "chronyd",
         }
@@ -60,7 +70,7 @@ impl Need {
             Self::MariaDb => ["mariadbd", "mariadb-install-db", "mariadb", "mariadb-dump"]
                 .into_iter()
                 .all(|tool| find(tool).is_some()),
-            Self::CurlCffi => python().is_some(),
+            Self::CurlCffi | Self::Aioquic | Self::Qh3 => imports(self.name()),
             other => find(other.name()).is_some(),
         }
     }
@@ -76,8 +86,8 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// The Python whose `curl_cffi` speaks HTTP/3: `$KEEL_PYTHON`, else the environment that `tests/run` makes under the
-/// target directory.
+/// The Python with the HTTP/3 clients: `$KEEL_PYTHON`, else the environment that `tests/run` makes under the target
+/// directory.
 #[must_use]
 pub fn python() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("KEEL_PYTHON") {
@@ -85,6 +95,17 @@ pub fn python() -> Option<PathBuf> {
     }
     let target = crate::process::bin_dir().ok()?;
     Some(target.parent()?.join("venv/bin/python")).filter(|python| python.is_file())
+}
+
+/// Whether there is a Python that has this module.
+fn imports(module: &str) -> bool {
+    python().is_some_and(|python| {
+        Command::new(python)
+            .args(["-c", &format!("import {module}")])
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    })
 }
 
 /// Whether the calling test must stop here because something is missing; it has said so.

@@ -3,6 +3,7 @@
 mod access;
 mod backend;
 mod bulk;
+mod caddy;
 mod config;
 mod dns;
 mod enrol;

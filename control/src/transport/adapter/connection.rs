@@ -179,7 +179,7 @@ impl h3::quic::Connection<Bytes> for H3Connection {
                 stopped: Box::pin(async { matches!(stopped.await, Ok(None)) }),
             });
             return Poll::Ready(Ok(Stream::new(
-                SendHalf::new(send, self.side),
+                SendHalf::answering(send, self.side, budget.clone()),
                 RecvHalf::new(recv, budget, self.side),
             )));
         }

@@ -1,7 +1,7 @@
 //! The two halves of a stream as h3 wants them.
 
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use h3::error::Code;
@@ -12,6 +12,8 @@ use super::{Budget, Side};
 
 /// Bytes taken from QUIC at a time.
 const CHUNK: usize = 16 * 1024;
+/// HEADERS with `:status: 431` alone: a literal behind a name of QPACK's static table.
+const HEADER_TOO_LARGE: &[u8] = &[0x01, 0x08, 0x00, 0x00, 0x5f, 0x09, 0x03, b'4', b'3', b'1'];
 
 /// A bidirectional stream: a request and its answer.
 pub(crate) struct Stream {
@@ -30,8 +32,11 @@ pub(crate) struct SendHalf {
     stream: SendStream,
     /// What h3 handed over and QUIC has not taken yet.
     pending: Bytes,
+    written: bool,
     done: bool,
     side: Side,
+    /// That of the request which this half answers.
+    request: Option<Arc<Budget>>,
 }
 
 impl SendHalf {
@@ -39,15 +44,47 @@ impl SendHalf {
         Self {
             stream,
             pending: Bytes::new(),
+            written: false,
             done: false,
             side,
+            request: None,
         }
+    }
+
+    /// The half that answers a request with this budget.
+    pub(super) fn answering(stream: SendStream, side: Side, request: Arc<Budget>) -> Self {
+        let mut half = Self::new(stream, side);
+        half.request = Some(request);
+        half
+    }
+
+    /// Says that the header is too large, if that is why no request came of it.
+    ///
+    /// h3 drops the stream in both cases: when it has said so itself, which is all that it ever sends before there is a request, and
+    /// when it was not given the whole header.
+    fn refuse_header(&mut self) -> bool {
+        let Some(request) = self.request.take().filter(|it| it.awaits_header()) else {
+            return false;
+        };
+        if !self.written && request.is_exceeded() {
+            self.pending = Bytes::from_static(HEADER_TOO_LARGE);
+        } else if !self.written {
+            return false;
+        }
+        // Nothing was sent on this stream before, so that there is room; if not, it is reset.
+        let mut cx = Context::from_waker(Waker::noop());
+        let ready = h3::quic::SendStream::poll_ready(self, &mut cx);
+        if !matches!(ready, Poll::Ready(Ok(()))) {
+            return false;
+        }
+        self.stream.finish();
+        true
     }
 }
 
 impl Drop for SendHalf {
     fn drop(&mut self) {
-        if !self.done {
+        if !self.done && !self.refuse_header() {
             self.stream.reset(self.side.reset_code());
         }
     }
@@ -73,6 +110,7 @@ impl h3::quic::SendStream<Bytes> for SendHalf {
                 ),
             });
         }
+        self.written = true;
         let mut data = data.into();
         self.pending = data.copy_to_bytes(data.remaining());
         Ok(())
@@ -135,9 +173,17 @@ impl h3::quic::RecvStream for RecvHalf {
                 Ok(Some(chunk)) if chunk.is_empty() => continue,
                 Ok(Some(chunk)) if self.budget.take(chunk.len()) => Ok(Some(chunk)),
                 Ok(Some(_)) => {
-                    let code = Code::H3_EXCESSIVE_LOAD.value();
-                    h3::quic::RecvStream::stop_sending(self, code);
-                    Err(StreamErrorIncoming::StreamTerminated { error_code: code })
+                    let answered = self.side == Side::Server && self.budget.awaits_header();
+                    // A header that is too large gets an answer, and a request that is answered is stopped without an error.
+                    let code = if answered {
+                        Code::H3_NO_ERROR
+                    } else {
+                        Code::H3_EXCESSIVE_LOAD
+                    };
+                    h3::quic::RecvStream::stop_sending(self, code.value());
+                    Err(StreamErrorIncoming::StreamTerminated {
+                        error_code: Code::H3_EXCESSIVE_LOAD.value(),
+                    })
                 }
                 Ok(None) => {
                     self.done = true;
