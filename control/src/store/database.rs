@@ -148,6 +148,15 @@ impl Database {
         }
     }
 
+    /// Looks at every row and does what can be done about those that are not what was written; what follows, if there are any.
+    pub(super) async fn mend(&mut self) -> Result<Option<News>, Failed> {
+        match self {
+            Self::Sqlite(database) => database.mend().await,
+            // It looks after its pages itself.
+            Self::Postgres(_) => Ok(None),
+        }
+    }
+
     /// What is better done between two batches than within one.
     pub(super) async fn tidy(&mut self) {
         match self {

@@ -16,6 +16,7 @@ mod open;
 mod postgres;
 mod read;
 mod ring;
+mod seal;
 mod sqlite;
 mod statements;
 mod tokens;
@@ -280,6 +281,17 @@ impl Store {
         let (answer, answered) = oneshot::channel();
         self.send(Job::Compact { upto, answer }).await?;
         answered.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Mends the store if this is why a read failed; whether it should be tried again.
+    async fn mended(&self, failed: Option<&sqlx::Error>) -> Result<bool, StoreError> {
+        if !failed.is_some_and(seal::is_damage) {
+            return Ok(false);
+        }
+        let (answer, answered) = oneshot::channel();
+        self.send(Job::Mend { answer }).await?;
+        answered.await.map_err(|_| StoreError::Closed)??;
+        Ok(true)
     }
 
     /// Finishes what is queued and closes the database. Other handles get [`StoreError::Closed`].

@@ -13,9 +13,6 @@ use super::database::{Database, Readers};
 use super::{Gap, Inner, QUEUE, Ring, Shared, Store, StoreConfig, Writer, postgres, sqlite};
 use crate::api::Revision;
 
-/// The version of the schema.
-pub(super) const SCHEMA: i64 = 1;
-
 /// Why the store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -47,13 +44,15 @@ pub enum OpenError {
     },
     /// A newer version wrote the store.
     #[error(
-        "the store {store} has schema version {found}, this version knows up to {SCHEMA}: run the version that wrote it"
+        "the store {store} has schema version {found}, this version knows up to {known}: run the version that wrote it"
     )]
     Newer {
         /// Path or URL of the store.
         store: String,
         /// The version found.
         found: i64,
+        /// The last version that this program knows.
+        known: i64,
     },
     /// The database failed, and not because it is corrupt.
     #[error("the store {store} cannot be opened")]
@@ -78,7 +77,8 @@ impl Store {
     ///
     /// A new store counts from the current Unix time in milliseconds, so that its numbers are above those of any store that was
     /// there before it. A file that SQLite finds corrupt is set aside (`<name>.corrupt-<time>`) with a loud error, and a new store
-    /// takes its place. Every opening goes on with the clock's number, so that a restored
+    /// takes its place. A single row that is not what was written is restored from its last event, or set aside in the table
+    /// `damaged`; it is looked for now and at every read. Every opening goes on with the clock's number, so that a restored
     /// backup gives no number out again that was in use after it was made; whoever watched then is told to begin anew. The file is
     /// readable by its owner only.
     ///

@@ -48,11 +48,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`] if the database fails.
     pub async fn get(&self, key: &Key) -> Result<Option<Object>, StoreError> {
-        self.inner
-            .readers
-            .get(key)
-            .await
-            .map_err(StoreError::database("read an object"))
+        let mut read = self.inner.readers.get(key).await;
+        if self.mended(read.as_ref().err()).await? {
+            read = self.inner.readers.get(key).await;
+        }
+        read.map_err(StoreError::database("read an object"))
     }
 
     /// The last revision of every write that was answered before, by whichever APIServer; [`current`](Store::current) may be a
@@ -73,11 +73,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`] if the database fails.
     pub async fn list(&self, resource: &str) -> Result<(Vec<Object>, Revision), StoreError> {
-        self.inner
-            .readers
-            .list(resource)
-            .await
-            .map_err(StoreError::database("list objects"))
+        let mut read = self.inner.readers.list(resource).await;
+        if self.mended(read.as_ref().err()).await? {
+            read = self.inner.readers.list(resource).await;
+        }
+        read.map_err(StoreError::database("list objects"))
     }
 
     /// The first `max` objects of a resource whose names are behind `after` (all names are behind the empty one), as they were at
@@ -102,12 +102,12 @@ impl Store {
         }
         // One more, to know whether there are more.
         let limit = i64::try_from(max).unwrap_or(i64::MAX).saturating_add(1);
-        let part = self
-            .inner
-            .readers
-            .part(resource, at, after, limit)
-            .await
-            .map_err(StoreError::database("list objects"))?;
+        let readers = &self.inner.readers;
+        let mut read = readers.part(resource, at, after, limit).await;
+        if self.mended(read.as_ref().err()).await? {
+            read = readers.part(resource, at, after, limit).await;
+        }
+        let part = read.map_err(StoreError::database("list objects"))?;
         let revision = at.unwrap_or(part.current);
         if revision > part.current {
             return Err(EventsError::Ahead {
@@ -178,12 +178,11 @@ impl Store {
             return Ok(events);
         }
         let max = i64::try_from(max).unwrap_or(i64::MAX);
-        let (events, compacted) = self
-            .inner
-            .readers
-            .events(after, current, max)
-            .await
-            .map_err(StoreError::database("read events"))?;
+        let mut read = self.inner.readers.events(after, current, max).await;
+        if self.mended(read.as_ref().err()).await? {
+            read = self.inner.readers.events(after, current, max).await;
+        }
+        let (events, compacted) = read.map_err(StoreError::database("read events"))?;
         if after < compacted {
             // Another APIServer has forgotten them.
             return Err(EventsError::Compacted {

@@ -7,6 +7,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Error, Row};
 
+use super::seal::{Place, Seal};
 use super::{Event, EventKind, Gap, Key, Object};
 use crate::api::Revision;
 
@@ -56,30 +57,60 @@ pub(super) trait Cells {
         Ok(Revision(self.number(at)?.unsigned_abs()))
     }
 
-    /// Reads `revision, data` from the columns at `first`.
-    fn object(&self, first: usize) -> Result<Object, Error> {
+    /// The object in the column, if it is what was written.
+    fn sealed(&self, at: usize, seal: Seal<'_>) -> Result<Option<Bytes>, Error>;
+
+    /// Reads `revision, data` from the columns at `first`, of the object of this name.
+    fn object(&self, first: usize, resource: &str, name: &str) -> Result<Object, Error> {
+        let revision = self.revision(first)?;
+        let seal = Seal {
+            place: Place::Object,
+            revision,
+            resource,
+            name,
+        };
         Ok(Object {
-            revision: self.revision(first)?,
-            data: self.bytes(first + 1)?.unwrap_or_default(),
+            revision,
+            data: self.sealed(first + 1, seal)?.unwrap_or_default(),
         })
     }
 
-    /// Reads `name, data`.
-    fn named(&self) -> Result<(String, Bytes), Error> {
-        Ok((self.text(0)?, self.bytes(1)?.unwrap_or_default()))
+    /// Reads `name, revision, data`.
+    fn named(&self, resource: &str, place: Place) -> Result<(String, Bytes), Error> {
+        let name = self.text(0)?;
+        let seal = Seal {
+            place,
+            revision: self.revision(1)?,
+            resource,
+            name: &name,
+        };
+        let data = self.sealed(2, seal)?.unwrap_or_default();
+        Ok((name, data))
     }
 
     /// Reads a row of [`SELECT_EVENTS`](super::lookup::SELECT_EVENTS).
     fn event(&self) -> Result<Event, Error> {
+        let (resource, name) = (self.text(2)?, self.text(3)?);
+        let kind = EventKind::from_column(self.number(1)?);
+        let revision = self.revision(0)?;
+        let seal = |place| Seal {
+            place,
+            revision,
+            resource: &resource,
+            name: &name,
+        };
+        let previous = self.sealed(5, seal(Place::Previous))?;
+        let place = Place::Event(kind, previous.is_some());
+        let object = self.sealed(4, seal(place))?.unwrap_or_default();
         Ok(Event {
-            revision: self.revision(0)?,
-            kind: EventKind::from_column(self.number(1)?),
+            revision,
+            kind,
             key: Key {
-                resource: self.text(2)?.into(),
-                name: self.text(3)?,
+                resource: resource.into(),
+                name,
             },
-            object: self.bytes(4)?.unwrap_or_default(),
-            previous: self.bytes(5)?,
+            object,
+            previous,
         })
     }
 
@@ -90,7 +121,7 @@ pub(super) trait Cells {
 }
 
 macro_rules! statements {
-    ($connection:ty, $row:ty) => {
+    ($connection:ty, $row:ty, $open:expr) => {
         impl Statements for $connection {
             type Row = $row;
 
@@ -133,6 +164,12 @@ macro_rules! statements {
                 let bytes: Option<Vec<u8>> = self.try_get(at)?;
                 Ok(bytes.map(Bytes::from))
             }
+
+            fn sealed(&self, at: usize, seal: Seal<'_>) -> Result<Option<Bytes>, Error> {
+                let open: fn(Seal<'_>, Bytes) -> Result<Bytes, Error> = $open;
+                let bytes = self.bytes(at)?;
+                bytes.map(|bytes| open(seal, bytes)).transpose()
+            }
         }
     };
 }
@@ -153,8 +190,8 @@ macro_rules! bound {
     }};
 }
 
-statements!(SqliteConnection, SqliteRow);
-statements!(PgConnection, PgRow);
+statements!(SqliteConnection, SqliteRow, |seal, bytes| seal.open(bytes));
+statements!(PgConnection, PgRow, |_, bytes| Ok(bytes));
 
 /// Reads all rows with `read`.
 pub(super) fn all<R, T>(

@@ -1,6 +1,7 @@
 //! The writer: the only task that changes the database. It owns its connection and is never cancelled. What other APIServers write
 //! to the same database is taken in here too, so that everything is published by one task and in order.
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, error, info};
 
-use super::database::{Batch, Database, Objects};
+use super::database::{Batch, Database, Failed, News, Objects};
+use super::seal::is_damage;
 use super::{Change, Event, EventKind, Key, Object, Shared, StoreConfig, StoreError};
 use crate::api::Revision;
 
@@ -25,6 +27,11 @@ pub(super) enum Job {
         /// The last one to forget.
         upto: Revision,
         /// Answered when it is done.
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    },
+    /// A row could not be read: look at all of them.
+    Mend {
+        /// Answered when what can be done is done.
         answer: oneshot::Sender<Result<(), StoreError>>,
     },
     /// Finish and close.
@@ -133,6 +140,9 @@ impl Writer {
                     };
                     let _ = answer.send(done);
                 }
+                Some(Job::Mend { answer }) => {
+                    let _ = answer.send(self.mend().await);
+                }
                 Some(Job::Close { answer }) => {
                     self.close().await;
                     let _ = answer.send(());
@@ -181,19 +191,47 @@ impl Writer {
 
     /// Decides all writes in order and commits what they change, in one transaction.
     async fn commit(&mut self, writes: &mut [Box<dyn Write>]) -> Result<(), StoreError> {
-        let keys = writes.iter().map(|write| write.key().clone()).collect();
-        let (news, batch) = self
-            .database
-            .apply(self.published(), keys, |objects, next| {
-                decide(writes, objects, next)
-            })
-            .await
-            .map_err(|failed| failed.doing("commit a batch of writes"))?;
+        let keys: BTreeSet<Key> = writes.iter().map(|write| write.key().clone()).collect();
+        let mut applied = self.apply(BTreeSet::clone(&keys), writes).await;
+        // That was found out before anybody decided.
+        if let Err(Failed::Undone(error)) = &applied
+            && is_damage(error)
+        {
+            self.mend().await?;
+            applied = self.apply(keys, writes).await;
+        }
+        let (news, batch) = applied.map_err(|failed| failed.doing("commit a batch of writes"))?;
         if let Some(news) = news {
             self.shared.learn(news);
         }
         self.shared.skip(batch.gaps);
         self.shared.publish(batch.events);
+        Ok(())
+    }
+
+    async fn apply(
+        &mut self,
+        keys: BTreeSet<Key>,
+        writes: &mut [Box<dyn Write>],
+    ) -> Result<(Option<News>, Batch), Failed> {
+        self.database
+            .apply(self.published(), keys, |objects, next| {
+                decide(writes, objects, next)
+            })
+            .await
+    }
+
+    /// Does what can be done about rows that are not what was written.
+    async fn mend(&mut self) -> Result<(), StoreError> {
+        let mended = self.database.mend().await;
+        let Some(news) = mended.map_err(|failed| failed.doing("mend damaged rows"))? else {
+            return Ok(());
+        };
+        let begin = news.compacted;
+        self.shared.learn(news);
+        if let Err(error) = self.compact(begin).await {
+            error!(error = %chain(&error), "old events cannot be deleted");
+        }
         Ok(())
     }
 

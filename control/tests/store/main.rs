@@ -6,6 +6,7 @@ mod battery;
 mod both;
 mod crash;
 mod cuts;
+mod damage;
 mod disk;
 mod log;
 mod model;

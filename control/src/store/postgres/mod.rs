@@ -242,7 +242,8 @@ async fn current(connection: &mut PgConnection, keys: BTreeSet<Key>) -> Result<O
                 resource: row.text(0)?.into(),
                 name: row.text(1)?,
             };
-            Ok((key, row.object(2)?))
+            let object = row.object(2, &key.resource, &key.name)?;
+            Ok((key, object))
         })
         .collect()
 }

@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Error};
 
 use super::super::database::column;
-use super::super::open::{OpenError, SCHEMA, State};
+use super::super::open::{OpenError, State};
 use super::super::statements::{Cells, all};
 use super::follow::{go_on, lock};
 use super::listen::Listener;
@@ -17,6 +17,8 @@ use crate::api::Revision;
 /// Held while the tables are made, so that of several APIServers that start at once one makes them (`keel` in ASCII).
 const MAKING: i64 = 0x6b65_656c;
 
+/// The version of the schema.
+const SCHEMA: i64 = 1;
 /// Names are compared byte by byte, as SQLite does it.
 const CREATE: &str = r#"
 CREATE SCHEMA IF NOT EXISTS keel;
@@ -82,7 +84,11 @@ pub(in crate::store) async fn open(
         Found::Foreign => Err(OpenError::Foreign {
             store: format!("the schema \"keel\" of {store}"),
         }),
-        Found::Newer(found) => Err(OpenError::Newer { store, found }),
+        Found::Newer(found) => Err(OpenError::Newer {
+            store,
+            found,
+            known: SCHEMA,
+        }),
     }
 }
 

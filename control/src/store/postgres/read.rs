@@ -22,7 +22,7 @@ pub(in crate::store) async fn list(
     resource: &str,
 ) -> Result<(Vec<Object>, Revision), Error> {
     let mut rows = sqlx::query(
-        "SELECT meta.revision, object.revision, object.data FROM meta \
+        "SELECT meta.revision, object.name, object.revision, object.data FROM meta \
          LEFT JOIN object ON object.resource = $1 ORDER BY object.name",
     )
     .bind(resource)
@@ -33,8 +33,8 @@ pub(in crate::store) async fn list(
     while let Some(row) = rows.try_next().await? {
         revision = Some(row.revision(0)?);
         // The one row of a list without objects.
-        if row.try_get::<Option<i64>, _>(1)?.is_some() {
-            objects.push(row.object(1)?);
+        if row.try_get::<Option<i64>, _>(2)?.is_some() {
+            objects.push(row.object(2, resource, &row.text(1)?)?);
         }
     }
     Ok((objects, revision.ok_or(Error::RowNotFound)?))

@@ -2,6 +2,7 @@
 
 mod ballast;
 mod log;
+mod mend;
 mod open;
 pub(super) mod read;
 mod tokens;
@@ -18,6 +19,7 @@ use super::database::{
     Batch, COMPACT_ROWS, DELETE_EVENTS, Failed, News, Objects, column, count, states,
 };
 use super::lookup;
+use super::seal::{Place, Seal};
 use super::statements::{Cells, all};
 use super::writer::unix_seconds;
 use super::{Event, Key};
@@ -185,6 +187,27 @@ impl Database {
         }
     }
 
+    /// Looks at every row, mends what can be mended, and sets aside what cannot: see [`mend`]. `None` if all is well.
+    pub(super) async fn mend(&mut self) -> Result<Option<News>, Failed> {
+        let revision = self.next;
+        let outcome = match self.ready().await {
+            Ok(connection) => mend::everything(connection, revision).await,
+            Err(failed) => Err(failed),
+        };
+        let damaged = self.settle(outcome).await?;
+        if !damaged {
+            return Ok(None);
+        }
+        self.next = revision.next();
+        Ok(Some(News {
+            events: Vec::new(),
+            floor: Some(revision),
+            gaps: Vec::new(),
+            revision,
+            compacted: revision,
+        }))
+    }
+
     /// Sees to the log, when nobody waits for a write.
     pub(super) async fn tidy(&mut self) {
         let Some(connection) = self.connection.as_mut() else {
@@ -285,6 +308,15 @@ impl Database {
     }
 }
 
+fn seal(event: &Event, place: Place) -> Seal<'_> {
+    Seal {
+        place,
+        revision: event.revision,
+        resource: &event.key.resource,
+        name: &event.key.name,
+    }
+}
+
 /// Bytes that an event brings into the file: it holds the object and the one before, and the object is there once more.
 fn size(event: &Event) -> usize {
     2 * event.object.len() + event.previous.as_ref().map_or(0, bytes::Bytes::len)
@@ -346,7 +378,8 @@ async fn current(connection: &mut SqliteConnection, keys: BTreeSet<Key>) -> Resu
                 resource: row.text(0)?.into(),
                 name: row.text(1)?,
             };
-            Ok((key, row.object(2)?))
+            let object = row.object(2, &key.resource, &key.name)?;
+            Ok((key, object))
         })
         .collect()
 }
@@ -367,8 +400,10 @@ async fn insert(
             .push_bind(event.kind.column());
         row.push_bind(event.key.resource.clone().into_owned())
             .push_bind(event.key.name.clone());
-        row.push_bind(event.object.to_vec())
-            .push_bind(event.previous.as_ref().map(|bytes| bytes.to_vec()));
+        let place = Place::Event(event.kind, event.previous.is_some());
+        row.push_bind(seal(event, place).put(&event.object));
+        let previous = event.previous.as_ref();
+        row.push_bind(previous.map(|object| seal(event, Place::Previous).put(object)));
     });
     query.build().execute(&mut *transaction).await?;
 
@@ -380,7 +415,7 @@ async fn insert(
             row.push_bind(event.key.resource.clone().into_owned())
                 .push_bind(event.key.name.clone());
             row.push_bind(column(event.revision))
-                .push_bind(event.object.to_vec());
+                .push_bind(seal(event, Place::Object).put(&event.object));
         });
         query.push(" ON CONFLICT (resource, name) DO UPDATE SET revision = excluded.revision, data = excluded.data");
         query.build().execute(&mut *transaction).await?;

@@ -8,20 +8,23 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Error};
 use tracing::{error, warn};
 
-use super::super::database::{GAPS, column};
-use super::super::open::{OpenError, SCHEMA, State};
+use super::super::database::{Failed, GAPS, column};
+use super::super::open::{OpenError, State};
+use super::super::seal::{Place, Seal, is_damage};
 use super::super::statements::{Cells, all};
 use super::ballast::Ballast;
 use super::log::Log;
-use super::{DURABLE, Database, Trouble, check, options, trouble};
+use super::{DURABLE, Database, Trouble, check, mend, options, trouble};
 use crate::api::Revision;
 
 /// Marks the file as ours (`keel` in ASCII), so that no other program's database is taken for a store.
 const APPLICATION: i64 = 0x6b65_656c;
+/// The version of the schema; from 2 on, objects have checksums behind them.
+const SCHEMA: i64 = 2;
 const CREATE: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE object (
@@ -139,11 +142,12 @@ async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<(Stat
     let tables: i64 = number(path, connection, "SELECT COUNT(*) FROM sqlite_master").await?;
     match (version, application) {
         (0, 0) if tables == 0 => {}
-        (SCHEMA, APPLICATION) => {}
+        (1 | SCHEMA, APPLICATION) => {}
         (found, APPLICATION) if found > SCHEMA => {
             return Err(Failure::Error(OpenError::Newer {
                 store: path.display().to_string(),
                 found,
+                known: SCHEMA,
             }));
         }
         _ => {
@@ -162,10 +166,31 @@ async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<(Stat
             .await
             .map_err(|error| failure(path, error))?;
     }
+    if !is_schema(connection)
+        .await
+        .map_err(|error| failure(path, error))?
+    {
+        return Err(Failure::Corrupt(
+            "its tables are not as they were made".into(),
+        ));
+    }
     check(connection)
         .await
         .map_err(|error| failure(path, error))?
         .map_err(Failure::Corrupt)?;
+    if version == 1 {
+        seal(connection)
+            .await
+            .map_err(|error| failure(path, error))?;
+    }
+    if mend::is_needed(connection)
+        .await
+        .map_err(|error| failure(path, error))?
+    {
+        mended(connection)
+            .await
+            .map_err(|error| failure(path, error))?;
+    }
     resume(connection, version == 0)
         .await
         .map_err(|error| failure(path, error))
@@ -198,6 +223,81 @@ async fn create(connection: &mut SqliteConnection) -> Result<(), Error> {
             .await?;
     }
     transaction.commit().await
+}
+
+/// Whether the tables are what [`CREATE`] makes: of a word that changed there SQLite would say nothing, and find other rows.
+async fn is_schema(connection: &mut SqliteConnection) -> Result<bool, Error> {
+    let made = SqliteConnectOptions::new().in_memory(true);
+    let mut made = SqliteConnection::connect_with(&made).await?;
+    sqlx::raw_sql(CREATE).execute(&mut made).await?;
+    let expected = tables(&mut made).await?;
+    made.close().await?;
+    Ok(tables(connection).await? == expected)
+}
+
+async fn tables(connection: &mut SqliteConnection) -> Result<Vec<String>, Error> {
+    sqlx::query_scalar(
+        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name <> 'damaged' ORDER BY name",
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Puts checksums behind objects that were written without. Their history is not worth it: it begins anew.
+async fn seal(connection: &mut SqliteConnection) -> Result<(), Error> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    for sql in [
+        "DELETE FROM event",
+        "UPDATE meta SET value = (SELECT value FROM meta WHERE key = 'revision') WHERE key = 'compacted'",
+    ] {
+        sqlx::query(sql).execute(&mut *transaction).await?;
+    }
+    let mut after = i64::MIN;
+    loop {
+        let rows = sqlx::query(
+            "SELECT rowid, resource, name, revision, data FROM object WHERE rowid > $1 ORDER BY rowid LIMIT 500",
+        )
+        .bind(after)
+        .fetch_all(&mut *transaction)
+        .await?;
+        for row in &rows {
+            after = row.number(0)?;
+            let seal = Seal {
+                place: Place::Object,
+                revision: row.revision(3)?,
+                resource: &row.text(1)?,
+                name: &row.text(2)?,
+            };
+            sqlx::query("UPDATE object SET data = $1 WHERE rowid = $2")
+                .bind(seal.put(&row.bytes(4)?.unwrap_or_default()))
+                .bind(after)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        if rows.is_empty() {
+            break;
+        }
+    }
+    // A constant of this file: pragmas take no parameters.
+    sqlx::query(AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA}")))
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await
+}
+
+/// Mends what is damaged. The history begins with the next number; the clock's, which the opening goes on with, is above it.
+async fn mended(connection: &mut SqliteConnection) -> Result<(), Error> {
+    let revision: i64 = sqlx::query_scalar(
+        "SELECT MAX((SELECT value FROM meta WHERE key = 'revision'), COALESCE((SELECT MAX(revision) FROM event), 0))",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let next = Revision(revision.unsigned_abs()).next();
+    match mend::everything(connection, next).await {
+        Ok(_) => Ok(()),
+        Err(Failed::Undone(error) | Failed::Unknown(error)) => Err(error),
+        Err(Failed::Full) => Err(Error::Protocol("the disk is full".into())),
+    }
 }
 
 /// Reads where the store stands and goes on with the clock's number.
@@ -273,6 +373,7 @@ fn failure(path: &Path, error: Error) -> Failure {
         (Trouble::Corrupt, _) => Failure::Corrupt(error.to_string()),
         // Tables or rows of ours are missing: a file that was cut and still passes as a database.
         (_, Some("1")) => Failure::Corrupt(error.to_string()),
+        _ if is_damage(&error) => Failure::Corrupt(error.to_string()),
         _ if matches!(error, Error::RowNotFound) => {
             Failure::Corrupt("rows of the table meta are missing".into())
         }

@@ -19,11 +19,11 @@ pub(in crate::store) async fn list(
     let mut objects = Vec::new();
     // Row by row: a row is a copy, and all of them would be the list once more.
     let mut rows =
-        sqlx::query("SELECT revision, data FROM object WHERE resource = $1 ORDER BY name")
+        sqlx::query("SELECT name, revision, data FROM object WHERE resource = $1 ORDER BY name")
             .bind(resource)
             .fetch(&mut *transaction);
     while let Some(row) = rows.try_next().await? {
-        objects.push(row.object(0)?);
+        objects.push(row.object(1, resource, &row.text(0)?)?);
     }
     drop(rows);
     transaction.rollback().await?;
