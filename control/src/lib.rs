@@ -7,6 +7,8 @@
 pub mod api;
 pub mod client;
 pub mod enroll;
+#[cfg(test)]
+mod fuzz;
 pub mod http;
 pub mod routes;
 pub mod server;

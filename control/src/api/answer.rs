@@ -1,9 +1,16 @@
 //! `Status`: how Kubernetes clients are told what went wrong, or that a deletion went well.
 
+use std::borrow::Cow;
+
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::kind::About;
+
+/// Bytes of a message.
+const MAX_MESSAGE: usize = 16 << 10;
+/// How much of a name is told: all of one that an object may have.
+pub(crate) const MAX_NAME: usize = 256;
 
 /// Kubernetes' `Status` object.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, thiserror::Error)]
@@ -133,14 +140,23 @@ impl Reason {
     }
 }
 
+/// The first `most` bytes of what somebody sent, to be told to them; what is left out is marked.
+pub(crate) fn shown(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let end = text.floor_char_boundary(most);
+    Cow::Owned(format!("{}...", &text[..end]))
+}
+
 impl Status {
-    /// A failure without details.
+    /// A failure without details. A message is as long as a person may read.
     pub fn failure(reason: Reason, message: impl Into<String>) -> Self {
         Self {
             kind: "Status".into(),
             api_version: "v1".into(),
             status: "Failure".into(),
-            message: message.into(),
+            message: shown(&message.into(), MAX_MESSAGE).into_owned(),
             reason: Some(reason),
             code: reason.code().as_u16(),
             ..Self::default()
@@ -239,7 +255,7 @@ impl Status {
 
 fn details(about: &About, name: &str) -> Details {
     Details {
-        name: name.into(),
+        name: shown(name, MAX_NAME).into(),
         group: about.group.into(),
         kind: about.plural.into(),
         ..Details::default()

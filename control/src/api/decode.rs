@@ -6,10 +6,10 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::answer::{Details, Reason, Status};
+use super::answer::{Details, MAX_NAME, Reason, Status, shown};
 use super::kind::{About, Kind};
 use super::protobuf;
-use super::validate::{FieldError, Findings, check};
+use super::validate::{FieldError, Findings, MAX_PATH, check};
 
 /// How deep a body may nest. Deep bodies cost stack; the deepest resource has 8 levels, annotations are strings.
 pub(crate) const MAX_DEPTH: usize = 64;
@@ -202,12 +202,13 @@ fn invalid(about: &About, name: &str, errors: &[FieldError]) -> Status {
     };
     let causes = errors.iter().map(FieldError::cause).collect();
     let details = Details {
-        name: name.into(),
+        name: shown(name, MAX_NAME).into(),
         group: about.group.into(),
         kind: about.kind.into(),
         causes,
         ..Details::default()
     };
+    let name = shown(name, MAX_NAME);
     let message = format!("{} {name:?} is invalid: {text}", about.kind_and_group());
     Status {
         details: Some(Box::new(details)),
@@ -226,12 +227,14 @@ fn check_kind(about: &About, object: &Map<String, Value>) -> Result<(), Status> 
     } else if version != expected {
         format!(
             "the API version in the data ({}) does not match the expected API version ({expected})",
-            version.chars().take(100).collect::<String>()
+            shown(version, 100)
         )
     } else if kind != about.kind {
         format!(
-            "{kind} in version \"{}\" cannot be handled as a {}",
-            about.version, about.kind
+            "{} in version \"{}\" cannot be handled as a {}",
+            shown(kind, 100),
+            about.version,
+            about.kind
         )
     } else {
         return Ok(());
@@ -360,7 +363,8 @@ impl<'de> Visitor<'de> for Walk<'_> {
             self.path.push_str(&name);
             let value = fields.next_value_seed(self.inner())?;
             if map.insert(name, value).is_some() && self.duplicates.len() < MAX_DUPLICATES {
-                self.duplicates.push(self.path.clone());
+                self.duplicates
+                    .push(shown(self.path, MAX_PATH).into_owned());
             }
             self.path.truncate(length);
         }

@@ -4,11 +4,15 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
-use super::answer::Cause;
+use super::answer::{Cause, shown};
 use super::schema;
 
 /// How many wrong fields are told before the rest is left out: an answer must stay readable, and bounded.
 const MAX_FINDINGS: usize = 50;
+/// How much of a field's path is told: names in it are as long as a body may be.
+pub(super) const MAX_PATH: usize = 256;
+/// How much of a value is told.
+const MAX_SHOWN: usize = 256;
 
 /// One wrong field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,19 +24,13 @@ pub(crate) struct FieldError {
 
 impl FieldError {
     pub(crate) fn duplicate(path: String, value: &str) -> Self {
-        Self {
-            path,
-            reason: "FieldValueDuplicate",
-            message: format!("Duplicate value: {value:?}"),
-        }
+        let message = format!("Duplicate value: {:?}", shown(value, MAX_SHOWN));
+        Self::new(&path, "FieldValueDuplicate", message)
     }
 
     pub(crate) fn invalid(path: String, value: &str, why: &str) -> Self {
-        Self {
-            path,
-            reason: "FieldValueInvalid",
-            message: format!("Invalid value: {value:?}: {why}"),
-        }
+        let message = format!("Invalid value: {:?}: {why}", shown(value, MAX_SHOWN));
+        Self::new(&path, "FieldValueInvalid", message)
     }
 
     pub(crate) fn required(path: String, why: &str) -> Self {
@@ -41,18 +39,20 @@ impl FieldError {
         } else {
             format!(": {why}")
         };
-        Self {
-            path,
-            reason: "FieldValueRequired",
-            message: format!("Required value{why}"),
-        }
+        Self::new(&path, "FieldValueRequired", format!("Required value{why}"))
     }
 
-    fn in_body(path: &str, reason: &'static str, shown: &str, rule: &str) -> Self {
+    fn in_body(path: &str, reason: &'static str, value: &str, rule: &str) -> Self {
+        let path = shown(path, MAX_PATH);
+        let message = format!("Invalid value: {value}: {path} in body {rule}");
+        Self::new(&path, reason, message)
+    }
+
+    fn new(path: &str, reason: &'static str, message: String) -> Self {
         Self {
-            path: path.into(),
+            path: shown(path, MAX_PATH).into_owned(),
             reason,
-            message: format!("Invalid value: {shown}: {path} in body {rule}"),
+            message,
         }
     }
 
@@ -164,7 +164,7 @@ fn check_fields(
             None if keeps_unknown => true,
             None => {
                 if findings.unknown.len() < MAX_FINDINGS {
-                    findings.unknown.push(path);
+                    findings.unknown.push(shown(&path, MAX_PATH).into_owned());
                 }
                 false
             }
@@ -195,11 +195,9 @@ fn check_text(text: &str, schema: &Map<String, Value>, path: &str, findings: &mu
             "Unsupported value: {shown}: supported values: {}",
             allowed.join(", ")
         );
-        findings.errors.push(FieldError {
-            path: path.into(),
-            reason: "FieldValueNotSupported",
-            message,
-        });
+        findings
+            .errors
+            .push(FieldError::new(path, "FieldValueNotSupported", message));
     }
     let Some(format) = schema.get("format").and_then(Value::as_str) else {
         return;

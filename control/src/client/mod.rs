@@ -3,6 +3,8 @@
 mod backoff;
 mod connection;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod lines;
 pub(crate) mod pace;
 mod post;

@@ -17,6 +17,7 @@ use crate::http::Remote;
 use crate::store::{StoreConfig, TokenScope};
 use crate::transport::{ApiServer, Limits, TransportMetrics};
 
+mod fuzz;
 mod names;
 mod sockets;
 mod tokens;

@@ -7,10 +7,13 @@ use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use http::{Response, StatusCode};
 use serde::Serialize;
 
+use crate::api::answer::shown;
 use crate::api::{Reason, Status};
 use crate::http::{Body, empty, full, pieces};
 
 pub(super) const JSON: &str = "application/json";
+/// Bytes of all warnings of an answer, as Kubernetes has it.
+const MAX_WARNINGS: usize = 4096;
 
 /// A response with these bytes of JSON.
 pub(super) fn bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
@@ -81,8 +84,9 @@ pub(super) fn unless_known(response: Response<Body>, headers: &HeaderMap) -> Res
     Response::from_parts(parts, empty())
 }
 
-/// Adds warnings, which kubectl prints.
+/// Adds warnings, which kubectl prints; no more of them than a client's limit for a header can take.
 pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    let mut room = MAX_WARNINGS;
     for warning in warnings {
         let text: String = warning
             .chars()
@@ -94,6 +98,10 @@ pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
                 _ => vec!['?'],
             })
             .collect();
+        let Some(left) = room.checked_sub(text.len()) else {
+            return;
+        };
+        room = left;
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
             response.headers_mut().append("warning", value);
         }
@@ -102,6 +110,7 @@ pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
 
 /// The path does not take the method.
 pub(super) fn method_not_allowed(method: &http::Method) -> Status {
+    let method = shown(method.as_str(), 100);
     Status::failure(
         Reason::MethodNotAllowed,
         format!("the server does not allow the method {method} on the requested resource"),
