@@ -30,6 +30,8 @@ pub enum Need {
     Aioquic,
     /// A Python with `qh3`, another one.
     Qh3,
+    /// A Python with `schemathesis`, which tries an API by its OpenAPI document.
+    Schemathesis,
     /// `caddy`, an HTTP/3 server that shares no line with ours.
     Caddy,
     /// `faketime`, for clocks that are far off.
@@ -50,6 +52,7 @@ impl Need {
             Self::CurlCffi => "curl_cffi",
             Self::Aioquic => "aioquic",
             Self::Qh3 => "qh3",
+            Self::Schemathesis => "schemathesis",
             Self::Caddy => "caddy",
             Self::Faketime => "faketime",
             Self::Chrony => "chronyd",
@@ -70,7 +73,7 @@ impl Need {
             Self::MariaDb => ["mariadbd", "mariadb-install-db", "mariadb", "mariadb-dump"]
                 .into_iter()
                 .all(|tool| find(tool).is_some()),
-            Self::CurlCffi | Self::Aioquic | Self::Qh3 => imports(self.name()),
+            Self::CurlCffi | Self::Aioquic | Self::Qh3 | Self::Schemathesis => imports(self.name()),
             other => find(other.name()).is_some(),
         }
     }
@@ -86,7 +89,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// The Python with the HTTP/3 clients: `$KEEL_PYTHON`, else the environment that `tests/run` makes under the target
+/// The Python with what tests need of it: `$KEEL_PYTHON`, else the environment that `tests/run` makes under the target
 /// directory.
 #[must_use]
 pub fn python() -> Option<PathBuf> {

@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 
 use http::StatusCode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::kind::About;
+use super::schema;
 
 /// Bytes of a message.
 const MAX_MESSAGE: usize = 16 << 10;
@@ -13,7 +16,9 @@ const MAX_MESSAGE: usize = 16 << 10;
 pub(crate) const MAX_NAME: usize = 256;
 
 /// Kubernetes' `Status` object.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[derive(
+    Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, thiserror::Error,
+)]
 #[serde(rename_all = "camelCase", default)]
 #[error("{message}")]
 pub struct Status {
@@ -30,6 +35,7 @@ pub struct Status {
     pub message: String,
     /// One word for programs.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub reason: Option<Reason>,
     /// What the message is about.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,11 +45,11 @@ pub struct Status {
 }
 
 /// An object without fields.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Nothing {}
 
 /// What a [`Status`] is about.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Details {
     /// Name of the object.
@@ -67,7 +73,7 @@ pub struct Details {
 }
 
 /// One thing that is wrong.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Cause {
     /// One word for programs, e.g. `FieldValueInvalid`.
@@ -150,6 +156,11 @@ pub(crate) fn shown(text: &str, most: usize) -> Cow<'_, str> {
 }
 
 impl Status {
+    /// What it looks like.
+    pub(crate) fn schema() -> Value {
+        schema::of::<Self>()
+    }
+
     /// A failure without details. A message is as long as a person may read.
     pub fn failure(reason: Reason, message: impl Into<String>) -> Self {
         Self {

@@ -158,6 +158,9 @@ impl Inner {
         if route == Route::Enroll {
             return Ok(self.enroll.handle(request, caller).await);
         }
+        if !route.methods().contains(request.method()) {
+            return Ok(reply::method_not_allowed(request.method(), route.methods()));
+        }
         let options = Options::parse(request.uri().query().unwrap_or_default())?;
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match route {
@@ -171,13 +174,9 @@ impl Inner {
             Route::Collection(collection) if *request.method() == Method::POST => {
                 self.create(&identity, &collection, request, &options).await
             }
-            Route::Collection(collection) if !collection.kind.about.is_stored => {
-                Err(reply::method_not_allowed(request.method()))
-            }
-            _ if !is_read => Err(reply::method_not_allowed(request.method())),
             // There is no watch without its events.
             _ if options.watch && *request.method() == Method::HEAD => {
-                Err(reply::method_not_allowed(request.method()))
+                Ok(reply::method_not_allowed(request.method(), &[Method::GET]))
             }
             Route::Collection(collection) => {
                 let verb = if options.watch { "watch" } else { "list" };

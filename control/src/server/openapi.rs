@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::patch::ACCEPTED;
 use super::path::GroupVersion;
 use super::reply;
+use crate::api::Status;
 use crate::api::kind::{About, Kind};
 use crate::http::{Body, empty};
 
@@ -66,13 +67,23 @@ fn build(version: GroupVersion) -> Value {
     for kind in version.kinds() {
         describe(kind, &version.path(), &mut paths, &mut schemas);
     }
+    schemas.insert(STATUS.to_owned(), Status::schema());
+    let failure = json!({
+        "description": "What went wrong, in Kubernetes' form.",
+        "content": {"application/json": {"schema": {"$ref": reference(STATUS)}}},
+    });
     json!({
         "openapi": "3.0.0",
         "info": {"title": "ServiceKeel", "version": env!("CARGO_PKG_VERSION")},
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "responses": {FAILURE: failure}},
     })
 }
+
+/// Name of the schema of [`Status`], as Kubernetes calls it.
+const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
+/// What every failure is answered with.
+const FAILURE: &str = "Failure";
 
 /// Paths and schemas of one kind.
 fn describe(
@@ -203,7 +214,7 @@ fn operation(
     let mut operation = json!({
         "operationId": id,
         "parameters": parameters,
-        "responses": {"200": {"description": "OK", "content": {"application/json": schema}}},
+        "responses": responses(action, &schema),
         "x-kubernetes-action": action,
         "x-kubernetes-group-version-kind": identified(about, ""),
     });
@@ -215,6 +226,30 @@ fn operation(
         operation["requestBody"] = json!({"required": true, "content": content});
     }
     operation
+}
+
+/// Every answer that there may be: what was asked for, or a failure.
+fn responses(action: &str, schema: &Value) -> Value {
+    let gone = json!({"schema": {"anyOf": [schema["schema"], {"$ref": reference(STATUS)}]}});
+    let (good, schema, bad): (&[u16], _, &[u16]) = match action {
+        "post" => (&[201], schema, &[404, 409, 413, 415]),
+        "put" | "patch" => (&[200, 201], schema, &[404, 409, 413, 415]),
+        // An object with finalizers is shown as it stays for now.
+        "delete" => (&[200], &gone, &[404, 409, 413]),
+        // Of pages and watches, and of revisions that are past or to come.
+        _ => (&[200], schema, &[404, 410, 504]),
+    };
+    let mut responses = Map::new();
+    for code in good {
+        let description = if *code == 201 { "Created" } else { "OK" };
+        let answer = json!({"description": description, "content": {"application/json": schema}});
+        responses.insert(code.to_string(), answer);
+    }
+    for code in [400, 401, 403, 422, 429, 500, 503].iter().chain(bad) {
+        let failure = format!("#/components/responses/{FAILURE}");
+        responses.insert(code.to_string(), json!({ "$ref": failure }));
+    }
+    responses.into()
 }
 
 fn parameter(name: &str, place: &str, kind: &str) -> Value {

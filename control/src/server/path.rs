@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use http::Method;
+
 use super::query;
 use crate::api::kind::{self, KINDS, Kind};
 use crate::store::Key;
@@ -123,6 +125,32 @@ impl Named {
         Collection {
             kind: self.kind,
             namespace: self.namespace.clone(),
+        }
+    }
+}
+
+impl Route {
+    /// The methods that it takes.
+    pub(super) fn methods(&self) -> &'static [Method] {
+        const READ: &[Method] = &[Method::GET, Method::HEAD];
+        match self {
+            Self::Collection(collection) if !collection.kind.about.is_stored => &[Method::POST],
+            // Those of all namespaces: a new object belongs to one.
+            Self::Collection(Collection { kind, namespace })
+                if kind.about.is_namespaced() && namespace.is_none() =>
+            {
+                READ
+            }
+            Self::Collection(_) => &[Method::GET, Method::HEAD, Method::POST],
+            Self::Object(_) => &[
+                Method::GET,
+                Method::HEAD,
+                Method::PUT,
+                Method::PATCH,
+                Method::DELETE,
+            ],
+            Self::Status(_) => &[Method::GET, Method::HEAD, Method::PUT, Method::PATCH],
+            _ => READ,
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
-use http::{Response, StatusCode};
+use http::header::{ALLOW, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
+use http::{Method, Response, StatusCode};
 use serde::Serialize;
 
 use crate::api::answer::shown;
@@ -108,13 +108,18 @@ pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
     }
 }
 
-/// The path does not take the method.
-pub(super) fn method_not_allowed(method: &http::Method) -> Status {
-    let method = shown(method.as_str(), 100);
-    Status::failure(
-        Reason::MethodNotAllowed,
-        format!("the server does not allow the method {method} on the requested resource"),
-    )
+/// The path does not take the method, but these.
+pub(super) fn method_not_allowed(method: &Method, allowed: &[Method]) -> Response<Body> {
+    let message = format!(
+        "the server does not allow the method {} on the requested resource",
+        shown(method.as_str(), 100)
+    );
+    let mut response = status(&Status::failure(Reason::MethodNotAllowed, message));
+    let allowed: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+    if let Ok(value) = HeaderValue::from_str(&allowed.join(", ")) {
+        response.headers_mut().insert(ALLOW, value);
+    }
+    response
 }
 
 /// There is no such path.

@@ -36,9 +36,6 @@ impl Inner {
         options: &Options,
     ) -> Result<Response<Body>, Status> {
         let about = &collection.kind.about;
-        if about.is_namespaced() && collection.namespace.is_none() {
-            return Err(reply::method_not_allowed(request.method()));
-        }
         self.check(identity, "create", &collection.named(""), "")?;
         let writer = writer(identity, &request, options, Part::Main);
         let decoded = self.decode(collection, request, options).await?;
@@ -100,7 +97,8 @@ impl Inner {
             Method::PUT => "update",
             Method::PATCH => "patch",
             Method::DELETE => "delete",
-            ref method => return Err(reply::method_not_allowed(method)),
+            // Refused before it comes here.
+            _ => return Err(reply::no_such_path()),
         };
         self.check(identity, verb, named, "")?;
         let audit = Some(Audit::new(verb, identity));
@@ -133,7 +131,8 @@ impl Inner {
         let verb = match *request.method() {
             Method::PUT => "update",
             Method::PATCH => "patch",
-            ref method => return Err(reply::method_not_allowed(method)),
+            // Refused before it comes here.
+            _ => return Err(reply::no_such_path()),
         };
         let about = &named.kind.about;
         let grant = self.check(identity, verb, named, "status")?;

@@ -10,6 +10,7 @@ mod enrol;
 mod http3;
 mod kubectl;
 mod lone;
+mod openapi;
 mod outage;
 mod quickstart;
 mod real;
