@@ -7,6 +7,7 @@
 mod access;
 mod change;
 mod discovery;
+mod expiry;
 mod list;
 mod name;
 mod openapi;

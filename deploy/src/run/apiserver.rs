@@ -69,7 +69,7 @@ impl ControlPlane {
         // Before the node is made: one that fails to start must not leave a trust domain behind, nor have used up a token.
         let store = open(settings, &data).await?;
         let started = match stop
-            .run_until_cancelled(identity::establish(&data, settings))
+            .run_until_cancelled(Box::pin(identity::establish(&data, settings)))
             .await
         {
             Some(Ok(established)) => {
@@ -134,6 +134,7 @@ impl ControlPlane {
             Arc::new(enrolment.clone()),
             metrics.watches(),
         );
+        let expiry = api.clone();
         let keys = QuicKeys::load_or_create(&data.quic())
             .context("cannot have the APIServer's QUIC keys")?;
         let server = ApiServer::bind(
@@ -167,6 +168,10 @@ impl ControlPlane {
         tasks.spawn(named(
             "the local sockets",
             Box::pin(sockets.run(enrolment, stop.clone())),
+        ));
+        tasks.spawn(named(
+            "the expiry of events",
+            Box::pin(expiry.expire_events(settings.event_ttl, stop.clone())),
         ));
         let issuer = LocalIssuer {
             authority: authority.clone(),

@@ -11,12 +11,14 @@ mod node;
 mod options;
 mod scalar;
 mod sidecar;
+mod store;
 mod values;
 
 pub(crate) use file::describe;
 pub use file::{FileError, read as read_file};
-pub use node::{NodeFlags, NodeSettings, Part, StoreUrl};
+pub use node::{NodeFlags, NodeSettings, Part};
 pub use sidecar::{Machine, SidecarFlags, SidecarSettings};
+pub use store::StoreUrl;
 pub use values::{ObjectName, PeerArg, Span, TokenSource, ValueError, within};
 
 use std::net::SocketAddr;

@@ -12,6 +12,7 @@ use keel_fabric::units::Rate;
 use serde::Deserialize;
 
 use super::limits::{self, LimitSetting};
+use super::store::StoreUrl;
 use super::values::{self, ObjectName, PeerArg, Span, TokenSource};
 use super::{FileError, Wanted, or_list, read_file};
 use crate::errors::Usage;
@@ -121,6 +122,10 @@ pub struct NodeFlags {
     #[arg(long, env = "KEEL_IDENTITY_LIMIT", value_name = "RATE")]
     #[serde(deserialize_with = "values::text")]
     pub identity_limit: Option<Rate>,
+    /// How long events are kept that are not told again [default: 1h]
+    #[arg(long, env = "KEEL_EVENT_TTL", value_name = "TIME")]
+    #[serde(deserialize_with = "values::text")]
+    pub event_ttl: Option<Span>,
     /// Life of the leaf certificates issued here, 60s to 7d [default: 24h]
     #[arg(long, env = "KEEL_LEAF_LIFE", value_name = "TIME")]
     #[serde(deserialize_with = "values::text")]
@@ -163,6 +168,7 @@ impl Part {
                 "peer",
                 "store",
                 "local_namespaces",
+                "event_ttl",
                 "leaf_life",
             ],
             Self::Syncer => &[
@@ -181,44 +187,9 @@ impl Part {
                 "drain_timeout",
                 "set_limit",
                 "identity_limit",
+                "event_ttl",
                 "leaf_life",
             ],
-        }
-    }
-}
-
-/// Where resources are kept.
-#[derive(Clone, PartialEq, Eq)]
-pub enum StoreUrl {
-    /// A SQLite file.
-    Sqlite(PathBuf),
-    /// The URL of a PostgreSQL database. May hold a password, so it is never shown.
-    Postgres(String),
-}
-
-impl std::fmt::Debug for StoreUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
-            Self::Postgres(_) => f.write_str("postgres:…"),
-        }
-    }
-}
-
-impl std::str::FromStr for StoreUrl {
-    type Err = Usage;
-
-    fn from_str(text: &str) -> Result<Self, Usage> {
-        match text.split_once(':') {
-            Some(("sqlite", path)) if !path.trim_start_matches("//").is_empty() => {
-                Ok(Self::Sqlite(path.strip_prefix("//").unwrap_or(path).into()))
-            }
-            Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
-                Ok(Self::Postgres(text.to_owned()))
-            }
-            _ => Err(Usage(
-                "a store is written sqlite:PATH or postgres://USER@HOST/DATABASE".into(),
-            )),
         }
     }
 }
@@ -266,6 +237,8 @@ pub struct NodeSettings {
     pub limits: Limits,
     /// Bandwidth of one identity at the Router.
     pub identity_limit: Option<Rate>,
+    /// How long events are kept that are not told again.
+    pub event_ttl: Duration,
     /// Life of leaves issued here.
     pub leaf_life: Duration,
 }
@@ -318,6 +291,7 @@ impl NodeFlags {
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
             set_limit: limits::or(self.set_limit, under.set_limit),
             identity_limit: self.identity_limit.or(under.identity_limit),
+            event_ttl: self.event_ttl.or(under.event_ttl),
             leaf_life: self.leaf_life.or(under.leaf_life),
         }
     }
@@ -344,6 +318,14 @@ impl NodeFlags {
         if status_interval.is_zero() {
             return Err(Usage(
                 "--status-interval 0s is out of range: write at least 1ms".into(),
+            ));
+        }
+        let event_ttl = self
+            .event_ttl
+            .map_or(Duration::from_secs(3600), |span| span.0);
+        if event_ttl.is_zero() {
+            return Err(Usage(
+                "--event-ttl 0s is out of range: write at least 1ms".into(),
             ));
         }
         Ok(NodeSettings {
@@ -375,6 +357,7 @@ impl NodeFlags {
             drain_timeout: self.drain_timeout.map_or(DRAIN_TIMEOUT, |span| span.0),
             limits: limits::set(Limits::default(), self.set_limit)?,
             identity_limit: self.identity_limit,
+            event_ttl,
             leaf_life,
         })
     }
@@ -469,7 +452,11 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_refused() {
-        for args in [["--leaf-life", "1s"], ["--status-interval", "0s"]] {
+        for args in [
+            ["--leaf-life", "1s"],
+            ["--status-interval", "0s"],
+            ["--event-ttl", "0s"],
+        ] {
             let flags = flags(&args);
             assert!(
                 flags

@@ -1,8 +1,13 @@
 //! Kinds beside Router: those in a namespace, those without a spec, those of the core group.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::json;
 
+use super::super::expiry::expire;
 use super::*;
+use crate::api::Time;
+use crate::api::kind::find;
 
 const NAMESPACES: &str = "/api/v1/namespaces";
 
@@ -57,6 +62,54 @@ async fn a_namespace_is_active_and_keeps_its_labels() {
         server.get(POD, &path).await.message(),
         "namespaces \"prod\" not found"
     );
+}
+
+#[tokio::test]
+async fn events_that_are_over_are_deleted_and_watchers_see_it() {
+    let server = Server::new().await;
+    let path = format!("{NAMESPACES}/a/events");
+    for name in ["one", "two"] {
+        create(&server, &path, &event(name, "edge-a"))
+            .await
+            .expect(201);
+    }
+    let before = server.store.current();
+    let kind = find("", "v1", "events").unwrap();
+    let ttl = Duration::from_secs(3600);
+    let now = SystemTime::now();
+    assert_eq!(expire(&server.store, kind, ttl, now).await.unwrap(), 0);
+    // Told again, half an hour later.
+    let later = now + ttl / 2;
+    let patch = json!({"lastTimestamp": Time::from(later)});
+    server
+        .call(
+            ADMIN,
+            "PATCH",
+            &format!("{path}/two"),
+            MERGE,
+            patch.to_string(),
+        )
+        .await
+        .expect(200);
+    assert_eq!(
+        expire(&server.store, kind, ttl, now + ttl).await.unwrap(),
+        1
+    );
+    let left = server.get(ADMIN, &path).await.expect(200);
+    assert_eq!(left["items"][0]["metadata"]["name"], "two");
+    assert_eq!(
+        expire(&server.store, kind, ttl, later + ttl).await.unwrap(),
+        1
+    );
+    let watch = format!("{path}?watch=1&timeoutSeconds=1&resourceVersion={before}");
+    let seen = String::from_utf8(server.get(ADMIN, &watch).await.body.to_vec()).unwrap();
+    let kinds: Vec<Value> = seen
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .map(|line: Value| json!([line["type"], line["object"]["metadata"]["name"]]))
+        .collect();
+    let expected = [["MODIFIED", "two"], ["DELETED", "one"], ["DELETED", "two"]];
+    assert_eq!(json!(kinds), json!(expected));
 }
 
 #[tokio::test]
