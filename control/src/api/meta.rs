@@ -42,11 +42,12 @@ impl Revision {
         Self::at(SystemTime::now() + Self::MAX_AHEAD)
     }
 
-    /// The largest number that a store raises its own to: an hour below [`latest`](Self::latest), so that what it counts from there
-    /// is believed by nodes whose clocks are behind.
+    /// The largest number that a store raises its own to because a peer says that it holds one: the peer may lie, so it is half of
+    /// what can be believed. A store that really gave out such numbers had a clock that was ahead and was lost when it was not any
+    /// more; and what it counts from there is believed by every node whose clock is less than the other half behind.
     #[must_use]
     pub fn highest_raised() -> Self {
-        Self::at(SystemTime::now() + Self::MAX_AHEAD - Duration::from_secs(3600))
+        Self::at(SystemTime::now() + Self::MAX_AHEAD / 2)
     }
 
     /// The number behind this one.

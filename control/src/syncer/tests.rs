@@ -304,7 +304,7 @@ async fn a_store_goes_on_behind_what_others_hold_of_it() {
         Node::start(&fabric, "b").await,
     );
     // As after a restore of b while its clock was behind: a holds what b has lost.
-    let lost = hours_ahead(20);
+    let lost = hours_ahead(11);
     soon(a.local.apply_status(&b.name, &status("lost", Some(lost.0))))
         .await
         .unwrap();

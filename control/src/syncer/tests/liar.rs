@@ -1,7 +1,7 @@
 //! Peers that lie, flood or fall silent: what a node holds stays true, and others are not kept waiting.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http_body::Frame;
@@ -23,6 +23,8 @@ struct Lie {
 /// An APIServer of node `b` that says what it is told to say, and takes every status.
 struct Liar {
     lie: Mutex<Lie>,
+    /// The number of the status of ours that it claims to hold; 0: none.
+    holds: AtomicU64,
     asked: AtomicUsize,
 }
 
@@ -35,6 +37,7 @@ impl Handler for Liar {
         let query = request.uri().query().unwrap_or_default().to_owned();
         self.asked.fetch_add(1, Ordering::Relaxed);
         let lie = self.lie.lock().unwrap().clone();
+        let holds = self.holds.load(Ordering::Relaxed);
         let answer = move || {
             if request.method() != http::Method::GET {
                 return full(json!({"metadata": {"name": "a"}}).to_string());
@@ -42,7 +45,11 @@ impl Handler for Liar {
             // What it holds of us is another matter.
             let of_us = query.contains("%3Da");
             if !query.contains("watch=1") {
-                let list = if of_us { listed(10, &[]) } else { lie.list };
+                let ours = (holds > 0).then(|| object("a", 9, said("lie", holds)));
+                let list = match of_us {
+                    true => listed(10, ours.as_slice()),
+                    false => lie.list,
+                };
                 return full(list.to_string());
             }
             if of_us {
@@ -116,6 +123,7 @@ impl Stage {
             .unwrap();
         let liar = Arc::new(Liar {
             lie: Mutex::new(lie),
+            holds: AtomicU64::new(0),
             asked: AtomicUsize::new(0),
         });
         let served = Served::start(&fabric.node("b"), liar.clone(), Limits::default());
@@ -443,6 +451,64 @@ async fn a_flood_is_written_at_a_pace_and_its_last_word_counts() {
     let most = 25 + (took * 10.0) as usize;
     assert!(writes <= most, "{writes} writes in {took:.1} s");
     good.stop().await;
+    stage.stop().await;
+}
+
+/// What it is believed raises our numbers, once and so far: everybody who follows us goes on, and nodes whose clocks are far behind
+/// still believe what we say.
+#[tokio::test]
+async fn a_peer_that_claims_to_hold_later_statuses_of_ours_harms_nobody() {
+    let hours = |hours: u64| {
+        let ahead = Duration::from_secs(hours * 3600);
+        Revision::at(std::time::SystemTime::now() + ahead)
+    };
+    let nothing = Lie {
+        list: listed(10, &[]),
+        watch: vec![],
+    };
+    let mut stage = Stage::new(nothing).await;
+    let mut honest = Node::start(&stage.fabric, "c").await;
+    honest.peers.send_replace(Arc::new(vec![stage.a.peer()]));
+    honest.sync();
+    honest.holds("a", "a").await;
+    let before = stage.a.report("before").await;
+    let mut follower = stage
+        .a
+        .local
+        .watch_router(name("a"), WatchFrom::Revision(before));
+
+    let claimed = hours(11);
+    let anew = async |stage: &mut Stage, claimed: Revision| {
+        stage.liar.holds.store(claimed.0, Ordering::Relaxed);
+        let peers = stage.a.peers.send_replace(Arc::default());
+        soon(stage.states.wait_for(|states| states.is_empty()))
+            .await
+            .unwrap();
+        stage.a.peers.send_replace(peers);
+    };
+    anew(&mut stage, claimed).await;
+    let mut revision = stage.a.store.revision();
+    soon(revision.wait_for(|revision| *revision > claimed))
+        .await
+        .unwrap();
+    // It says still more; that much is not believed, and told.
+    anew(&mut stage, hours(13)).await;
+    state(&mut stage.states, |state| state.ahead.is_some()).await;
+    let after = stage.a.report("after").await;
+    assert!(claimed < after && after < hours(12), "{claimed} {after}");
+    // Who pulls from us has it, who watches us has lost nothing, and a node whose clock is half a day behind believes it.
+    honest.holds("a", "after").await;
+    let mut seen = Vec::new();
+    while seen.last().map(String::as_str) != Some("after") {
+        match soon(follower.next()).await.unwrap() {
+            WatchEvent::Applied(router) => seen.push(router.status.unwrap().cluster.unwrap()),
+            WatchEvent::Synced(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let behind = std::time::SystemTime::now() - Duration::from_secs(12 * 3600);
+    assert!(after < Revision::at(behind + Revision::MAX_AHEAD));
+    honest.stop().await;
     stage.stop().await;
 }
 
