@@ -77,3 +77,21 @@ async fn a_node_whose_intermediate_has_expired_joins_again_as_what_it_is() {
     assert_eq!(kept.intermediate(), again.intermediate());
     first.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_store_that_cannot_be_had_leaves_no_trust_domain_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = dir.path().join("nowhere");
+    for url in [
+        format!("postgres://keel@localhost/keel?host={}", nowhere.display()),
+        format!("sqlite:{}/store.db", nowhere.display()),
+    ] {
+        let mut settings = settings(dir.path(), "a");
+        settings.store = Some(url.parse().unwrap());
+        let error = format!("{:#}", Node::start(settings.clone()).await.err().unwrap());
+        assert!(error.contains("cannot open the store"), "{error}");
+        let data = DataDir::open(&settings.data_dir).unwrap();
+        assert!(NodeAuthority::load(&data).unwrap().is_none(), "{url}");
+        assert!(!data.ca().exists(), "{url}");
+    }
+}

@@ -1,7 +1,6 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use keel_certs::{DataDir, NodeAuthority};
 use keel_control::api::{Router, RouterStatus};
 use keel_control::enroll::local;
 use keel_control::enroll::wire::TokenRequest;
@@ -96,24 +95,6 @@ fn condition<'a>(status: &'a RouterStatus, kind: &str) -> Option<&'a str> {
         .iter()
         .find(|condition| condition.kind == kind)
         .map(|condition| condition.status.as_str())
-}
-
-#[tokio::test]
-async fn a_store_that_cannot_be_had_leaves_no_trust_domain_behind() {
-    let dir = TempDir::new().unwrap();
-    let nowhere = dir.path().join("nowhere");
-    for url in [
-        format!("postgres://keel@localhost/keel?host={}", nowhere.display()),
-        format!("sqlite:{}/store.db", nowhere.display()),
-    ] {
-        let mut settings = settings(dir.path(), "a");
-        settings.store = Some(url.parse().unwrap());
-        let error = format!("{:#}", Node::start(settings.clone()).await.err().unwrap());
-        assert!(error.contains("cannot open the store"), "{error}");
-        let data = DataDir::open(&settings.data_dir).unwrap();
-        assert!(NodeAuthority::load(&data).unwrap().is_none(), "{url}");
-        assert!(!data.ca().exists(), "{url}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
