@@ -82,6 +82,7 @@ pub(crate) async fn apply(flags: ApplyFlags) -> anyhow::Result<()> {
     let all = found.len();
     match how.apply_all(found).await?.len() {
         0 => Ok(()),
+        failed if failed == all => bail!("nothing could be applied"),
         failed => bail!("{failed} of {all} resources could not be applied; the others were"),
     }
 }
