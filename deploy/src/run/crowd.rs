@@ -11,6 +11,9 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Fewer tasks than this leave too little behind.
 const CROWD: usize = 64;
 
+/// What is kept for a crowd goes after it, the connections that it wore out 10 s later: at so many looks more memory is given back.
+const AFTERWARDS: u32 = 4;
+
 /// Gives memory back to the system whenever most tasks of `runtime` have ended; never ends. Cancel safe.
 ///
 /// glibc gives back by itself only what lies behind everything that is used, which after 2,000 flows is next to nothing.
@@ -24,19 +27,28 @@ pub(super) async fn clean_up(runtime: Handle) -> Infallible {
     }
 }
 
-/// The most tasks since memory was last given back.
 #[derive(Debug, Default)]
-struct Crowd(usize);
+struct Crowd {
+    /// The most tasks since most of them were last seen to have ended.
+    most: usize,
+    /// How many looks ago that was, up to [`AFTERWARDS`].
+    gone_for: Option<u32>,
+}
 
 impl Crowd {
-    /// Whether most have ended of those that were there.
+    /// Whether most have ended of those that were there, just now or not long ago.
     fn has_gone(&mut self, alive: usize) -> bool {
-        self.0 = self.0.max(alive);
-        let gone = self.0 >= CROWD && alive <= self.0 / 2;
-        if gone {
-            self.0 = alive;
+        self.most = self.most.max(alive);
+        if self.most >= CROWD && alive <= self.most / 2 {
+            self.most = alive;
+            self.gone_for = Some(0);
+        } else {
+            self.gone_for = self
+                .gone_for
+                .map(|looks| looks + 1)
+                .filter(|looks| *looks <= AFTERWARDS);
         }
-        gone
+        self.gone_for.is_some()
     }
 }
 
@@ -64,10 +76,17 @@ mod tests {
             (100, false),
             (51, false),
             (50, true),
-            (50, false),
+            (50, true),
+            (0, true),
+            (0, true),
+            (0, true),
             (0, false),
             (2000, false),
             (900, true),
+            (20, true),
+            (20, true),
+            (20, true),
+            (20, true),
             (20, true),
             (20, false),
         ] {

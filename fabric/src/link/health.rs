@@ -7,6 +7,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::worn::Worn;
 use crate::quic::{Connection, Traffic};
 
 /// How often a connection in use is looked at.
@@ -26,6 +27,15 @@ const FORGIVEN: Duration = Duration::from_secs(60);
 const LEAST: Duration = Duration::from_secs(1);
 /// What a peer may take to acknowledge a packet, besides the way there and back.
 const ACK_DELAY: Duration = Duration::from_millis(25);
+
+/// Why a link's router is dialled afresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// It does not answer.
+    Suspected,
+    /// It has nothing to carry after a crowd.
+    Worn,
+}
 
 /// Dials the link's router afresh; the new link takes the place of the old one, which is closed then.
 pub(super) type Renew = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -52,7 +62,7 @@ pub(super) struct Health {
 impl Health {
     pub(super) fn start(
         connection: Connection,
-        renew: impl Fn() -> Renew + Send + 'static,
+        renew: impl Fn(Reason) -> Renew + Send + 'static,
     ) -> Self {
         let (state, standing) = watch::channel(Standing::Good);
         let doubt = Arc::new(Notify::new());
@@ -85,18 +95,19 @@ async fn observe(
     connection: Connection,
     state: watch::Sender<Standing>,
     doubt: Arc<Notify>,
-    renew: impl Fn() -> Renew,
+    renew: impl Fn(Reason) -> Renew,
 ) {
     let mut silence = Silence::new(connection.traffic(), Instant::now());
     let mut busy = true;
     let mut renewing: Option<Renew> = None;
     let mut renew_at = Instant::now();
     let (mut strikes, mut struck) = (0, Instant::now());
+    let mut worn = Worn::default();
     loop {
         let standing = *state.borrow();
         let suspected = standing != Standing::Good;
         if suspected && renewing.is_none() && renew_at <= Instant::now() {
-            renewing = Some(renew());
+            renewing = Some(renew(Reason::Suspected));
             renew_at = Instant::now() + AGAIN;
         }
         let tick = match (suspected, busy) {
@@ -135,6 +146,11 @@ async fn observe(
         {
             tracing::info!(remote = %connection.remote_address(), silent_ms = quiet.as_millis(), "the router does not answer; looking for another way");
             state.send_replace(Standing::Silent);
+        } else if standing == Standing::Good
+            && worn.look(connection.streams(), Instant::now())
+            && renewing.is_none()
+        {
+            renewing = Some(renew(Reason::Worn));
         }
     }
 }

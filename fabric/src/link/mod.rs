@@ -4,6 +4,7 @@ mod control;
 mod dial;
 mod drain;
 mod health;
+mod worn;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,7 +25,7 @@ pub use control::PublishError;
 pub use dial::LinkError;
 pub(crate) use drain::{Drain, Rider};
 pub(crate) use health::Standing;
-use health::{Health, Renew};
+use health::{Health, Reason, Renew};
 
 /// The application protocol of connections to routers.
 pub const ALPN: &[u8] = b"keel/1";
@@ -151,6 +152,25 @@ impl Links {
         }
     }
 
+    /// Puts a fresh connection in the place of one that carries nothing.
+    async fn refresh(&self, router: &RouterPeer) -> Result<(), LinkError> {
+        let slot = self.slot(&router.node);
+        let mut state = slot.state.lock().await;
+        let idle = |link: &Link| {
+            !link.is_suspected()
+                && !link.is_draining()
+                && worn::is_idle(link.connection().streams())
+        };
+        let Some(old) = state.link.clone().filter(idle) else {
+            return Ok(());
+        };
+        state.link = Some(self.dial(router).await?);
+        tracing::debug!(router = %router.node, "a fresh connection took the place of one whose flows are over");
+        let code = crate::wire::CloseCode::Replaced.to_wire();
+        old.connection().close(code, b"its flows are over");
+        Ok(())
+    }
+
     /// The round trip to `router` if a connection to it lives now.
     #[must_use]
     pub fn rtt(&self, node: &NodeName) -> Option<Duration> {
@@ -254,14 +274,18 @@ impl Links {
 }
 
 /// How a link's watch asks for another connection to the same router.
-fn renewal(links: &Arc<Inner>, router: &RouterPeer) -> impl Fn() -> Renew + Send + 'static {
+fn renewal(links: &Arc<Inner>, router: &RouterPeer) -> impl Fn(Reason) -> Renew + Send + 'static {
     let (links, router) = (Arc::downgrade(links), router.clone());
-    move || {
+    move |reason| {
         let (links, router) = (Weak::upgrade(&links), router.clone());
         Box::pin(async move {
-            if let Some(inner) = links
-                && let Err(error) = (Links { inner }).link(&router).await
-            {
+            let Some(inner) = links else { return };
+            let links = Links { inner };
+            let renewed = match reason {
+                Reason::Suspected => links.link(&router).await.map(drop),
+                Reason::Worn => links.refresh(&router).await,
+            };
+            if let Err(error) = renewed {
                 tracing::debug!(router = %router.node, %error, "no other connection yet");
             }
         })

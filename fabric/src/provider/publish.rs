@@ -70,6 +70,10 @@ pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) ->
                 Ok(link) => {
                     pause = BACKOFF;
                     let Some(lost) = serve(&at, &link, wanted.clone(), &cancel).await else { break };
+                    if lost.is_replaced() {
+                        // Another connection is there already, or is just coming: nobody should miss us meanwhile.
+                        continue;
+                    }
                     tracing::info!(router = %node, %lost, "link to router lost");
                     lost_at = Some(Instant::now());
                     at.unreachable(&wanted.publications, &lost.to_string());

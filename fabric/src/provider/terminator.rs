@@ -43,8 +43,8 @@ pub(crate) struct Terminator {
     table: Arc<Mutex<Table>>,
     /// Since when it would know a flow that came here.
     since: Instant,
-    tasks: Mutex<JoinSet<()>>,
-    /// Tidies the table while there is anything in it.
+    tasks: Arc<Mutex<JoinSet<()>>>,
+    /// Tidies the table and the tasks while there is anything in the table.
     tidying: Mutex<JoinSet<()>>,
     /// A flow has ended.
     ended: Notify,
@@ -91,6 +91,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A task keeps memory until it is joined.
+fn join_ended(tasks: &mut JoinSet<()>) {
+    while tasks.try_join_next().is_some() {}
+}
+
 impl Terminator {
     pub(crate) fn new(
         limits: ProviderLimits,
@@ -106,7 +111,7 @@ impl Terminator {
             metrics,
             table: Arc::default(),
             since: Instant::now(),
-            tasks: Mutex::default(),
+            tasks: Arc::default(),
             tidying: Mutex::default(),
             ended: Notify::new(),
         })
@@ -255,7 +260,7 @@ impl Terminator {
             })
             .inc();
         let mut tasks = lock(&self.tasks);
-        while tasks.try_join_next().is_some() {}
+        join_ended(&mut tasks);
         tasks.spawn(serve::run(Arc::clone(self), start));
     }
 
@@ -277,12 +282,13 @@ impl Terminator {
     }
 
     fn tidy_in_time(&self) {
-        let table = Arc::clone(&self.table);
+        let (table, tasks) = (Arc::clone(&self.table), Arc::clone(&self.tasks));
         let mut tidying = lock(&self.tidying);
-        while tidying.try_join_next().is_some() {}
+        join_ended(&mut tidying);
         tidying.spawn(async move {
             loop {
                 tokio::time::sleep(TIDY).await;
+                join_ended(&mut lock(&tasks));
                 let mut table = lock(&table);
                 table.tidied = table.remembered.tidy(Instant::now());
                 if !table.tidied {
@@ -314,7 +320,7 @@ impl Terminator {
     /// Cuts all flows: RST to the backends. Their other ends are told before this returns, if they are within reach.
     pub(crate) async fn shutdown(&self) {
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
-        while tasks.try_join_next().is_some() {}
+        join_ended(&mut tasks);
         if !tasks.is_empty() {
             tasks.shutdown().await;
             tokio::time::sleep(LAST_WORDS).await;

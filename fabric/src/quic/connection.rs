@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::datagrams::Datagrams;
 use super::error::{ConnectError, Lost};
-use super::stream::Half;
+use super::stream::{Half, Opener};
 use super::{Profile, RecvStream, SendStream, Windows};
 use crate::wire::CloseCode;
 
@@ -127,22 +127,57 @@ struct Shared {
     expiry: Mutex<JoinSet<()>>,
 }
 
-/// Counts the streams that the peer holds open, to allow more of them in time.
+/// How many streams a connection carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StreamCount {
+    /// Now.
+    pub(crate) open: u32,
+    /// At once, so far.
+    pub(crate) most: u32,
+}
+
+/// Counts the streams of a connection by their halves, to allow the peer more of them in time.
 #[derive(Debug)]
 pub(super) struct Streams {
-    halves: AtomicU32,
+    of_peer: AtomicU32,
+    own: AtomicU32,
+    /// Of both together at once.
+    most: AtomicU32,
     allowed: AtomicU32,
     max: u32,
 }
 
 impl Streams {
-    pub(super) fn half_closed(&self) {
-        self.halves.fetch_sub(1, Ordering::Relaxed);
+    pub(super) fn half_opened(&self, by: Opener) {
+        self.halves(by).fetch_add(1, Ordering::Relaxed);
+        self.most.fetch_max(self.open_halves(), Ordering::Relaxed);
     }
 
-    /// Registers one stream of the peer; returns the new allowance if it should grow.
-    fn opened(&self) -> Option<u32> {
-        let halves = self.halves.fetch_add(2, Ordering::Relaxed) + 2;
+    pub(super) fn half_closed(&self, by: Opener) {
+        self.halves(by).fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn halves(&self, by: Opener) -> &AtomicU32 {
+        match by {
+            Opener::Us => &self.own,
+            Opener::Peer => &self.of_peer,
+        }
+    }
+
+    fn open_halves(&self) -> u32 {
+        self.of_peer.load(Ordering::Relaxed) + self.own.load(Ordering::Relaxed)
+    }
+
+    fn count(&self) -> StreamCount {
+        StreamCount {
+            open: self.open_halves().div_ceil(2),
+            most: self.most.load(Ordering::Relaxed).div_ceil(2),
+        }
+    }
+
+    /// To be called after the peer has opened a stream; returns the new allowance if it should grow.
+    fn grown(&self) -> Option<u32> {
+        let halves = self.of_peer.load(Ordering::Relaxed);
         let allowed = self.allowed.load(Ordering::Relaxed);
         if halves / 2 < allowed / 2 || allowed >= self.max {
             return None;
@@ -167,7 +202,9 @@ impl Connection {
         }
         let (allowed, max) = profile.bidi();
         let streams = Arc::new(Streams {
-            halves: AtomicU32::new(0),
+            of_peer: AtomicU32::new(0),
+            own: AtomicU32::new(0),
+            most: AtomicU32::new(0),
             allowed: AtomicU32::new(allowed),
             max,
         });
@@ -246,8 +283,18 @@ impl Connection {
         &self.shared.datagrams
     }
 
-    fn sending(&self, send: quinn::SendStream, half: Half) -> SendStream {
+    /// The streams that are held here, those of the peer that nobody has taken yet are not among them.
+    pub(crate) fn streams(&self) -> StreamCount {
+        self.shared.streams.count()
+    }
+
+    fn sending(&self, send: quinn::SendStream, by: Opener) -> SendStream {
+        let half = Half::new(Arc::clone(&self.shared.streams), by);
         SendStream::new(send, Arc::clone(&self.shared.datagrams), half)
+    }
+
+    fn receiving(&self, recv: quinn::RecvStream, by: Opener) -> RecvStream {
+        RecvStream::new(recv, Half::new(Arc::clone(&self.shared.streams), by))
     }
 
     /// Opens a bidirectional stream; waits while the peer allows no more. Cancel safe.
@@ -257,8 +304,8 @@ impl Connection {
     pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), Lost> {
         let (send, recv) = self.inner.open_bi().await?;
         Ok((
-            self.sending(send, Half::own()),
-            RecvStream::new(recv, Half::own()),
+            self.sending(send, Opener::Us),
+            self.receiving(recv, Opener::Us),
         ))
     }
 
@@ -268,13 +315,15 @@ impl Connection {
     /// [`Lost`] if the connection has ended.
     pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), Lost> {
         let (send, recv) = self.inner.accept_bi().await?;
-        let streams = &self.shared.streams;
-        if let Some(allowed) = streams.opened() {
+        let taken = (
+            self.sending(send, Opener::Peer),
+            self.receiving(recv, Opener::Peer),
+        );
+        if let Some(allowed) = self.shared.streams.grown() {
             self.inner
                 .set_max_concurrent_bi_streams(VarInt::from_u32(allowed));
         }
-        let half = || Half::of_peer(Arc::clone(streams));
-        Ok((self.sending(send, half()), RecvStream::new(recv, half())))
+        Ok(taken)
     }
 
     /// Opens a unidirectional stream. Cancel safe.
@@ -282,7 +331,7 @@ impl Connection {
     /// # Errors
     /// [`Lost`] if the connection has ended.
     pub async fn open_uni(&self) -> Result<SendStream, Lost> {
-        Ok(self.sending(self.inner.open_uni().await?, Half::own()))
+        Ok(self.sending(self.inner.open_uni().await?, Opener::Us))
     }
 
     /// Takes the next unidirectional stream of the peer. Cancel safe.
@@ -290,7 +339,7 @@ impl Connection {
     /// # Errors
     /// [`Lost`] if the connection has ended.
     pub async fn accept_uni(&self) -> Result<RecvStream, Lost> {
-        Ok(RecvStream::new(self.inner.accept_uni().await?, Half::own()))
+        Ok(self.receiving(self.inner.accept_uni().await?, Opener::Us))
     }
 
     /// Closes the connection at once with an application code; streams are cut.

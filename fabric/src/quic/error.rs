@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use super::KeysError;
+use crate::wire::CloseCode;
 
 /// Why an endpoint could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +94,14 @@ pub enum Lost {
     /// Anything else below us.
     #[error("QUIC failed: {0}")]
     Transport(String),
+}
+
+impl Lost {
+    /// Whether another connection of ours has taken the place of this one; either side may say so first.
+    pub(crate) fn is_replaced(&self) -> bool {
+        let replaced = CloseCode::Replaced.to_wire();
+        matches!(self, Self::Here) || matches!(self, Self::Closed { code, .. } if *code == replaced)
+    }
 }
 
 fn said(reason: &Bytes) -> String {

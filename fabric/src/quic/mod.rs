@@ -24,8 +24,8 @@ mod turn;
 mod udp;
 
 pub use addr::{AddrError, HostPort, ListenAddr};
-pub(crate) use connection::Traffic;
 pub use connection::{Connection, Incoming};
+pub(crate) use connection::{StreamCount, Traffic};
 pub(crate) use datagrams::{Datagrams, NotSent, Route, SAFE_DATAGRAM, Sender, Sink};
 pub use endpoint::Endpoint;
 pub use error::{BindError, ConnectError, Lost, ReadError, WriteError};

@@ -18,25 +18,30 @@ fn code(code: u64) -> VarInt {
     VarInt::from_u64(code).unwrap_or(VarInt::MAX)
 }
 
-/// Tells the connection when a half of a stream that the peer opened is gone.
+/// Who opened a stream. Those of one direction stand with ours, as the peer is not allowed more of them in time.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Opener {
+    Us,
+    Peer,
+}
+
+/// Counts a half of a stream for as long as it is held.
 #[derive(Debug)]
-pub(super) struct Half(Option<Arc<Streams>>);
+pub(super) struct Half {
+    streams: Arc<Streams>,
+    by: Opener,
+}
 
 impl Half {
-    pub(super) const fn own() -> Self {
-        Self(None)
-    }
-
-    pub(super) const fn of_peer(streams: Arc<Streams>) -> Self {
-        Self(Some(streams))
+    pub(super) fn new(streams: Arc<Streams>, by: Opener) -> Self {
+        streams.half_opened(by);
+        Self { streams, by }
     }
 }
 
 impl Drop for Half {
     fn drop(&mut self) {
-        if let Some(streams) = &self.0 {
-            streams.half_closed();
-        }
+        self.streams.half_closed(self.by);
     }
 }
 

@@ -30,3 +30,4 @@ mod resume;
 mod udp;
 mod unread;
 mod world;
+mod worn;

@@ -13,12 +13,12 @@ use rand::{RngExt, SeedableRng};
 
 use crate::ground::{Ground, Holding};
 
-/// What memory may keep besides 5 %. The QUIC implementation keeps the receive state of as many streams as a connection had at
-/// once: some hundred bytes each, which hold on to the pages around them, other ones after each crowd.
-const SLACK_KIB: u64 = 2 << 10;
+/// What memory may keep besides 5 %: each thread keeps some hundred free pieces for itself, which hold on to the pages around them.
+const SLACK_KIB: u64 = 512;
 
-/// Memory is given back some seconds after a crowd has gone: it rests when it has not become less for longer than that.
-const REST: Duration = Duration::from_secs(8);
+/// Memory is given back some seconds after a crowd has gone, and again when its connections were made anew: it rests when it has not
+/// become less for longer than that.
+const REST: Duration = Duration::from_secs(20);
 
 /// How soon connections carry again after a fault: some of them, and after this many faults every one, besides the time from
 /// one of its blocks to the next.

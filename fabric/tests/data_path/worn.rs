@@ -1,0 +1,51 @@
+//! Connections that were made for a crowd, when it has gone.
+
+use std::time::Duration;
+
+use keel_fabric::EndReason;
+use tokio::io::AsyncWriteExt as _;
+use tokio::task::JoinSet;
+
+use crate::backend::Backend;
+use crate::world::{World, echoes, end, soon};
+
+#[tokio::test]
+async fn a_connection_is_made_anew_when_its_crowd_has_gone() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let mut ends = JoinSet::new();
+    let mut crowd = Vec::new();
+    for _ in 0..130 {
+        crowd.push(consumer.carried(&mut ends, &target).await);
+    }
+    for client in &mut crowd {
+        client.shutdown().await.unwrap();
+    }
+    for _ in 0..crowd.len() {
+        assert_eq!(end(&mut ends).await.unwrap().reason, EndReason::Done);
+    }
+    // The provider's and the consumer's, each once more: whoever comes right then is served.
+    for made in 3..=4 {
+        let renewed = async {
+            while world.metrics.links_connected.get() < made {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        soon(renewed).await;
+        let mut client = consumer.carried(&mut ends, &target).await;
+        client.shutdown().await.unwrap();
+        assert_eq!(end(&mut ends).await.unwrap().reason, EndReason::Done);
+    }
+    let two = async {
+        while world.metrics.router_connections.get() != 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon(two).await;
+    let mut client = consumer.carried(&mut ends, &target).await;
+    echoes(&mut client, b'b').await;
+    assert_eq!(world.metrics.links_connected.get(), 4, "and only once");
+}
