@@ -307,7 +307,8 @@ async fn no_connection_fails_while_one_provider_works() {
         .metric("keel_sidecar_connections_unserved_total")
         .await;
     println!("{unserved} unserved, reset later: {failures:?}");
-    assert_eq!(unserved, 0, "seed {seed}: {failures:?}");
+    let ends = consumer.series("keel_fabric_flows_ended_total").await;
+    assert_eq!(unserved, 0, "seed {seed}: {failures:?}, {ends:?}");
     assert!(
         failures.len() <= (killed + closed) * CLIENTS,
         "seed {seed}: {failures:?}"

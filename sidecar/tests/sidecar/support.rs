@@ -332,14 +332,20 @@ impl Pod {
 
     /// The value of a metric without labels.
     pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let series = self.series(name).await;
+        series[0][name.len()..].trim().parse().unwrap()
+    }
+
+    /// The lines of `/metrics` that begin so.
+    pub(crate) async fn series(&self, name: &str) -> Vec<String> {
         let mut stream = TcpStream::connect(self.metrics).await.unwrap();
         let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         let read = stream.read_to_string(&mut answer);
         timeout(LONG, read).await.unwrap().unwrap();
-        let value = answer.lines().find_map(|line| line.strip_prefix(name));
-        value.unwrap().trim().parse().unwrap()
+        let lines = answer.lines().filter(|line| line.starts_with(name));
+        lines.map(str::to_owned).collect()
     }
 
     pub(crate) fn states(&self) -> Arc<Vec<MappingState>> {

@@ -18,11 +18,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LATE: Duration = Duration::from_millis(500);
 
 /// One connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Attempt {
     began: Instant,
     took: Duration,
-    worked: bool,
+    /// Why it did not work.
+    failed: Option<String>,
 }
 
 /// What an application saw.
@@ -53,11 +54,18 @@ impl Seen {
     }
 
     pub(crate) fn failed(&self) -> usize {
-        self.0.iter().filter(|one| !one.worked).count()
+        self.0.iter().filter(|one| one.failed.is_some()).count()
+    }
+
+    /// How the first one failed, if any did.
+    pub(crate) fn first_failure(&self) -> Option<String> {
+        let first = self.0.iter().find(|one| one.failed.is_some())?;
+        let why = first.failed.as_deref()?;
+        Some(format!("{why}, after {:.1?}", first.took))
     }
 
     pub(crate) fn times(&self) -> Times {
-        let worked = self.0.iter().filter(|one| one.worked);
+        let worked = self.0.iter().filter(|one| one.failed.is_none());
         let mut times: Vec<f64> = worked.map(|one| one.took.as_secs_f64() * 1e3).collect();
         times.sort_by(f64::total_cmp);
         Times(times)
@@ -68,7 +76,7 @@ impl Seen {
         let late = self
             .0
             .iter()
-            .filter(|one| !one.worked || one.took > LATE)
+            .filter(|one| one.failed.is_some() || one.took > LATE)
             .count();
         EVERY * u32::try_from(late).unwrap_or(u32::MAX) / moves.max(1)
     }
@@ -120,11 +128,15 @@ pub(crate) fn connect_on(service: SocketAddr) -> Running {
 
 async fn attempt(service: SocketAddr) -> Attempt {
     let began = Instant::now();
-    let worked = matches!(timeout(PATIENCE, exchange(service)).await, Ok(Ok(())));
+    let failed = match timeout(PATIENCE, exchange(service)).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(elapsed) => Some(elapsed.to_string()),
+    };
     Attempt {
         began,
         took: began.elapsed(),
-        worked,
+        failed,
     }
 }
 

@@ -76,6 +76,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
                 times.at(1.0),
                 seen.unserved(arguments.rounds).as_secs_f64(),
             );
+            if let Some(failure) = seen.first_failure() {
+                println!("  the first one that failed: {failure}");
+            }
         }
     }
     Ok(())
