@@ -45,7 +45,7 @@ pub use tokens::{ConsumeError, Consumed, TokenRecord, TokenScope};
 pub struct StoreConfig {
     /// Writes in one transaction at most.
     pub batch: usize,
-    /// How long a batch waits for more after its first write.
+    /// How long a batch waits for more after its first write, if the one before it held eight or more.
     pub linger: Duration,
     /// Events kept in memory at most.
     pub ring: usize,

@@ -136,6 +136,7 @@ impl Store {
             config,
             shared: Arc::clone(&shared),
             jobs: received,
+            company: false,
         };
         let mut task = JoinSet::new();
         task.spawn(writer.run());

@@ -97,11 +97,16 @@ where
     }
 }
 
+/// Writes in a batch from which on the next one waits for others: with fewer, what comes during a commit is enough.
+const COMPANY: usize = 8;
+
 pub(super) struct Writer {
     pub(super) database: Database,
     pub(super) config: StoreConfig,
     pub(super) shared: Arc<Shared>,
     pub(super) jobs: mpsc::Receiver<Job>,
+    /// The last batch held [`COMPANY`]: others are likely to come.
+    pub(super) company: bool,
 }
 
 impl Writer {
@@ -158,10 +163,17 @@ impl Writer {
     }
 
     /// Collects a batch behind its first write and commits it. Gives back the job that ended the batch, if it is another kind.
+    ///
+    /// Whoever writes alone does not wait for others: it takes what is queued already, which is what came during the last commit.
     async fn batch(&mut self, first: Box<dyn Write>) -> Option<Job> {
         let mut writes = vec![first];
         let mut after = None;
-        let deadline = Instant::now() + self.config.linger;
+        let linger = if self.company {
+            self.config.linger
+        } else {
+            Duration::ZERO
+        };
+        let deadline = Instant::now() + linger;
         while writes.len() < self.config.batch {
             // `recv` is cancel safe, so a job that comes with the deadline is in the next batch.
             match tokio::time::timeout_at(deadline, self.jobs.recv()).await {
@@ -173,6 +185,7 @@ impl Writer {
                 Ok(None) | Err(_) => break,
             }
         }
+        self.company = writes.len() >= COMPANY;
         let outcome = self.commit(&mut writes).await;
         if let Err(error) = &outcome {
             // A full disk was told when it began.
