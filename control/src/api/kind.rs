@@ -150,7 +150,14 @@ impl About {
     pub(crate) fn verbs(&self) -> &'static [&'static str] {
         match self.is_stored {
             true => &[
-                "create", "delete", "get", "list", "patch", "update", "watch",
+                "create",
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "update",
+                "watch",
             ],
             false => &["create"],
         }

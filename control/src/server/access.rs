@@ -168,8 +168,16 @@ mod tests {
         "/node/here/ns/default/pod/p",
         "/node/there/ns/default/pod/p",
     ];
-    const VERBS: [&str; 8] = [
-        "get", "list", "watch", "create", "update", "patch", "delete", "fly",
+    const VERBS: [&str; 9] = [
+        "get",
+        "list",
+        "watch",
+        "create",
+        "update",
+        "patch",
+        "delete",
+        "deletecollection",
+        "fly",
     ];
 
     fn granted(caller: &str, verb: &str, resource: &str, name: Option<&str>) -> Option<Grant> {

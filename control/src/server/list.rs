@@ -38,21 +38,25 @@ impl Inner {
             return self.watch(identity, collection, headers, options).await;
         }
         self.reach(&options).await?;
+        options.narrow(collection)?;
         let about = &collection.kind.about;
-        options.selector.check(about)?;
-        options.selector.namespace(collection.namespace.as_deref());
-        let mut list = List {
-            about,
-            sight: Sight::of(identity),
-            table: wants_table(headers).then_some((options.include, SystemTime::now())),
-            pieces: VecDeque::new(),
-        };
-        let metadata = self.fill(&mut list, &options).await?;
+        let table = wants_table(headers).then_some((options.include, SystemTime::now()));
+        let mut list = List::new(about, Sight::of(identity), table);
+        let add =
+            |objects: Vec<(String, Bytes)>| list.add(objects.iter().map(|(_, object)| object));
+        let selected = self.select(about, &options, add).await?;
+        let metadata = self.list_metadata(about, &options, selected).await?;
         Ok(list.finish(&metadata))
     }
 
-    /// Puts the objects that are asked for into the list, as far as one answer goes; gives back the list's metadata.
-    async fn fill(&self, list: &mut List, options: &Options) -> Result<Value, Status> {
+    /// Gives the objects that are asked for to `take`, page by page with the names that they have in the store, as far as one answer
+    /// goes.
+    pub(super) async fn select(
+        &self,
+        about: &About,
+        options: &Options,
+        mut take: impl FnMut(Vec<(String, Bytes)>),
+    ) -> Result<Selected, Status> {
         let selector = (!options.selector.is_everything()).then_some(&options.selector);
         let mut at = match (&options.from, options.revision_match) {
             (Some(from), _) => Some(from.revision),
@@ -77,46 +81,64 @@ impl Inner {
                 more,
             } = self
                 .store
-                .page(list.about.resource, at, &after, max)
+                .page(about.resource, at, &after, max)
                 .await
                 .map_err(|error| page_status(&error, options))?;
             at = Some(revision);
             let seen = objects.len();
             let mut used = 0;
-            let mut piece = Vec::new();
+            let mut found = Vec::new();
             for (name, object) in objects {
                 if left == 0 {
                     break;
                 }
                 used += 1;
-                after = name;
+                after.clone_from(&name);
                 if selector.is_none_or(|selector| selector.matches(&parse(&object))) {
                     left -= 1;
-                    list.push(&mut piece, &object);
+                    found.push((name, object));
                 }
             }
-            list.keep(piece);
+            take(found);
             let rest = more || used < seen;
-            if rest && left > 0 {
-                continue;
+            if !rest || left == 0 {
+                return Ok(Selected {
+                    revision,
+                    rest: rest.then_some(after),
+                });
             }
-            let mut metadata = json!({"resourceVersion": revision.to_string()});
-            if rest {
-                // As in Kubernetes, which does not count what it has not selected yet.
-                if selector.is_none() {
-                    metadata["remainingItemCount"] =
-                        self.behind(list, revision, &after).await?.into();
-                }
-                metadata["continue"] = Continue { revision, after }.to_string().into();
-            }
-            return Ok(metadata);
         }
     }
 
-    async fn behind(&self, list: &List, at: Revision, after: &str) -> Result<usize, Status> {
-        let behind = self.store.behind(list.about.resource, at, after).await;
-        behind.map_err(|error| store_status(&error))
+    /// What a list says of itself.
+    pub(super) async fn list_metadata(
+        &self,
+        about: &About,
+        options: &Options,
+        selected: Selected,
+    ) -> Result<Value, Status> {
+        let Selected { revision, rest } = selected;
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
+        let Some(after) = rest else {
+            return Ok(metadata);
+        };
+        // As in Kubernetes, which does not count what it has not selected yet.
+        if options.selector.is_everything() {
+            let behind = self.store.behind(about.resource, revision, &after).await;
+            let behind = behind.map_err(|error| store_status(&error))?;
+            metadata["remainingItemCount"] = behind.into();
+        }
+        metadata["continue"] = Continue { revision, after }.to_string().into();
+        Ok(metadata)
     }
+}
+
+/// What one answer goes over.
+pub(super) struct Selected {
+    /// The state that was read.
+    revision: Revision,
+    /// Behind which name more may come, if there is more.
+    rest: Option<String>,
 }
 
 fn page_status(error: &EventsError, options: &Options) -> Status {
@@ -130,7 +152,7 @@ fn page_status(error: &EventsError, options: &Options) -> Status {
 }
 
 /// A list on its way out.
-struct List {
+pub(super) struct List {
     about: &'static About,
     sight: Sight,
     /// What rows carry and of when they are, if a Table is asked for.
@@ -140,6 +162,31 @@ struct List {
 }
 
 impl List {
+    pub(super) fn new(
+        about: &'static About,
+        sight: Sight,
+        table: Option<(Include, SystemTime)>,
+    ) -> Self {
+        Self {
+            about,
+            sight,
+            table,
+            pieces: VecDeque::new(),
+        }
+    }
+
+    /// Puts objects behind those that are in it.
+    pub(super) fn add<'a>(&mut self, objects: impl Iterator<Item = &'a Bytes>) {
+        let mut piece = Vec::new();
+        for object in objects {
+            self.push(&mut piece, object);
+        }
+        if !piece.is_empty() {
+            piece.shrink_to_fit();
+            self.pieces.push_back(piece.into());
+        }
+    }
+
     /// Encodes an object behind those in the piece.
     fn push(&self, piece: &mut Vec<u8>, object: &Bytes) {
         if !(piece.is_empty() && self.pieces.is_empty()) {
@@ -156,14 +203,7 @@ impl List {
         }
     }
 
-    fn keep(&mut self, mut piece: Vec<u8>) {
-        if !piece.is_empty() {
-            piece.shrink_to_fit();
-            self.pieces.push_back(piece.into());
-        }
-    }
-
-    fn finish(mut self, metadata: &Value) -> Response<Body> {
+    pub(super) fn finish(mut self, metadata: &Value) -> Response<Body> {
         let head = match self.table {
             None => format!(
                 "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",

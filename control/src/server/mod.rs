@@ -6,6 +6,7 @@
 
 mod access;
 mod change;
+mod delete;
 mod discovery;
 mod expiry;
 mod list;
@@ -165,6 +166,9 @@ impl Inner {
         let options = Options::parse(request.uri().query().unwrap_or_default())?;
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match route {
+            Route::Object(named) if *request.method() == Method::DELETE => {
+                self.delete(&identity, &named, request, &options).await
+            }
             Route::Object(named) if !is_read => {
                 self.write(&identity, &named, request, &options).await
             }
@@ -174,6 +178,10 @@ impl Inner {
             }
             Route::Collection(collection) if *request.method() == Method::POST => {
                 self.create(&identity, &collection, request, &options).await
+            }
+            Route::Collection(collection) if *request.method() == Method::DELETE => {
+                self.delete_collection(&identity, &collection, request, options)
+                    .await
             }
             // There is no watch without its events.
             _ if options.watch && *request.method() == Method::HEAD => {

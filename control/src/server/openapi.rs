@@ -143,9 +143,16 @@ fn describe(
     if about.is_namespaced() {
         paths.insert(format!("/{prefix}/{}", about.plural), json!({ "get": all }));
     }
+    let delete = operation(
+        "deletecollection",
+        "deleteCollection".into(),
+        &many,
+        DELETE_COLLECTION,
+        &[],
+    );
     paths.insert(
         root.clone(),
-        json!({"parameters": parameters, "get": all, "post": create}),
+        json!({"parameters": parameters, "get": all, "post": create, "delete": delete}),
     );
     parameters.push(parameter("name", "path", "string"));
     for (path, suffix) in [("", ""), ("/status", "Status")] {
@@ -198,6 +205,18 @@ const DELETE: &[(&str, &str)] = &[
     ("propagationPolicy", "string"),
 ];
 
+const DELETE_COLLECTION: &[(&str, &str)] = &[
+    ("continue", "string"),
+    ("dryRun", "string"),
+    ("fieldSelector", "string"),
+    ("gracePeriodSeconds", "integer"),
+    ("labelSelector", "string"),
+    ("limit", "integer"),
+    ("propagationPolicy", "string"),
+    ("resourceVersion", "string"),
+    ("resourceVersionMatch", "string"),
+];
+
 fn operation(
     about: &About,
     action: &str,
@@ -236,6 +255,7 @@ fn responses(action: &str, schema: &Value) -> Value {
         "put" | "patch" => (&[200, 201], schema, &[404, 409, 413, 415]),
         // An object with finalizers is shown as it stays for now.
         "delete" => (&[200], &gone, &[404, 409, 413]),
+        "deletecollection" => (&[200], schema, &[404, 409, 410, 413, 504]),
         // Of pages and watches, and of revisions that are past or to come.
         _ => (&[200], schema, &[404, 410, 504]),
     };

@@ -135,13 +135,13 @@ impl Route {
         const READ: &[Method] = &[Method::GET, Method::HEAD];
         match self {
             Self::Collection(collection) if !collection.kind.about.is_stored => &[Method::POST],
-            // Those of all namespaces: a new object belongs to one.
+            // Those of all namespaces: a new object belongs to one, and nobody deletes in all of them.
             Self::Collection(Collection { kind, namespace })
                 if kind.about.is_namespaced() && namespace.is_none() =>
             {
                 READ
             }
-            Self::Collection(_) => &[Method::GET, Method::HEAD, Method::POST],
+            Self::Collection(_) => &[Method::GET, Method::HEAD, Method::POST, Method::DELETE],
             Self::Object(_) => &[
                 Method::GET,
                 Method::HEAD,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
 
+use super::path::Collection;
 use super::selector::Selector;
 use crate::api::decode::FieldValidation;
 use crate::api::{Reason, Revision, Status};
@@ -136,6 +137,16 @@ impl Options {
             ));
         }
         Ok(options)
+    }
+
+    /// Makes them about this collection.
+    ///
+    /// # Errors
+    /// `BadRequest` if its kind has no such field to select by.
+    pub(super) fn narrow(&mut self, collection: &Collection) -> Result<(), Status> {
+        self.selector.check(&collection.kind.about)?;
+        self.selector.namespace(collection.namespace.as_deref());
+        Ok(())
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), Status> {

@@ -62,8 +62,7 @@ impl Inner {
         mut options: Options,
     ) -> Result<Response<Body>, Status> {
         let admitted = self.watches.admit(identity)?;
-        options.selector.check(&collection.kind.about)?;
-        options.selector.namespace(collection.namespace.as_deref());
+        options.narrow(collection)?;
         let request = watch::Request {
             kind: collection.kind,
             selector: options.selector,

@@ -3,6 +3,7 @@
 mod access;
 mod apply;
 mod bad_input;
+mod collections;
 mod fuzz;
 mod kinds;
 mod objects;

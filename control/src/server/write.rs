@@ -1,15 +1,14 @@
-//! Writing routers: create, replace, patch, delete, and the status subresource.
+//! Writing objects: create, replace, patch, and the status subresource.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::{Method, Request, Response, StatusCode};
 use keel_certs::Identity;
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::info;
 
 use super::access::Grant;
-use super::change::{self, Birth, Outcome, Owned, Part, Preconditions, Written};
+use super::change::{self, Birth, Outcome, Owned, Part, Written};
 use super::name::{birth, check_name, new_name};
 use super::ownership::Writer;
 use super::patch::Patch;
@@ -96,15 +95,11 @@ impl Inner {
         let verb = match *request.method() {
             Method::PUT => "update",
             Method::PATCH => "patch",
-            Method::DELETE => "delete",
             // Refused before it comes here.
             _ => return Err(reply::no_such_path()),
         };
         self.check(identity, verb, named, "")?;
         let audit = Some(Audit::new(verb, identity));
-        if verb == "delete" {
-            return self.delete(named, audit, request, options).await;
-        }
         // Applying makes what is missing, for whom may make it.
         let may_create = media_type(&request) == patch::APPLY
             && self.check(identity, "create", named, "") == Ok(Grant::Full);
@@ -222,43 +217,7 @@ impl Inner {
         decode::object(kind, parsed, options.validation, Extent::Whole)
     }
 
-    async fn delete(
-        &self,
-        named: &Named,
-        audit: Option<Audit>,
-        request: Request<Body>,
-        options: &Options,
-    ) -> Result<Response<Body>, Status> {
-        let asked = delete_options(&body(request).await?)?;
-        let dry_run = options.dry_run || asked.dry_run.iter().any(|value| value == "All");
-        let preconditions = asked.preconditions.unwrap_or_default();
-        let preconditions = Preconditions {
-            uid: preconditions.uid,
-            revision: preconditions.resource_version,
-        };
-        let (now, subject) = (Time::now(), named.clone());
-        let written = self
-            .decide(named, audit, move |current, revision| {
-                change::verdict(
-                    change::delete(current, revision, &subject, &preconditions, &now),
-                    dry_run,
-                )
-            })
-            .await?;
-        let about = &named.kind.about;
-        if written.outcome != Outcome::Deleted {
-            return Ok(respond(about, written, Sight::Everything));
-        }
-        let object: Value = serde_json::from_slice(&written.object).unwrap_or_default();
-        let uid = object
-            .pointer("/metadata/uid")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let status = Status::deleted(about, &named.name, uid);
-        Ok(reply::json(StatusCode::OK, &status))
-    }
-
-    async fn decide<F>(
+    pub(super) async fn decide<F>(
         &self,
         named: &Named,
         audit: Option<Audit>,
@@ -305,13 +264,13 @@ fn writer(identity: &Identity, request: &Request<Body>, options: &Options, part:
 
 /// Who writes, for the line in the log. It is written with the decision, in the store's task: a client that leaves meanwhile cannot
 /// keep its write out of the log. A commit that fails after it is an error in the log too.
-struct Audit {
+pub(super) struct Audit {
     verb: &'static str,
     who: String,
 }
 
 impl Audit {
-    fn new(verb: &'static str, identity: &Identity) -> Self {
+    pub(super) fn new(verb: &'static str, identity: &Identity) -> Self {
         Self {
             verb,
             who: identity.to_string(),
@@ -324,7 +283,7 @@ impl Audit {
     }
 }
 
-fn respond(about: &About, written: Written, sight: Sight) -> Response<Body> {
+pub(super) fn respond(about: &About, written: Written, sight: Sight) -> Response<Body> {
     let code = if written.outcome == Outcome::Created {
         StatusCode::CREATED
     } else {
@@ -335,7 +294,7 @@ fn respond(about: &About, written: Written, sight: Sight) -> Response<Body> {
     response
 }
 
-async fn body(request: Request<Body>) -> Result<Bytes, Status> {
+pub(super) async fn body(request: Request<Body>) -> Result<Bytes, Status> {
     read(request.into_body(), MAX_BODY)
         .await
         .map_err(|error| match error {
@@ -380,41 +339,4 @@ pub(super) fn unsupported(media: &str, accepted: &str) -> Status {
         media.chars().take(100).collect::<String>()
     );
     Status::failure(Reason::UnsupportedMediaType, message)
-}
-
-/// Kubernetes' `DeleteOptions`, as far as they mean something here.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct DeleteOptions {
-    preconditions: Option<DeletePreconditions>,
-    dry_run: Vec<String>,
-    propagation_policy: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct DeletePreconditions {
-    uid: Option<String>,
-    resource_version: Option<String>,
-}
-
-fn delete_options(bytes: &[u8]) -> Result<DeleteOptions, Status> {
-    if bytes.is_empty() {
-        return Ok(DeleteOptions::default());
-    }
-    let value = decode::parse(bytes, Format::Json, "DeleteOptions")?.value;
-    let options = DeleteOptions::deserialize(value).map_err(|error| {
-        Status::failure(
-            Reason::BadRequest,
-            format!("these are no DeleteOptions: {error}"),
-        )
-    })?;
-    match options.propagation_policy.as_deref() {
-        // Nothing depends on a Router, so all three come to the same.
-        None | Some("" | "Background" | "Foreground" | "Orphan") => Ok(options),
-        Some(_) => {
-            let message = "propagationPolicy: Unsupported value: supported values: \"Background\", \"Foreground\", \"Orphan\"";
-            Err(Status::failure(Reason::Invalid, message))
-        }
-    }
 }

@@ -160,5 +160,9 @@ pub(crate) fn edited_and_pruned(node: &Node, admin: &Kubectl) {
     );
     let made = admin.quiet(&["create", "-f", &made]);
     assert!(made.starts_with("router.edge.example.com/made-"), "{made}");
-    admin.quiet(&["delete", "rt", "--all"]);
+    // In one request, which kubectl itself has no command for.
+    let all = "/apis/edge.example.com/v1/routers?labelSelector=!site";
+    let gone = admin.quiet(&["delete", "--raw", all]);
+    assert!(gone.contains("\"name\":\"made-"), "{gone}");
+    assert_eq!(admin.quiet(&["get", "rt", "-o", "name"]), "");
 }

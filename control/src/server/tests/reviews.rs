@@ -56,6 +56,7 @@ async fn what_is_said_is_what_happens() {
                     ("update", "PUT", request.as_str(), "application/json"),
                     ("patch", "PATCH", request.as_str(), MERGE),
                     ("delete", "DELETE", request.as_str(), ""),
+                    ("deletecollection", "DELETE", path, ""),
                 ] {
                     let sent = if media.is_empty() {
                         String::new()
