@@ -14,6 +14,7 @@ mod openapi;
 mod outage;
 mod quickstart;
 mod real;
+mod stopped;
 mod sync;
 mod udp;
 
