@@ -97,7 +97,7 @@ pub enum Lost {
 }
 
 impl Lost {
-    /// Whether another connection of ours has taken the place of this one; either side may say so first.
+    /// Whether it ended as one does whose place another connection of ours takes: closed by us, or by the peer for that reason.
     pub(crate) fn is_replaced(&self) -> bool {
         let replaced = CloseCode::Replaced.to_wire();
         matches!(self, Self::Here) || matches!(self, Self::Closed { code, .. } if *code == replaced)

@@ -1,13 +1,12 @@
 //! Connections that were made for a crowd, when it has gone.
 
-use std::time::Duration;
-
 use keel_fabric::EndReason;
 use keel_fabric::consumer::Target;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 use crate::backend::Backend;
+use crate::counters::until;
 use crate::world::{Consumer, World, echoes, end, soon};
 
 /// Asks until a flow is taken, as a sidecar does: the router may miss the provider for the time that a message takes.
@@ -46,20 +45,10 @@ async fn a_connection_is_made_anew_when_its_crowd_has_gone() {
     }
     // The provider's and the consumer's, each once more: whoever comes right then is served.
     for made in 3..=4 {
-        let renewed = async {
-            while world.metrics.links_connected.get() < made {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        soon(renewed).await;
+        until(|| world.metrics.links_connected.get() >= made).await;
         soon(served(&consumer, &target)).await;
     }
-    let two = async {
-        while world.metrics.router_connections.get() != 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    soon(two).await;
+    until(|| world.metrics.router_connections.get() == 2).await;
     let mut client = consumer.carried(&mut ends, &target).await;
     echoes(&mut client, b'b').await;
     assert_eq!(world.metrics.links_connected.get(), 4, "and only once");
