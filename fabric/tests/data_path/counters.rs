@@ -8,7 +8,7 @@ use keel_fabric::router::Role;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
-use crate::backend::{Backend, noise};
+use crate::backend::{Backend, nobody, noise};
 use crate::world::{World, end, publication, soon, target};
 
 fn counts(world: &World, role: &str) -> Vec<PairCounts> {
@@ -103,14 +103,11 @@ async fn a_flow_is_counted_with_the_provider_that_took_it_and_its_bytes_once() {
     let router = world.router("r").await;
     let backend = Backend::echo().await;
     let (_provider, good) = world.echo(&router, backend.addr).await;
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let refused = nobody.local_addr().unwrap();
-    drop(nobody);
     let live = world.fabric.pod("x", "default", "p");
     let mut bad = world.provider(
         &live,
         &[&router],
-        vec![publication("echo.default", 80, refused)],
+        vec![publication("echo.default", 80, nobody())],
     );
     bad.published().await;
     let bad = target("echo.default", 80, live.identity().subject, &router);

@@ -114,7 +114,7 @@ async fn a_flow_that_was_taken_is_opened_even_if_it_is_over_when_that_is_heard()
 async fn a_backend_that_refuses_is_a_quick_reset() {
     let mut world = World::new();
     let router = world.router("r").await;
-    let (_provider, target) = world.echo(&router, nobody().await).await;
+    let (_provider, target) = world.echo(&router, nobody()).await;
     let consumer = world.consumer();
     let mut tasks = JoinSet::new();
     let mut client = consumer.connect(&mut tasks, &target).await;

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::backend::nobody;
 use crate::world::{Consumer, RunningProvider, RunningRouter, World, publication, soon, target};
 
 /// A backend that sends every packet back.
@@ -277,12 +278,7 @@ async fn packets_arrive_in_order_while_nothing_is_lost() {
 async fn a_refused_backend_is_a_refusal_before_the_first_answer() {
     let mut world = World::new();
     let router = world.router("a").await;
-    let nobody = UdpSocket::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let (_provider, target) = published(&mut world, &router, nobody).await;
+    let (_provider, target) = published(&mut world, &router, nobody()).await;
     let mut mapped = map(&world.consumer(), &target).await;
     let client = client(mapped.address).await;
     client.send(b"hello").await.unwrap();

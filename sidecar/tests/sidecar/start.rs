@@ -105,14 +105,11 @@ async fn a_range_that_is_too_small_and_a_directory_in_use_are_errors() {
 #[tokio::test]
 async fn our_own_dns_is_no_upstream() {
     let root = tempfile::tempdir().unwrap();
-    let free = UdpSocket::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    // No port that the other tests may be given meanwhile.
+    let own = "127.66.24.53:5353";
     let mut config = config(root.path(), 24);
-    config.dns = ListenOn::given(free);
-    config.dns_upstreams = free.to_string().parse().unwrap();
+    config.dns = ListenOn::given(own.parse().unwrap());
+    config.dns_upstreams = own.parse().unwrap();
     let text = error(config).await;
     assert!(
         text.contains("this sidecar itself") && text.contains("--dns-upstream"),

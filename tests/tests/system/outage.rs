@@ -20,6 +20,10 @@ const OUTAGE: Duration = Duration::from_secs(15);
 /// How long a flow waits for the other end to come back: then it ends in a reset.
 const WINDOW: Duration = Duration::from_secs(60);
 
+/// When a flow on this machine at the latest notices that its router went without a word: 15 s after the first keep-alive
+/// without an answer, which is sent up to 5 s after the last word.
+const NOTICED: Duration = Duration::from_secs(20);
+
 /// Talks to an echo, block by block, while `fault` happens in the middle of the conversation.
 fn talk_through(
     host: &Host,
@@ -195,7 +199,7 @@ impl Small {
     fn idle_connection(&self, name: &str, port: u16) -> anyhow::Result<TcpStream> {
         let server = self.consumer.listens(name, port)?;
         let mut stream = self.host.run(|| TcpStream::connect(server))??;
-        stream.set_read_timeout(Some(WINDOW + SOON))?;
+        stream.set_read_timeout(Some(NOTICED + WINDOW + SOON))?;
         stream.write_all(b"x")?;
         stream.read_exact(&mut [0])?;
         Ok(stream)
