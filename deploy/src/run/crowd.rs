@@ -11,7 +11,8 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Fewer tasks than this leave too little behind.
 const CROWD: usize = 64;
 
-/// What is kept for a crowd goes after it, the connections that it wore out 10 s later: at so many looks more memory is given back.
+/// What is kept for a crowd goes after it, the connections that it wore out 10 to 15 s later: at so many looks more memory is
+/// given back.
 const AFTERWARDS: u32 = 4;
 
 /// Gives memory back to the system whenever most tasks of `runtime` have ended; never ends. Cancel safe.

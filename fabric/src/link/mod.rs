@@ -15,6 +15,7 @@ use keel_certs::{LiveIdentity, NodeName};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::limits::LinkLimits;
 use crate::metrics::FabricMetrics;
@@ -50,8 +51,6 @@ struct Inner {
     live: LiveIdentity,
     limits: LinkLimits,
     metrics: Arc<FabricMetrics>,
-    /// Tells a router which of its connections come from here: of two the newer one counts.
-    instance: u64,
     slots: Mutex<HashMap<NodeName, Arc<Slot>>>,
     /// Aborted with the links. The lock only makes the handle shareable.
     _following: Mutex<JoinSet<()>>,
@@ -63,10 +62,25 @@ struct Slot {
     state: tokio::sync::Mutex<SlotState>,
 }
 
-#[derive(Default)]
 struct SlotState {
     link: Option<Link>,
     failed: Option<(Instant, LinkError)>,
+    /// Tells the router which of its connections take each other's place: of two with the same number the newer one counts.
+    instance: u64,
+}
+
+impl Default for SlotState {
+    fn default() -> Self {
+        Self {
+            link: None,
+            failed: None,
+            instance: new_instance(),
+        }
+    }
+}
+
+fn new_instance() -> u64 {
+    rand::random::<u64>() >> 2
 }
 
 impl fmt::Debug for Links {
@@ -96,7 +110,6 @@ impl Links {
                 live,
                 limits,
                 metrics,
-                instance: rand::random::<u64>() >> 2,
                 slots: Mutex::default(),
                 _following: Mutex::new(following),
             }
@@ -128,9 +141,9 @@ impl Links {
             return Err(error.clone());
         }
         let dialled = match &old {
-            None => self.dial(router).await,
+            None => self.dial(router, state.instance).await,
             Some(old) => tokio::select! {
-                dialled = self.dial(router) => dialled,
+                dialled = self.dial(router, state.instance) => dialled,
                 () = old.answers() => return Ok(old.clone()),
             },
         };
@@ -152,22 +165,24 @@ impl Links {
         }
     }
 
-    /// Puts a fresh connection in the place of one that carries nothing.
+    /// Dials a fresh connection beside one that is worn. What is opened from now on goes over the fresh one; the old one may
+    /// just have been given something to carry, and ends when nobody needs it.
     async fn refresh(&self, router: &RouterPeer) -> Result<(), LinkError> {
         let slot = self.slot(&router.node);
         let mut state = slot.state.lock().await;
-        let idle = |link: &Link| {
+        let worn = |link: &Link| {
             !link.is_suspected()
                 && !link.is_draining()
-                && worn::is_idle(link.connection().streams())
+                && worn::is_worn(link.connection().streams())
         };
-        let Some(old) = state.link.clone().filter(idle) else {
+        let Some(old) = state.link.clone().filter(worn) else {
             return Ok(());
         };
-        state.link = Some(self.dial(router).await?);
-        tracing::debug!(router = %router.node, "a fresh connection took the place of one whose flows are over");
-        let code = crate::wire::CloseCode::Replaced.to_wire();
-        old.connection().close(code, b"its flows are over");
+        let instance = new_instance();
+        state.link = Some(self.dial(router, instance).await?);
+        state.instance = instance;
+        tracing::debug!(router = %router.node, "a fresh connection stands beside one whose flows are over");
+        old.inner.retired.cancel();
         Ok(())
     }
 
@@ -232,7 +247,7 @@ impl Links {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn dial(&self, router: &RouterPeer) -> Result<Link, LinkError> {
+    async fn dial(&self, router: &RouterPeer, instance: u64) -> Result<Link, LinkError> {
         let inner = &self.inner;
         let connection = dial::dial(&inner.endpoint, &inner.live, router, &inner.limits).await?;
         let opened = tokio::time::timeout(inner.limits.answer_time, connection.open_bi()).await;
@@ -257,7 +272,7 @@ impl Links {
             connection.clone(),
             send,
             recv,
-            (inner.instance, inner.limits.answer_time),
+            (instance, inner.limits.answer_time),
             drain.clone(),
         );
         let health = Health::start(connection.clone(), renewal(inner, router));
@@ -267,6 +282,7 @@ impl Links {
                 control,
                 drain,
                 health,
+                retired: CancellationToken::new(),
                 node: router.node.clone(),
             }),
         })
@@ -311,6 +327,8 @@ struct LinkInner {
     control: Control,
     drain: Drain,
     health: Health,
+    /// Another connection has taken its place for all that is to come.
+    retired: CancellationToken,
     node: NodeName,
 }
 
@@ -365,6 +383,21 @@ impl Link {
     /// What is known of the router's stop, to be kept longer than the link.
     pub(crate) fn drain(&self) -> Drain {
         self.inner.drain.clone()
+    }
+
+    /// Waits until another connection takes the place of this one for all that is to come; for ever if none does. Cancel safe.
+    pub(crate) async fn retired(&self) {
+        self.inner.retired.cancelled().await;
+    }
+
+    /// Closes a retired connection if it carries nothing; says whether.
+    pub(crate) fn close_if_idle(&self) -> bool {
+        let idle = worn::is_idle(self.connection().streams());
+        if idle {
+            let code = crate::wire::CloseCode::Replaced.to_wire();
+            self.connection().close(code, b"its flows are over");
+        }
+        idle
     }
 
     /// Counts a flow whose newest leg goes over this link: a router that stops waits for it.

@@ -21,6 +21,11 @@ pub(super) const fn is_idle(streams: StreamCount) -> bool {
     streams.open <= CONTROL
 }
 
+/// Whether it carries nothing and has carried a crowd.
+pub(super) const fn is_worn(streams: StreamCount) -> bool {
+    is_idle(streams) && streams.most >= CROWD
+}
+
 /// For how long a connection has rested after a crowd.
 #[derive(Debug, Default)]
 pub(super) struct Worn {
@@ -30,7 +35,7 @@ pub(super) struct Worn {
 impl Worn {
     /// Whether the connection should be replaced; said once for each [`REST`].
     pub(super) fn look(&mut self, streams: StreamCount, now: Instant) -> bool {
-        if streams.most < CROWD || !is_idle(streams) {
+        if !is_worn(streams) {
             self.since = None;
             return false;
         }

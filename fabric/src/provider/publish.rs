@@ -27,6 +27,9 @@ const EAGER: Duration = Duration::from_secs(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// After which time a refused publication is tried again, if nothing changes before.
 const REFUSED: Duration = Duration::from_secs(60);
+/// How long a connection whose place another one took must carry nothing before it is closed: the router may still have
+/// been opening something there when it heard of the publications at the other one.
+const LEAVING: Duration = Duration::from_secs(3);
 /// Time for the router to hear of all withdrawals at the end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -50,6 +53,7 @@ pub(super) struct At {
 pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) -> NodeName {
     let mut pause = BACKOFF;
     let mut lost_at: Option<Instant> = None;
+    let mut retired = JoinSet::new();
     let node = &at.router.node;
     loop {
         // Without anything to publish there is no reason for a link.
@@ -69,11 +73,17 @@ pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) ->
             linked = linked => match linked {
                 Ok(link) => {
                     pause = BACKOFF;
-                    let Some(lost) = serve(&at, &link, wanted.clone(), &cancel).await else { break };
-                    if lost.is_replaced() {
+                    let lost = match serve(&at, &link, wanted.clone(), &cancel).await {
+                        Served::Cancelled => break,
+                        Served::Retired(taking) => {
+                            while retired.try_join_next().is_some() {}
+                            retired.spawn(leave(link, taking));
+                            continue;
+                        }
                         // Another connection is there already, or is just coming: nobody should miss us meanwhile.
-                        continue;
-                    }
+                        Served::Lost(lost) if lost.is_replaced() => continue,
+                        Served::Lost(lost) => lost,
+                    };
                     tracing::info!(router = %node, %lost, "link to router lost");
                     lost_at = Some(Instant::now());
                     at.unreachable(&wanted.publications, &lost.to_string());
@@ -107,15 +117,19 @@ impl At {
     }
 }
 
-/// Publishes and takes legs until the link is lost (why), or until `cancel` (nothing).
-async fn serve(
-    at: &At,
-    link: &Link,
-    mut wanted: Wanted,
-    cancel: &CancellationToken,
-) -> Option<Lost> {
+/// Why a link is served no more.
+enum Served {
+    /// It was lost.
+    Lost(Lost),
+    /// Another one is there; legs that are opened over this one are still taken by the task.
+    Retired(JoinSet<Lost>),
+    /// Nothing is published at its router any more.
+    Cancelled,
+}
+
+/// Publishes and takes legs.
+async fn serve(at: &At, link: &Link, mut wanted: Wanted, cancel: &CancellationToken) -> Served {
     let mut standing = Standing::default();
-    let mut legs = JoinSet::new();
     let current = wanted.publications.clone();
     let publishing = async {
         let mut changed = true;
@@ -139,36 +153,56 @@ async fn serve(
             };
         }
     };
-    let taking = async {
-        loop {
-            tokio::select! {
-                stream = link.connection().accept_bi() => match stream {
-                    Ok((send, recv)) if legs.len() < at.inner.config.limits.headers => {
-                        legs.spawn(take(Arc::clone(&at.inner), link.clone(), current.clone(), send, recv));
-                    }
-                    Ok((mut send, mut recv)) => {
-                        at.inner.metrics.hit("headers");
-                        send.reset(ResetCode::Limit.to_wire());
-                        recv.stop(ResetCode::Limit.to_wire());
-                    }
-                    Err(lost) => return lost,
-                },
-                Some(_) = legs.join_next() => {}
-            }
+    let mut taking = JoinSet::new();
+    taking.spawn(take_all(Arc::clone(&at.inner), link.clone(), current));
+    let served = tokio::select! {
+        Some(lost) = taking.join_next() => {
+            Served::Lost(lost.unwrap_or_else(|error| Lost::Transport(error.to_string())))
         }
+        () = publishing => Served::Cancelled,
+        () = cancel.cancelled() => Served::Cancelled,
+        () = link.retired() => Served::Retired(taking),
     };
-    let lost = tokio::select! {
-        lost = taking => Some(lost),
-        () = publishing => None,
-        () = cancel.cancelled() => None,
-    };
-    if lost.is_none() {
+    if matches!(served, Served::Cancelled) {
         // A router that does not answer hears of it when the connection ends.
         let nothing = Healths::default();
         let farewell = reconcile(at, link, &[], &nothing, true, &mut standing);
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
-    lost
+    served
+}
+
+/// Takes the legs that the router opens until the link is lost.
+async fn take_all(inner: Arc<Inner>, link: Link, publications: Publications) -> Lost {
+    let mut legs = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = link.connection().accept_bi() => match stream {
+                Ok((send, recv)) if legs.len() < inner.config.limits.headers => {
+                    legs.spawn(take(Arc::clone(&inner), link.clone(), publications.clone(), send, recv));
+                }
+                Ok((mut send, mut recv)) => {
+                    inner.metrics.hit("headers");
+                    send.reset(ResetCode::Limit.to_wire());
+                    recv.stop(ResetCode::Limit.to_wire());
+                }
+                Err(lost) => return lost,
+            },
+            Some(_) = legs.join_next() => {}
+        }
+    }
+}
+
+/// Closes a link whose place another one took when it carries nothing any more.
+async fn leave(link: Link, mut taking: JoinSet<Lost>) {
+    loop {
+        tokio::select! {
+            _ = taking.join_next() => return,
+            () = tokio::time::sleep(LEAVING) => if link.close_if_idle() {
+                return;
+            },
+        }
+    }
 }
 
 /// What stands at a router over one link.

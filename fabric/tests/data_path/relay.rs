@@ -38,6 +38,8 @@ pub(crate) struct Relay {
 struct Passes {
     up: AtomicBool,
     down: AtomicBool,
+    /// The next packet of a handshake ends the way down.
+    handshake_cuts: AtomicBool,
 }
 
 impl Relay {
@@ -54,6 +56,7 @@ impl Relay {
         let passes = Arc::new(Passes {
             up: true.into(),
             down: true.into(),
+            handshake_cuts: false.into(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(carry(socket, router.addr, Arc::clone(&passes), line));
@@ -68,6 +71,16 @@ impl Relay {
     pub(crate) fn pass(&self, up: bool, down: bool) {
         self.passes.up.store(up, Ordering::Relaxed);
         self.passes.down.store(down, Ordering::Relaxed);
+    }
+
+    /// Lets nothing come down any more once another connection is dialled through here.
+    pub(crate) fn cut_by_handshake(&self) {
+        self.passes.handshake_cuts.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what comes down passes.
+    pub(crate) fn passes_down(&self) -> bool {
+        self.passes.down.load(Ordering::Relaxed)
     }
 }
 
@@ -153,6 +166,10 @@ async fn carry(near: Arc<UdpSocket>, router: SocketAddr, passes: Arc<Passes>, li
             }
         };
         while tasks.try_join_next().is_some() {}
+        // A long header (RFC 9000 section 17.2).
+        if packet[0] & 0x80 != 0 && passes.handshake_cuts.swap(false, Ordering::Relaxed) {
+            passes.down.store(false, Ordering::Relaxed);
+        }
         if passes.up.load(Ordering::Relaxed) {
             way.take(&packet[..len], &mut tasks);
         }
