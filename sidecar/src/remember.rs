@@ -1,4 +1,5 @@
-//! Writes snapshots: when the directory, an address or the identity's origin changes, and not for what only ticks.
+//! Writes snapshots: at the start for the addresses, then when the directory, an address or the identity's origin changes, and
+//! not for what only ticks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,17 +51,19 @@ impl Sources {
     }
 }
 
-/// Writes a snapshot at every change until `stop`, and a last one then if something is unwritten. `had` says that a whole one
-/// is on disk, which an incomplete state does not take the place of.
+/// Writes a snapshot at every change until `stop`, and a last one then if something is unwritten. As long as the state is
+/// incomplete, only its addresses take the place of those in `before`, the whole one that is on disk.
 pub(crate) async fn keep(
     mut files: SnapshotFiles,
     mut sources: Sources,
-    had: bool,
+    mut before: Option<Snapshot>,
     stop: CancellationToken,
 ) {
     let mut failing = false;
     let mut next = Instant::now();
     let mut whole = sources.known.borrow().synced;
+    // Names resolve to the addresses from the start on.
+    sources.states.mark_changed();
     loop {
         let stopping = tokio::select! {
             biased;
@@ -81,11 +84,16 @@ pub(crate) async fn keep(
             () = stop.cancelled() => {}
             () = sleep_until(next) => {}
         }
-        if had && !whole {
-            continue;
+        let mut snapshot = sources.snapshot();
+        before = before.filter(|_| !whole);
+        if let Some(before) = &mut before {
+            if before.addresses == snapshot.addresses {
+                continue;
+            }
+            before.addresses = snapshot.addresses;
+            snapshot = before.clone();
         }
         let start = Instant::now();
-        let snapshot = sources.snapshot();
         let written = tokio::task::spawn_blocking(move || {
             let outcome = files.write(snapshot);
             (files, outcome)
@@ -108,8 +116,10 @@ pub(crate) async fn keep(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::path::Path;
 
+    use keel_control::api::Router;
     use tokio::task::JoinSet;
     use tokio::time::{sleep, timeout};
 
@@ -120,16 +130,20 @@ mod tests {
     struct Running {
         directory: watch::Sender<Arc<Directory>>,
         known: watch::Sender<Known>,
-        _states: watch::Sender<Arc<Vec<MappingState>>>,
+        states: watch::Sender<Arc<Vec<MappingState>>>,
         origin: watch::Sender<Option<Origin>>,
-        _task: JoinSet<()>,
+        task: JoinSet<()>,
     }
 
-    fn start(dir: &Path, had: bool) -> Running {
+    fn start(dir: &Path) -> Running {
+        start_until(dir, CancellationToken::new())
+    }
+
+    fn start_until(dir: &Path, stop: CancellationToken) -> Running {
         let (directory, known, states, origin) = (
             watch::Sender::default(),
             watch::Sender::default(),
-            watch::Sender::default(),
+            watch::Sender::new(Arc::new(vec![at("127.0.66.1")])),
             watch::Sender::new(None),
         );
         let sources = Sources {
@@ -139,14 +153,22 @@ mod tests {
             origin: origin.subscribe(),
         };
         let mut task = JoinSet::new();
-        let files = SnapshotFiles::open(dir).0;
-        task.spawn(keep(files, sources, had, CancellationToken::new()));
+        let (files, before, _) = SnapshotFiles::open(dir);
+        task.spawn(keep(files, sources, before, stop));
         Running {
             directory,
             known,
-            _states: states,
+            states,
             origin,
-            _task: task,
+            task,
+        }
+    }
+
+    fn at(address: &str) -> MappingState {
+        MappingState {
+            target: "mysql.default".parse().unwrap(),
+            address: address.parse().unwrap(),
+            ports: BTreeMap::new(),
         }
     }
 
@@ -189,7 +211,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_new_is_on_disk_before_anybody_can_pull_the_plug() {
         let dir = tempfile::tempdir().unwrap();
-        let running = start(dir.path(), false);
+        let running = start(dir.path());
         running.identified();
         let took = until(dir.path(), |new| new.origin.is_some() && !new.whole).await;
         assert!(took < PAUSE, "the way to the APIServer: {took:?}");
@@ -209,15 +231,41 @@ mod tests {
     async fn a_whole_snapshot_stays_until_there_is_another_whole_one() {
         let dir = tempfile::tempdir().unwrap();
         let whole = Snapshot {
+            routers: vec![Arc::new(Router::named("a"))],
             whole: true,
             ..Snapshot::default()
         };
         SnapshotFiles::open(dir.path()).0.write(whole).unwrap();
-        let running = start(dir.path(), true);
+        let running = start(dir.path());
+        let is_at = |snapshot: &Snapshot, address: &str| {
+            let states = snapshot.addresses.values().map(ToString::to_string);
+            states.eq([address.to_owned()])
+        };
+        until(dir.path(), |new| is_at(new, "127.0.66.1")).await;
         running.identified();
         sleep(PAUSE * 10).await;
-        assert_eq!(SnapshotFiles::open(dir.path()).1.unwrap().revision, 1);
+        let newest = || SnapshotFiles::open(dir.path()).1.unwrap();
+        assert_eq!((newest().revision, newest().origin), (2, None));
+        running
+            .states
+            .send_replace(Arc::new(vec![at("127.0.66.2")]));
+        until(dir.path(), |new| is_at(new, "127.0.66.2")).await;
+        assert!(newest().whole && newest().routers.len() == 1);
         running.serving("b");
-        until(dir.path(), |new| new.whole && new.origin.is_some()).await;
+        let both = |new: &Snapshot| new.whole && new.origin.is_some() && is_at(new, "127.0.66.2");
+        until(dir.path(), both).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_right_after_the_start_keeps_the_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let mut running = start_until(dir.path(), stop);
+        running.task.join_next().await.unwrap().unwrap();
+        assert_eq!(
+            SnapshotFiles::open(dir.path()).1.unwrap().addresses.len(),
+            1
+        );
     }
 }

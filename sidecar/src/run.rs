@@ -321,11 +321,13 @@ impl Sidecar {
                 states: states.clone(),
                 origin: origin.subscribe(),
             };
-            let had = parts
-                .snapshot
-                .as_ref()
-                .is_some_and(|snapshot| snapshot.whole);
-            background(unfailing(remember::keep(files, sources, had, stop.clone())));
+            let before = parts.snapshot.clone().filter(|snapshot| snapshot.whole);
+            background(unfailing(remember::keep(
+                files,
+                sources,
+                before,
+                stop.clone(),
+            )));
         }
         if let Some(dns_addr) = dns_addr {
             // At once, without waiting for anybody: addresses are known, and ports that come later have their own lines.
