@@ -1,6 +1,7 @@
 //! The clients: watches that note when each change arrives, and one writer.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::Load;
 use crate::server::{NODE, Server};
 
-const ROUTERS: &str = "/apis/edge.example.com/v1/routers";
+pub(crate) const ROUTERS: &str = "/apis/edge.example.com/v1/routers";
 /// Bytes of each Router: what one with its status has.
 const BYTES: usize = 2048;
 /// Watches of one identity: it may have so many.
@@ -40,20 +41,20 @@ pub(crate) async fn measure(load: Load) {
     let folder = TempDir::new().unwrap();
     fabric.node(NODE).save(folder.path()).unwrap();
     let server = Server::start(folder.path());
-    let admin = client(&server, fabric.fabric_admin("root"));
+    let admin = client(server.address, fabric.fabric_admin("root"));
     let revision = fill(&admin, load.objects).await;
     drop(server);
     // Anew, so that its memory has nothing of the filling; and without a list, which would leave room for all that comes.
     let server = Server::start(folder.path());
     let bare = server.memory();
-    let admin = client(&server, fabric.fabric_admin("root"));
+    let admin = client(server.address, fabric.fabric_admin("root"));
     let path = format!("{ROUTERS}/{}", name(0));
 
     let each = load.watches.div_ceil(load.connections);
     let mut clients = Vec::new();
     for number in 0..load.connections {
         let pod = fabric.pod(NODE, "default", &format!("pod-{}", number * each / SHARE));
-        let client = client(&server, pod);
+        let client = client(server.address, pod);
         ask(&client, Method::GET, &path, None).await;
         clients.push(client);
     }
@@ -89,9 +90,9 @@ pub(crate) async fn measure(load: Load) {
     );
 }
 
-fn client(server: &Server, live: LiveIdentity) -> Client {
+pub(crate) fn client(server: SocketAddr, live: LiveIdentity) -> Client {
     let expect: NodeName = NODE.parse().unwrap();
-    let server = server.address.into();
+    let server = server.into();
     Client::new(ClientConfig {
         server,
         expect,
@@ -121,12 +122,26 @@ fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap()
 }
 
-fn name(number: usize) -> String {
+pub(crate) fn name(number: usize) -> String {
     format!("node-{number:05}")
 }
 
+/// Changes a Router.
+pub(crate) async fn change(client: &Client, number: usize, count: u64) -> u64 {
+    let patch = json!({"metadata": {"labels": {"count": count.to_string()}}});
+    let path = format!("{ROUTERS}/{}", name(number));
+    let router = ask(client, Method::PATCH, &path, Some(patch)).await;
+    text(&router, "/metadata/resourceVersion").parse().unwrap()
+}
+
+/// The time within which such a share of them was.
+pub(crate) fn quantile(times: &mut [Duration], share: f64) -> Duration {
+    times.sort_unstable();
+    times[((times.len() as f64 * share) as usize).min(times.len() - 1)]
+}
+
 /// Makes the Routers; gives back the revision of the last.
-async fn fill(client: &Client, objects: usize) -> u64 {
+pub(crate) async fn fill(client: &Client, objects: usize) -> u64 {
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
         let client = client.clone();
@@ -178,15 +193,7 @@ async fn write(client: &Client, load: Load) -> BTreeMap<u64, Instant> {
         let client = client.clone();
         let objects = u64::try_from(load.objects).unwrap();
         let number = usize::try_from(count * 7919 % objects).unwrap();
-        writes.spawn(async move {
-            let patch = json!({"metadata": {"labels": {"count": count.to_string()}}});
-            let path = format!("{ROUTERS}/{}", name(number));
-            let router = ask(&client, Method::PATCH, &path, Some(patch)).await;
-            (
-                text(&router, "/metadata/resourceVersion").parse().unwrap(),
-                due,
-            )
-        });
+        writes.spawn(async move { (change(&client, number, count).await, due) });
     }
     writes.join_all().await.into_iter().collect()
 }
@@ -234,10 +241,8 @@ fn report(load: Load, sent: &BTreeMap<u64, Instant>, arrivals: &[Arrival]) {
         ("a change reaches one, ms", each, ["", ""]),
     ] {
         let mut delays: Vec<Duration> = delays;
-        delays.sort_unstable();
         for ((name, share), target) in [("median", 0.5), ("p99", 0.99)].iter().zip(targets) {
-            let at = ((delays.len() as f64 * share) as usize).min(delays.len() - 1);
-            let value = delays[at].as_secs_f64() * 1e3;
+            let value = quantile(&mut delays, *share).as_secs_f64() * 1e3;
             println!("| {what}, {name} | {value:.1} | {target} |");
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! `cargo bench -p keel-control --bench watches -- [--seconds N] [--rate N] [--objects N] [--watches N] [--connections N]`. The server is
 //! a process of its own, so that its memory is its own; all clients are in this one, on the same processors.
+//!
+//! With `--herd N` something else: so many clients, each with a connection and a watch, lose their server and come back to the next.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,6 +12,7 @@
 )]
 
 mod fan;
+mod herd;
 mod server;
 
 use std::time::Duration;
@@ -23,6 +26,7 @@ struct Load {
     objects: usize,
     watches: usize,
     connections: usize,
+    herd: Option<usize>,
 }
 
 impl Load {
@@ -33,6 +37,7 @@ impl Load {
             objects: 10_000,
             watches: 1000,
             connections: 50,
+            herd: None,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -49,9 +54,10 @@ impl Load {
                 "--objects" => load.objects = number as usize,
                 "--watches" => load.watches = number as usize,
                 "--connections" => load.connections = number as usize,
+                "--herd" => load.herd = Some(number as usize),
                 _ => {
                     return Err(format!(
-                        "{word}: there are --seconds, --rate, --objects, --watches and --connections"
+                        "{word}: there are --seconds, --rate, --objects, --watches, --connections and --herd"
                     ));
                 }
             }
@@ -69,7 +75,14 @@ fn main() -> Result<(), String> {
         runtime.block_on(server::serve());
         return Ok(());
     }
+    if herd::is_asking() {
+        runtime.block_on(herd::ask_for_ever());
+        return Ok(());
+    }
     let load = Load::parse()?;
-    runtime.block_on(fan::measure(load));
+    match load.herd {
+        Some(herd) => runtime.block_on(herd::measure(herd)),
+        None => runtime.block_on(fan::measure(load)),
+    }
     Ok(())
 }

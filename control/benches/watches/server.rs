@@ -34,24 +34,34 @@ impl Handler for Nobody {
     }
 }
 
-/// Serves until it is killed.
+/// Where a server writes its address, and where the next one on the folder listens.
+const ADDRESS: &str = "address";
+
+/// Serves until it is killed; comes back under the same address and with the same QUIC keys, as a node does.
 pub(crate) async fn serve() {
     let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
+    let before = std::fs::read_to_string(folder.join(ADDRESS));
+    let listen = before.unwrap_or_else(|_| "127.0.0.1:0".to_owned());
     let store = Store::open(&folder.join("store.db"), StoreConfig::default())
         .await
         .unwrap();
     let node = NODE.parse().unwrap();
     let api = Api::new(ApiConfig { node }, store, Arc::new(Nobody));
     let server = ApiServer::bind(
-        &"127.0.0.1:0".parse().unwrap(),
+        &listen.parse().unwrap(),
         &LiveIdentity::load(&folder).unwrap(),
-        &QuicKeys::ephemeral(),
+        &QuicKeys::load_or_create(&folder.join("quic")).unwrap(),
         Arc::new(api),
-        Limits::default(),
+        Limits {
+            connections: 20_000,
+            ..Limits::default()
+        },
         TransportMetrics::register(&mut Registry::default()),
     )
     .unwrap();
-    println!("{}", server.local_addrs()[0]);
+    let address = server.local_addrs()[0].to_string();
+    std::fs::write(folder.join(ADDRESS), &address).unwrap();
+    println!("{address}");
     std::io::stdout().flush().unwrap();
     server.run(CancellationToken::new()).await;
 }

@@ -442,7 +442,8 @@ fn encode(
     };
     meta.insert("resourceVersion".into(), revision.to_string().into());
     let data = serde_json::to_vec(object).map_err(|_| broken(named))?;
-    Ok(data.into())
+    // It is kept for watches: the room that it grew into would be kept with it, up to its size once more.
+    Ok(data.into_boxed_slice().into())
 }
 
 /// Refuses an object that readers would not take. Deletions are not asked: what is too large must be able to go.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use tokio::sync::oneshot;
@@ -24,15 +24,20 @@ pub(crate) trait Receive: Send + 'static {
     ) -> Poll<Result<Option<Bytes>, h3::error::StreamError>>;
 }
 
+/// Copies what h3 gave out: it counts as held by h3 as long as a part of it lives.
+fn own(chunk: impl Buf) -> Bytes {
+    let mut own = BytesMut::with_capacity(chunk.remaining());
+    own.put(chunk);
+    own.freeze()
+}
+
 impl Receive for h3::server::RequestStream<RecvHalf, Bytes> {
     fn poll_payload(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, h3::error::StreamError>> {
         let chunk = ready!(self.poll_recv_data(cx))?;
-        Poll::Ready(Ok(
-            chunk.map(|mut chunk| chunk.copy_to_bytes(chunk.remaining()))
-        ))
+        Poll::Ready(Ok(chunk.map(own)))
     }
 }
 
@@ -42,9 +47,7 @@ impl Receive for h3::client::RequestStream<RecvHalf, Bytes> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, h3::error::StreamError>> {
         let chunk = ready!(self.poll_recv_data(cx))?;
-        Poll::Ready(Ok(
-            chunk.map(|mut chunk| chunk.copy_to_bytes(chunk.remaining()))
-        ))
+        Poll::Ready(Ok(chunk.map(own)))
     }
 }
 
@@ -54,6 +57,11 @@ impl Receive for h3::client::RequestStream<RecvHalf, Bytes> {
 struct WrongLength {
     announced: u64,
 }
+
+/// h3 holds all that it may and gives nothing out: it waits for the end of a frame that nobody asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer sent a frame that is too large to be skipped")]
+struct FrameTooLarge;
 
 /// Takes the payload of a message out of h3.
 pub(crate) struct Reader<R> {
@@ -86,11 +94,19 @@ impl<R: Receive> Reader<R> {
         if self.ended {
             return Poll::Ready(None);
         }
-        let next = match ready!(self.stream.poll_payload(cx)) {
-            Ok(Some(chunk)) => {
-                if let Some(budget) = &self.budget {
-                    budget.consumed(chunk.len());
+        let payload = match self.stream.poll_payload(cx) {
+            Poll::Ready(payload) => payload,
+            Poll::Pending => {
+                let room = self.budget.as_ref().and_then(|budget| budget.room());
+                if room != Some(0) {
+                    return Poll::Pending;
                 }
+                self.ended = true;
+                return Poll::Ready(Some(Err(FrameTooLarge.into())));
+            }
+        };
+        let next = match payload {
+            Ok(Some(chunk)) => {
                 self.seen += chunk.len() as u64;
                 match self.announced {
                     Some(announced) if self.seen > announced => {

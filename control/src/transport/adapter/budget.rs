@@ -1,13 +1,16 @@
-//! How many bytes of a stream h3 may take before somebody has used some of them.
+//! How many bytes of a stream h3 may hold.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
 
 /// What a request stream may send until its header is complete. h3 holds a frame of any announced length in memory until all of
 /// it is there, so this is the bound of what one stream costs.
 const BEFORE_HEADER: u64 = 64 * 1024;
 
-/// What is added once the header is there: the bytes of the body that may wait in h3 unread.
+/// What is added once the header is there: the bytes of the body that may wait in h3 unread. h3 reads one piece more for every frame
+/// than it gives out, so without a bound all that a peer sends faster than it is used would gather there.
 const FOR_BODY: u64 = 256 * 1024;
 
 /// The bytes that h3 may still read from a stream; shared by the stream and by whoever takes the payload out of h3.
@@ -71,10 +74,36 @@ impl Budget {
         self.exceeded.load(Ordering::Relaxed)
     }
 
-    /// `bytes` of payload were taken out of h3. Twice that is granted, so that frame headers cost nothing as long as they are not
-    /// larger than what they carry.
-    pub(crate) fn consumed(&self, bytes: usize) {
-        self.grant(2 * bytes as u64);
+    /// How much of a body h3 may read now; before the header it may ask for all.
+    pub(crate) fn room(&self) -> Option<usize> {
+        let left = || usize::try_from(self.left.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        (!self.awaits_header()).then(left)
+    }
+
+    /// Takes a piece of a body off; what h3 makes of it comes back when h3 lets go of the last part.
+    pub(crate) fn lend(self: &Arc<Self>, piece: Bytes) -> Bytes {
+        // Never more than there is room for, which is what was asked for.
+        self.take(piece.len());
+        let budget = Arc::clone(self);
+        Bytes::from_owner(Lent { piece, budget })
+    }
+}
+
+/// A piece of a body that h3 holds.
+struct Lent {
+    piece: Bytes,
+    budget: Arc<Budget>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.piece
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.budget.grant(self.piece.len() as u64);
     }
 }
 
@@ -91,12 +120,26 @@ mod tests {
         assert!(budget.is_exceeded() && budget.awaits_header());
         assert!(budget.take(4 * 1024));
         assert!(!budget.take(1));
-        budget.consumed(10);
-        assert!(budget.take(20));
-        assert!(!budget.take(1));
+        assert_eq!(budget.room(), None);
         budget.header_complete();
         assert!(!budget.awaits_header());
-        assert!(budget.take(256 * 1024));
-        assert!(!budget.take(1));
+        assert_eq!(budget.room(), Some(256 * 1024));
+    }
+
+    #[test]
+    fn what_is_lent_comes_back_with_its_last_part() {
+        let budget = Budget::new();
+        budget.header_complete();
+        let room = budget.room().unwrap();
+        let mut whole = budget.lend(Bytes::from(vec![7; 1000]));
+        assert_eq!(budget.room(), Some(room - 1000));
+        let part = whole.split_to(10);
+        drop(whole);
+        assert_eq!(
+            (budget.room(), &part[..]),
+            (Some(room - 1000), &[7; 10][..])
+        );
+        drop(part);
+        assert_eq!(budget.room(), Some(room));
     }
 }

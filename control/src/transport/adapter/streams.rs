@@ -167,18 +167,23 @@ impl h3::quic::RecvStream for RecvHalf {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        let room = self.budget.room();
+        if room == Some(0) {
+            // Nobody needs to be woken: h3 has something to give out, or the reader sees that it has not.
+            return Poll::Pending;
+        }
+        let most = room.map_or(CHUNK, |room| room.min(CHUNK));
         loop {
-            return Poll::Ready(match ready!(self.stream.poll_read_chunk(cx, CHUNK)) {
+            return Poll::Ready(match ready!(self.stream.poll_read_chunk(cx, most)) {
                 // h3 takes an empty chunk for a mistake.
                 Ok(Some(chunk)) if chunk.is_empty() => continue,
+                Ok(Some(chunk)) if room.is_some() => Ok(Some(self.budget.lend(chunk))),
                 Ok(Some(chunk)) if self.budget.take(chunk.len()) => Ok(Some(chunk)),
                 Ok(Some(_)) => {
-                    let answered = self.side == Side::Server && self.budget.awaits_header();
                     // A header that is too large gets an answer, and a request that is answered is stopped without an error.
-                    let code = if answered {
-                        Code::H3_NO_ERROR
-                    } else {
-                        Code::H3_EXCESSIVE_LOAD
+                    let code = match self.side {
+                        Side::Server => Code::H3_NO_ERROR,
+                        Side::Client => Code::H3_EXCESSIVE_LOAD,
                     };
                     h3::quic::RecvStream::stop_sending(self, code.value());
                     Err(StreamErrorIncoming::StreamTerminated {
