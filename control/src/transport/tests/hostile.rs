@@ -147,6 +147,57 @@ async fn a_request_whose_body_never_comes_is_answered_with_an_error() {
 }
 
 #[tokio::test]
+async fn a_frame_of_no_use_within_a_body_is_held_up_to_a_bound() {
+    let (fabric, live) = fabric();
+    let served = Served::start(&live, TestHandler::new(), Limits::default());
+    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
+    let _control = control(&connection).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&headers("/store")).await.unwrap();
+    // A frame of a reserved type that announces a gigabyte: h3 skips it when all of it is there.
+    send.write_all(&[0x21, 0xc0, 0, 0, 0, 0x40, 0, 0, 0])
+        .await
+        .unwrap();
+    let piece = Bytes::from(vec![0; 16 * 1024]);
+    let mut sent = 0;
+    let flood = async {
+        while send.write_chunk(piece.clone()).await.is_ok() {
+            sent += piece.len();
+        }
+        std::future::pending().await
+    };
+    let answer = tokio::select! {
+        answer = soon(recv.read_chunk(1 << 16)) => answer.unwrap().unwrap(),
+        () = flood => unreachable!("it never ends"),
+    };
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.contains("too large to be skipped"), "{answer}");
+    assert!(sent < 4 << 20, "{sent} bytes were taken");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_in_very_many_frames_arrives() {
+    const FRAMES: usize = 200_000;
+    let (fabric, live) = fabric();
+    let served = Served::start(&live, TestHandler::new(), Limits::default());
+    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
+    let _control = control(&connection).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&headers("/store")).await.unwrap();
+    // Twice as much for the frames as for what they carry.
+    let body = [0x00, 1, b'x'].repeat(FRAMES);
+    soon(send.write_all(&body)).await.unwrap();
+    send.finish();
+    let mut back = 0;
+    while let Some(chunk) = soon(recv.read_chunk(1 << 16)).await.unwrap() {
+        back += chunk.len();
+    }
+    assert!(back >= FRAMES, "{back} bytes came back");
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn a_crowded_server_asks_for_a_proof_of_address() {
     let (fabric, live) = fabric();
     let limits = Limits {
