@@ -40,6 +40,7 @@ pub fn main() -> ExitCode {
         let text = "running a command with the names resolving is not built yet: start the sidecar without `-- COMMAND`, and point resolv.conf at its DNS";
         return process::report(&Usage(text.to_owned()).into());
     }
+    run::one_arena();
     match process::sidecar_settings(command.flags) {
         Ok(settings) => process::run(1, |stop| run::sidecar(settings, stop)),
         Err(error) => process::report(&error),

@@ -64,6 +64,24 @@ fn trim() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn trim() {}
 
+/// Lets all threads allocate from one arena; to be called while there is one thread.
+///
+/// For a process whose work is done by one thread: the others do so little that they need not be kept apart, and what a crowd leaves
+/// in the arena of each adds up. After ten minutes of faults with 2,000 flows a sidecar had 4.3 % more than before (2.1 to 5.7 in four
+/// runs), with one arena 2.7 % (2.1 to 3.2).
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code, reason = "no safe call sets this")]
+pub(crate) fn one_arena() {
+    // SAFETY: it takes no pointer; that no other thread allocates meanwhile (mallopt(3)) is asked of the caller.
+    let set = unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) };
+    if set == 0 {
+        tracing::debug!("the allocator takes no limit for its arenas");
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(crate) fn one_arena() {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@ mod router;
 mod sidecar;
 mod syncer;
 
+pub(crate) use crowd::one_arena;
 pub use node::{Node, RunningNode};
 pub use parts::{apiserver, router, syncer};
 pub use sidecar::{RunningSidecar, SidecarAddresses, sidecar};
