@@ -121,7 +121,7 @@ fn serve(
 }
 
 /// Memory of this process that is no file's.
-fn resident_kib() -> u64 {
+fn anonymous_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status
         .lines()
@@ -174,14 +174,14 @@ async fn a_peer_that_floods_costs_no_memory() {
         metrics: SyncMetrics::register(&mut Registry::default()),
         stale_after: STALE_AFTER,
     });
-    let before = resident_kib();
+    let before = anonymous_kib();
     tasks.spawn(syncer.run(stop.clone()));
     let long = std::env::var_os("KEEL_LONG").is_some();
     let span = if long { 3 * FLOOD } else { FLOOD };
     let (began, mut most) = (Instant::now(), 0);
     while began.elapsed() < span {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        most = most.max(resident_kib());
+        most = most.max(anonymous_kib());
     }
     let said = said.load(Ordering::Relaxed);
     println!("{said} statuses of {SIZE} bytes; memory {before} to {most} KiB");

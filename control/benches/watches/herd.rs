@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -103,15 +103,6 @@ impl Drop for Asking {
     }
 }
 
-/// What the herd has seen.
-#[derive(Debug, Default)]
-struct Seen {
-    /// Lists that were read.
-    lists: AtomicUsize,
-    /// The second server is there.
-    again: AtomicBool,
-}
-
 pub(crate) async fn measure(herd: usize) {
     let fabric = Fabric::new();
     let folder = TempDir::new().unwrap();
@@ -120,19 +111,20 @@ pub(crate) async fn measure(herd: usize) {
     let admin = client(server.address, fabric.fabric_admin("root"));
     fill(&admin, OBJECTS).await;
 
-    let seen = Arc::new(Seen::default());
+    let lists = Arc::new(AtomicUsize::new(0));
+    // No change is one of the second server's yet.
     let (first_change, changed) = watch::channel(u64::MAX);
     let mut watches = JoinSet::new();
     for number in 0..herd {
         let pod = fabric.pod(NODE, "default", &format!("pod-{}", number / SHARE));
         let events = client(server.address, pod).watch_routers(WatchFrom::Snapshot);
-        watches.spawn(follow(events, Arc::clone(&seen), changed.clone()));
+        watches.spawn(follow(events, Arc::clone(&lists), changed.clone()));
         // In small groups: what is measured is how they come back.
         if number % 50 == 49 {
-            until(&seen.lists, number + 1).await;
+            until(&lists, number + 1).await;
         }
     }
-    until(&seen.lists, herd).await;
+    until(&lists, herd).await;
     let identity = TempDir::new().unwrap();
     fabric.fabric_admin("asks").save(identity.path()).unwrap();
     let asking = Asking::start(identity.path(), &server);
@@ -143,7 +135,6 @@ pub(crate) async fn measure(herd: usize) {
     drop(server);
     let server = Server::start(folder.path());
     let started = killed.elapsed();
-    seen.again.store(true, Ordering::Relaxed);
     let admin = client(server.address, fabric.fabric_admin("root"));
     first_change.send_replace(change(&admin, 0, 1).await);
     let changing = async {
@@ -177,7 +168,7 @@ pub(crate) async fn measure(herd: usize) {
         let at = quantile(&mut times, share).as_secs_f64();
         println!("| {what} have the next change, s | {at:.1} | 60 |");
     }
-    let lists = seen.lists.load(Ordering::Relaxed) - herd;
+    let lists = lists.load(Ordering::Relaxed) - herd;
     println!("| lists that were read again | {lists} | 3 |");
     println!(
         "| memory of the server before and after, MiB | {:.0}, {:.0} | 1,024 |",
@@ -194,13 +185,17 @@ async fn until(count: &AtomicUsize, wanted: usize) {
 }
 
 /// Follows until there is something of the second server; when that came.
-async fn follow(mut events: WatchStream, seen: Arc<Seen>, first: watch::Receiver<u64>) -> Instant {
+async fn follow(
+    mut events: WatchStream,
+    lists: Arc<AtomicUsize>,
+    first: watch::Receiver<u64>,
+) -> Instant {
     loop {
         match events.next().await.unwrap() {
-            WatchEvent::Snapshot { .. } => _ = seen.lists.fetch_add(1, Ordering::Relaxed),
+            WatchEvent::Snapshot { .. } => _ = lists.fetch_add(1, Ordering::Relaxed),
             WatchEvent::Applied(router) => {
                 let revision = router.metadata.resource_version.unwrap().0;
-                if seen.again.load(Ordering::Relaxed) && revision >= *first.borrow() {
+                if revision >= *first.borrow() {
                     return Instant::now();
                 }
             }

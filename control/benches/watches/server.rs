@@ -53,6 +53,7 @@ pub(crate) async fn serve() {
         &QuicKeys::load_or_create(&folder.join("quic")).unwrap(),
         Arc::new(api),
         Limits {
+            // A herd is larger than what one node usually has.
             connections: 20_000,
             ..Limits::default()
         },

@@ -1,7 +1,9 @@
 //! Peers that break the rules of HTTP/3, over raw QUIC.
 
 use http::HeaderValue;
-use keel_fabric::quic::{Connection, Endpoint, Profile, ReadError, RecvStream, WriteError};
+use keel_fabric::quic::{
+    Connection, Endpoint, Profile, ReadError, RecvStream, SendStream, WriteError,
+};
 
 use super::*;
 use crate::transport::ALPN_H3;
@@ -18,10 +20,33 @@ async fn raw(served: &Served, live: &LiveIdentity) -> (Endpoint, Connection) {
 }
 
 /// A control stream with empty settings.
-async fn control(connection: &Connection) -> keel_fabric::quic::SendStream {
+async fn control(connection: &Connection) -> SendStream {
     let mut control = connection.open_uni().await.unwrap();
     control.write_all(&[0x00, 0x04, 0x00]).await.unwrap();
     control
+}
+
+/// A request over raw QUIC of which only the header was sent; the connection lives as long as this.
+struct Begun {
+    send: SendStream,
+    recv: RecvStream,
+    _control: SendStream,
+    _kept: (Endpoint, Connection),
+}
+
+impl Begun {
+    async fn new(served: &Served, live: &LiveIdentity, header: &[u8]) -> Self {
+        let kept = raw(served, live).await;
+        let control = control(&kept.1).await;
+        let (mut send, recv) = kept.1.open_bi().await.unwrap();
+        send.write_all(header).await.unwrap();
+        Self {
+            send,
+            recv,
+            _control: control,
+            _kept: kept,
+        }
+    }
 }
 
 async fn end_of(recv: &mut RecvStream) -> Result<(), ReadError> {
@@ -118,11 +143,9 @@ async fn a_request_whose_header_never_comes_is_dropped() {
         ..Limits::default()
     };
     let served = Served::start(&live, TestHandler::new(), limits);
-    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
-    let _control = control(&connection).await;
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&[0x01, 0x20, 0]).await.unwrap();
-    assert!(matches!(end_of(&mut recv).await, Err(ReadError::Reset(_))));
+    let mut request = Begun::new(&served, &fabric.node("b"), &[0x01, 0x20, 0]).await;
+    let end = end_of(&mut request.recv).await;
+    assert!(matches!(end, Err(ReadError::Reset(_))));
     assert_eq!(served.metrics.hits("header_time"), 1);
     served.stop().await;
 }
@@ -135,10 +158,8 @@ async fn a_request_whose_body_never_comes_is_answered_with_an_error() {
         ..Limits::default()
     };
     let served = Served::start(&live, TestHandler::new(), limits);
-    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
-    let _control = control(&connection).await;
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&headers("/store")).await.unwrap();
+    let mut request = Begun::new(&served, &fabric.node("b"), &headers("/store")).await;
+    let (send, recv) = (&mut request.send, &mut request.recv);
     // Two of the five bytes that the frame announces.
     send.write_all(&[0x00, 5, 1, 2]).await.unwrap();
     let answer = soon(recv.read_chunk(1 << 16)).await.unwrap().unwrap();
@@ -150,10 +171,8 @@ async fn a_request_whose_body_never_comes_is_answered_with_an_error() {
 async fn a_frame_of_no_use_within_a_body_is_held_up_to_a_bound() {
     let (fabric, live) = fabric();
     let served = Served::start(&live, TestHandler::new(), Limits::default());
-    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
-    let _control = control(&connection).await;
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&headers("/store")).await.unwrap();
+    let mut request = Begun::new(&served, &fabric.node("b"), &headers("/store")).await;
+    let (send, recv) = (&mut request.send, &mut request.recv);
     // A frame of a reserved type that announces a gigabyte: h3 skips it when all of it is there.
     send.write_all(&[0x21, 0xc0, 0, 0, 0, 0x40, 0, 0, 0])
         .await
@@ -181,10 +200,8 @@ async fn a_body_in_very_many_frames_arrives() {
     const FRAMES: usize = 200_000;
     let (fabric, live) = fabric();
     let served = Served::start(&live, TestHandler::new(), Limits::default());
-    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
-    let _control = control(&connection).await;
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&headers("/store")).await.unwrap();
+    let mut request = Begun::new(&served, &fabric.node("b"), &headers("/store")).await;
+    let (send, recv) = (&mut request.send, &mut request.recv);
     // Twice as much for the frames as for what they carry.
     let body = [0x00, 1, b'x'].repeat(FRAMES);
     soon(send.write_all(&body)).await.unwrap();
@@ -224,12 +241,10 @@ async fn a_crowded_server_asks_for_a_proof_of_address() {
 async fn an_answered_request_is_stopped_with_a_code_that_is_no_error() {
     let (fabric, live) = fabric();
     let served = Served::start(&live, TestHandler::new(), Limits::default());
-    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
-    let _control = control(&connection).await;
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&headers("/refuse")).await.unwrap();
+    let mut request = Begun::new(&served, &fabric.node("b"), &headers("/refuse")).await;
+    let (send, recv) = (&mut request.send, &mut request.recv);
     // The request is not finished: the answer comes whole all the same, and only then the server wants no more.
-    end_of(&mut recv).await.unwrap();
+    end_of(recv).await.unwrap();
     assert_eq!(soon(send.stopped()).await.unwrap(), Some(NO_ERROR));
     served.stop().await;
 }
@@ -239,10 +254,8 @@ async fn a_cancelled_raw_request_ends_its_handler() {
     let (fabric, live) = fabric();
     let handler = TestHandler::new();
     let served = Served::start(&live, handler.clone(), Limits::default());
-    let (_endpoint, connection) = raw(&served, &fabric.node("b")).await;
-    let _control = control(&connection).await;
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&headers("/watch")).await.unwrap();
+    let mut request = Begun::new(&served, &fabric.node("b"), &headers("/watch")).await;
+    let (send, recv) = (&mut request.send, &mut request.recv);
     send.finish();
     assert!(soon(recv.read_chunk(1 << 16)).await.unwrap().is_some());
     handler.watches(1).await;
