@@ -10,6 +10,7 @@ pub mod enroll;
 #[cfg(test)]
 mod fuzz;
 pub mod http;
+mod pace;
 pub mod routes;
 pub mod server;
 pub mod store;

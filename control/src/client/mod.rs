@@ -6,7 +6,6 @@ mod error;
 #[cfg(test)]
 mod fuzz;
 mod lines;
-pub(crate) mod pace;
 mod post;
 mod routers;
 #[cfg(test)]

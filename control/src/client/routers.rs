@@ -10,7 +10,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::pace::Pace;
 use super::watch::EVENTS_AT_ONCE;
 use super::{Client, ClientError, Watched};
 use crate::api::kind::Typed as _;
@@ -19,6 +18,7 @@ use crate::api::{
     Router, RouterStatus, VERSION,
 };
 use crate::http::{Body, read};
+use crate::pace::Pace;
 
 /// What an answer for one object may have around it: an event's or a list's frame, in bytes.
 const ENVELOPE: usize = 64 << 10;

@@ -12,11 +12,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::backoff::Hurry;
 use super::lines::{LineError, Lines};
-use super::pace::Pace;
 use super::routers::{Selection, router};
 use super::watcher::{Step, Watcher};
 use super::{Backoff, Client, ClientError};
 use crate::api::{FrpServer, ObjectMeta, Revision, Router};
+use crate::pace::Pace;
 
 /// Bookmarks come every 10 s; a server that is silent for longer than this has lost us.
 const SILENCE: Duration = Duration::from_secs(35);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::api::Status;
-use crate::client::pace::Pace;
+use crate::pace::Pace;
 
 /// What a push costs: ten a second,
 const PUSH: Duration = Duration::from_millis(100);

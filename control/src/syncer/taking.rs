@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::plan::{Pulled, pulled};
 use crate::api::{Revision, Router, RouterStatus};
 use crate::client::Backoff;
-use crate::client::pace::Pace;
+use crate::pace::Pace;
 
 /// What a write of a peer's status costs, so that a peer that floods does not wear out our flash: ten a second,
 const WRITE: Duration = Duration::from_millis(100);

@@ -5,6 +5,7 @@
 //! runs in its connection's own task under a deadline, so a silent peer costs nobody else anything.
 
 pub(crate) mod adapter;
+mod arrivals;
 pub(crate) mod body;
 mod http3;
 mod listen;
@@ -15,6 +16,7 @@ pub(crate) mod tests;
 mod unread;
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -29,6 +31,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use self::arrivals::Arrivals;
 use crate::http::{Caller, Handler, Remote};
 
 pub use listen::BindError;
@@ -38,6 +41,15 @@ pub use metrics::TransportMetrics;
 pub(crate) const ALPN_H3: &[u8] = b"h3";
 const ALPN_TCP: &[&[u8]] = &[b"h2", b"http/1.1"];
 
+/// What [`Limits::handshakes_per_second`] is made of: about half of what a core can do, as measured with both ends on it
+/// (`cargo bench -p keel-control --bench watches -- --herd 2000`).
+const HANDSHAKES_PER_CORE: u32 = 100;
+
+fn cores() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    u32::try_from(cores).unwrap_or(u32::MAX)
+}
+
 /// What one client may take of the server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -46,6 +58,9 @@ pub struct Limits {
     /// Connections without a client certificate at once, over TCP and QUIC together: they only join, and must not take the others'
     /// places.
     pub anonymous: usize,
+    /// QUIC handshakes that begin in a second. More wait for up to two seconds, and what does not fit there is not answered: a client
+    /// asks again by itself after a second. A share of the machine, so that a herd that comes back leaves time for who is connected.
+    pub handshakes_per_second: u32,
     /// How long a TLS or QUIC handshake may take.
     pub handshake: Duration,
     /// How long the header of a request may take.
@@ -61,6 +76,7 @@ impl Default for Limits {
         Self {
             connections: 1024,
             anonymous: 64,
+            handshakes_per_second: HANDSHAKES_PER_CORE.saturating_mul(cores()),
             handshake: Duration::from_secs(5),
             header: Duration::from_secs(5),
             body: Duration::from_secs(30),
@@ -249,9 +265,20 @@ struct Quic {
 impl Quic {
     async fn run(self, endpoint: Endpoint, stop: CancellationToken) {
         let mut connections = JoinSet::new();
+        let mut arrivals = Arrivals::new(self.common.limits.handshakes_per_second);
         loop {
             let incoming = tokio::select! {
                 incoming = endpoint.accept() => incoming,
+                arrived = arrivals.next() => {
+                    match self.permits.clone().try_acquire_owned() {
+                        Ok(permit) => _ = connections.spawn(self.serve(arrived, permit, stop.clone())),
+                        Err(_) => {
+                            self.common.metrics.limit_hit("connections");
+                            arrived.refuse();
+                        }
+                    }
+                    continue;
+                }
                 Some(_) = connections.join_next() => continue,
                 () = stop.cancelled() => break,
             };
@@ -263,16 +290,12 @@ impl Quic {
                 incoming.retry();
                 continue;
             }
-            match self.permits.clone().try_acquire_owned() {
-                Ok(permit) => {
-                    connections.spawn(self.serve(incoming, permit, stop.clone()));
-                }
-                Err(_) => {
-                    self.common.metrics.limit_hit("connections");
-                    incoming.refuse();
-                }
+            if let Err(incoming) = arrivals.push(incoming) {
+                self.common.metrics.limit_hit("handshakes_per_second");
+                incoming.ignore();
             }
         }
+        drop(arrivals);
         // New connections are refused while the old ones end, so that clients go elsewhere at once.
         loop {
             tokio::select! {

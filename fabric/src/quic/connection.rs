@@ -67,6 +67,11 @@ impl Incoming {
         self.incoming.refuse();
     }
 
+    /// Tells the peer nothing: it asks again by itself, after a second at first.
+    pub fn ignore(self) {
+        self.incoming.ignore();
+    }
+
     /// Asks the peer to come back with a proof of its address; refuses it if it already did.
     pub fn retry(self) {
         if let Err(error) = self.incoming.retry() {

@@ -238,6 +238,36 @@ async fn a_crowded_server_asks_for_a_proof_of_address() {
 }
 
 #[tokio::test]
+async fn a_herd_gets_in_in_its_turn_and_who_is_in_is_served() {
+    let (fabric, live) = fabric();
+    let limits = Limits {
+        handshakes_per_second: 5,
+        ..Limits::default()
+    };
+    let served = Served::start(&live, TestHandler::new(), limits);
+    let (me, them) = (fabric.node("b"), fabric.node("c"));
+    let client = served.client(&me, "a");
+    soon(client.request(get("/"))).await.unwrap();
+    // As many as find a place wait in order, and as many again come a second time.
+    let mut herd: JoinSet<_> = (0..20)
+        .map(|_| {
+            let endpoint = Endpoint::client(Profile::Control).unwrap();
+            let tls = them.client_config(&[ALPN_H3], &NodeName::new("a").unwrap());
+            let address = served.address;
+            async move { endpoint.connect(address, "127.0.0.1", tls).await.map(drop) }
+        })
+        .collect();
+    let mut within = 0;
+    while let Some(outcome) = soon(herd.join_next()).await {
+        outcome.unwrap().unwrap();
+        soon(client.request(get("/"))).await.unwrap();
+        within += usize::from(served.metrics.hits("handshakes_per_second") > 0);
+    }
+    assert!(within > 0, "nobody had to come again");
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn an_answered_request_is_stopped_with_a_code_that_is_no_error() {
     let (fabric, live) = fabric();
     let served = Served::start(&live, TestHandler::new(), Limits::default());
