@@ -1,53 +1,63 @@
 //! The real kubectl against the real APIServer: what its users type, and what they see.
 //!
-//! Runs the kubectl on the path, and the oldest and the newest `kubectl.1.NN` beside it; none is said loudly and passes.
+//! Runs the kubectl on the path, and each `kubectl.1.NN` beside it from 1.28 to 1.33; one that is missing is named as skipped.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod apply;
 mod kinds;
+#[path = "../need/mod.rs"]
+mod need;
 mod node;
 mod program;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use keel_certs::NodeName;
 
 use node::Node;
-use program::{Kubectl, kubectls, text};
+use program::{Kubectl, of_minor, on_the_path, text};
+
+macro_rules! versions {
+    ($($test:ident $minor:literal),+) => {$(
+        #[test]
+        fn $test() {
+            finds_what_it_expects(of_minor($minor), concat!("kubectl 1.", $minor));
+        }
+    )+};
+}
+
+versions!(with_1_28 28, with_1_29 29, with_1_30 30, with_1_31 31, with_1_32 32, with_1_33 33);
 
 #[test]
-fn kubectl_finds_what_it_expects() {
-    let found = kubectls();
-    if found.is_empty() {
-        eprintln!(
-            "SKIPPED: there is no kubectl on the path; install one (https://kubernetes.io/docs/tasks/tools/) to test with it"
-        );
-        return;
-    }
-    for kubectl in found {
-        eprintln!("with {}", kubectl.display());
-        let node = Node::start();
-        let admin = node.user(&kubectl, "admin", &node.fabric.node_admin("edge-a", "root"));
-        discovery(&admin);
-        life(&admin);
-        lists(&admin);
-        apply_and_patch(&admin);
-        watch_and_wait(&node, &admin);
-        apply::server_side(&admin);
-        apply::moved(&admin);
-        apply::edited_and_pruned(&node, &admin);
-        let pod = node.user(
-            &kubectl,
-            "reader",
-            &node.fabric.pod("edge-a", "default", "p"),
-        );
-        kinds::frpserver(&admin, &pod);
-        kinds::namespaces_and_events(&admin);
-        kinds::access(&admin, &pod);
-        refusals(&node, &kubectl, &admin);
-        node.stop();
-    }
+fn with_the_one_on_the_path() {
+    finds_what_it_expects(on_the_path(), "kubectl on the path");
+}
+
+fn finds_what_it_expects(kubectl: Option<PathBuf>, name: &str) {
+    let Some(kubectl) = kubectl else {
+        return need::skipped(name);
+    };
+    let node = Node::start();
+    let admin = node.user(&kubectl, "admin", &node.fabric.node_admin("edge-a", "root"));
+    discovery(&admin);
+    life(&admin);
+    lists(&admin);
+    apply_and_patch(&admin);
+    watch_and_wait(&node, &admin);
+    apply::server_side(&admin);
+    apply::moved(&admin);
+    apply::edited_and_pruned(&node, &admin);
+    let pod = node.user(
+        &kubectl,
+        "reader",
+        &node.fabric.pod("edge-a", "default", "p"),
+    );
+    kinds::frpserver(&admin, &pod);
+    kinds::namespaces_and_events(&admin);
+    kinds::access(&admin, &pod);
+    refusals(&node, &kubectl, &admin);
+    node.stop();
 }
 
 fn discovery(admin: &Kubectl) {

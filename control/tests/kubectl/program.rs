@@ -2,44 +2,25 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longer than any step takes, short enough to find out.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
-pub(crate) fn kubectls() -> Vec<PathBuf> {
+/// The kubectl on the path.
+pub(crate) fn on_the_path() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let Some(first) = std::env::split_paths(&path)
+    std::env::split_paths(&path)
         .map(|folder| folder.join("kubectl"))
         .find(|file| file.is_file())
-    else {
-        return Vec::new();
-    };
-    // Where several versions are installed, they lie beside each other as kubectl.1.NN.
-    let beside = fs::canonicalize(&first)
-        .ok()
-        .and_then(|real| real.parent().map(Path::to_owned));
-    let mut found: Vec<PathBuf> = beside
-        .and_then(|folder| fs::read_dir(folder).ok())
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|file| {
-            file.file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| name.starts_with("kubectl.1."))
-        })
-        .collect();
-    found.sort();
-    // Those in between were seen to behave like their neighbours; each takes eight seconds.
-    let (oldest, newest) = (found.first().cloned(), found.pop());
-    let mut chosen = vec![first];
-    chosen.extend(oldest);
-    chosen.extend(newest);
-    chosen.dedup();
-    chosen
+}
+
+/// The kubectl of version 1.`minor`. Where several versions are installed, they lie as `kubectl.1.NN` beside the one on the path.
+pub(crate) fn of_minor(minor: u32) -> Option<PathBuf> {
+    let real = fs::canonicalize(on_the_path()?).ok()?;
+    Some(real.with_file_name(format!("kubectl.1.{minor}"))).filter(|file| file.is_file())
 }
 
 pub(crate) struct Kubectl {

@@ -13,7 +13,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 
-use super::place::{long, skipped};
+use super::need::skipped;
+use super::place::long;
 use super::{RESOURCE, key, put};
 
 /// Longer than anything takes that goes well.

@@ -10,6 +10,8 @@ mod damage;
 mod disk;
 mod log;
 mod model;
+#[path = "../need/mod.rs"]
+mod need;
 mod place;
 mod restart;
 mod server;

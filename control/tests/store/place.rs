@@ -1,7 +1,5 @@
-//! Where a store under test is kept, and how a test that cannot run says so.
+//! Where a store under test is kept.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::sync::Arc;
 
 use keel_control::store::{OpenError, Store, StoreConfig};
@@ -104,27 +102,4 @@ pub(crate) async fn open(url: &str, config: StoreConfig) -> Result<Store, OpenEr
 /// Whether the long form of the tests runs (`KEEL_LONG=1`): the numbers that are promised.
 pub(crate) fn long() -> bool {
     std::env::var_os("KEEL_LONG").is_some_and(|value| !value.is_empty() && value != "0")
-}
-
-/// Says that the calling test is skipped because something is missing: loudly, and in the list that `tests/run` counts
-/// (`$KEEL_SKIPPED`). Where nothing may be missing (`$KEEL_REQUIRE`), that is a failure.
-pub(crate) fn skipped(missing: &str) {
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("?");
-    let required = std::env::var("KEEL_REQUIRE").unwrap_or_default();
-    assert!(
-        !required
-            .split(',')
-            .any(|name| name == "all" || name == missing),
-        "{test} needs {missing}, which is required here (KEEL_REQUIRE) and missing"
-    );
-    eprintln!("SKIPPED {test}: no {missing}");
-    if let Some(list) = std::env::var_os("KEEL_SKIPPED") {
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(list)
-            .and_then(|mut file| file.write_all(format!("{test}: no {missing}\n").as_bytes()))
-            .unwrap();
-    }
 }

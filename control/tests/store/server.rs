@@ -14,7 +14,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use tempfile::TempDir;
 
-use super::place::skipped;
+use super::need::skipped;
 
 pub(crate) struct Server {
     folder: TempDir,
