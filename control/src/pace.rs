@@ -4,6 +4,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// What a status of another node costs, pushed by it or pulled from it, so that one that floods does not wear out our flash nor fill
+/// it: ten a second,
+pub(crate) const STATUS: Duration = Duration::from_millis(100);
+/// and twenty at once,
+pub(crate) const STATUS_BURST: Duration = Duration::from_secs(2);
+/// and so many bytes a second. Each is written three times: as the object, and in the history with the one before.
+const STATUS_BYTES: u32 = 64 << 10;
+
+/// What a status of so many bytes costs besides, once it is written.
+pub(crate) fn status_bytes(bytes: usize) -> Duration {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Duration::from_secs(1).mul_f64(f64::from(bytes) / f64::from(STATUS_BYTES))
+}
+
 /// How far ahead of its time something may be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {

@@ -2,17 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use crate::api::Status;
-use crate::pace::Pace;
+use crate::pace::{Pace, STATUS, STATUS_BURST, status_bytes};
 
-/// What a push costs: ten a second,
-const PUSH: Duration = Duration::from_millis(100);
-/// and twenty at once. A node's own Router reports a change at most fifty times a second, and tries again what is refused.
-const AT_ONCE: Duration = Duration::from_secs(2);
 /// Nodes that are remembered before those that paid are forgotten.
 const REMEMBERED: usize = 1024;
 
@@ -21,10 +15,10 @@ const REMEMBERED: usize = 1024;
 pub(super) struct Pushes(Mutex<HashMap<String, Pace>>);
 
 impl Pushes {
-    /// Takes one push of `node`.
+    /// Takes one push of `node`. A node's own Router reports a change at most fifty times a second, and tries again what is refused.
     ///
     /// # Errors
-    /// It pushes too often: 429.
+    /// It pushes too often, or too much: 429.
     pub(super) fn take(&self, node: &str) -> Result<(), Status> {
         let now = Instant::now();
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -33,19 +27,44 @@ impl Pushes {
         }
         let pace = all
             .entry(node.to_owned())
-            .or_insert_with(|| Pace::new(AT_ONCE));
+            .or_insert_with(|| Pace::new(STATUS_BURST));
         if !pace.is_open(now) {
-            let message = format!("node {node:?} pushes its status too often; try again later");
+            let message =
+                format!("node {node:?} pushes its status too often or too much; try again later");
             return Err(Status::too_many(message));
         }
-        pace.take(now, PUSH);
+        pace.take(now, STATUS);
         Ok(())
+    }
+
+    /// What `node` pushed had so many bytes.
+    pub(super) fn wrote(&self, node: &str, bytes: usize) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pace) = all.get_mut(node) {
+            pace.take(Instant::now(), status_bytes(bytes));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn large_statuses_take_the_time_of_many() {
+        let pushes = Pushes::default();
+        let mut bytes = 0;
+        for _ in 0..1000 {
+            if pushes.take("large").is_ok() {
+                pushes.wrote("large", 1 << 20);
+                bytes += 1 << 20;
+            }
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        assert!((5 << 20..8 << 20).contains(&bytes), "{bytes} in 100 s");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_floods_takes_nothing_from_others() {
@@ -66,7 +85,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         for node in 0..2 * REMEMBERED {
             pushes.take(&node.to_string()).unwrap();
-            tokio::time::advance(PUSH).await;
+            tokio::time::advance(STATUS).await;
         }
         assert!(pushes.0.lock().unwrap().len() <= REMEMBERED);
     }

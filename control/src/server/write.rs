@@ -154,7 +154,11 @@ impl Inner {
         let part = Part::Status(rule);
         let writer = writer(identity, &request, options, part);
         let written = self.update(named, part, birth, writer, audit, request, options);
-        Ok(respond(about, written.await?, Sight::of(identity)))
+        let written = written.await?;
+        if grant == Grant::Newer {
+            self.pushes.wrote(&named.name, written.object.len());
+        }
+        Ok(respond(about, written, Sight::of(identity)))
     }
 
     #[allow(

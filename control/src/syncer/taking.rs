@@ -12,12 +12,7 @@ use tokio::time::Instant;
 use super::plan::{Pulled, pulled};
 use crate::api::{Revision, Router, RouterStatus};
 use crate::client::Backoff;
-use crate::pace::Pace;
-
-/// What a write of a peer's status costs, so that a peer that floods does not wear out our flash: ten a second,
-const WRITE: Duration = Duration::from_millis(100);
-/// and twenty at once.
-const AT_ONCE: Duration = Duration::from_secs(2);
+use crate::pace::{Pace, STATUS, STATUS_BURST, status_bytes};
 
 /// Two statuses are told apart by this; the keys are drawn anew in every process.
 static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -64,7 +59,7 @@ impl Taking {
             written: None,
             backoff: Backoff::remote(),
             retry_at: None,
-            pace: Pace::new(AT_ONCE),
+            pace: Pace::new(STATUS_BURST),
             open_at: None,
             began: None,
         }
@@ -109,7 +104,7 @@ impl Taking {
         if let Some(at) = self.open_at.filter(|at| *at > now) {
             return Do::Wait(at);
         }
-        self.open_at = Some(self.pace.take(now, WRITE));
+        self.open_at = Some(self.pace.take(now, STATUS));
         self.began = Some(now);
         match self.waiting.take() {
             Some(router) => Do::Write(router, revision),
@@ -130,10 +125,16 @@ impl Taking {
             .take()
             .map_or(Duration::ZERO, |began| now - began);
         self.open_at = self.open_at.max(Some(now + took));
+        let stamped = stamp(router);
+        if let Some((_, _, bytes)) = stamped {
+            self.open_at = self
+                .open_at
+                .max(Some(self.pace.take(now, status_bytes(bytes))));
+        }
         self.backoff.succeeded();
         self.retry_at = None;
         self.held = Some(held);
-        self.written = stamp(router);
+        self.written = stamped.map(|(number, said, _)| (number, said));
     }
 
     /// Writing it makes no sense: the next one may be better.
@@ -153,18 +154,18 @@ impl Taking {
     /// Whether it says something else than what was written under the same number.
     fn contradicts(&self, router: &Router) -> bool {
         match (self.written, stamp(router)) {
-            (Some((number, said)), Some((now, says))) => number == now && said != says,
+            (Some((number, said)), Some((now, says, _))) => number == now && said != says,
             _ => false,
         }
     }
 }
 
-/// The number of a Router's status, and a hash of what it says.
-fn stamp(router: &Router) -> Option<(Revision, u64)> {
+/// The number of a Router's status, a hash of what it says, and how long that is.
+fn stamp(router: &Router) -> Option<(Revision, u64, usize)> {
     let status: &RouterStatus = router.status.as_ref()?;
     let revision = status.source.as_ref()?.revision;
     let said = serde_json::to_vec(status).ok()?;
-    Some((revision, HASHES.hash_one(said)))
+    Some((revision, HASHES.hash_one(&said), said.len()))
 }
 
 #[cfg(test)]
