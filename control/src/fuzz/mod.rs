@@ -69,7 +69,8 @@ impl<T: std::fmt::Debug> Drop for Shown<'_, T> {
     }
 }
 
-/// Runs `target` with so many inputs on two threads, each with a runtime and a `start` of its own.
+/// Runs `target` with so many inputs on two threads, each with a runtime and a `start` of its own: one tries the same inputs every time,
+/// the other new ones, or those from `$KEEL_SEED` on.
 pub(crate) fn drive<S, T: std::fmt::Debug>(
     name: &str,
     inputs: u64,
@@ -79,9 +80,11 @@ pub(crate) fn drive<S, T: std::fmt::Debug>(
 ) {
     let long = std::env::var_os("KEEL_LONG").is_some_and(|value| value != "0");
     let inputs = if long { inputs * LONG } else { inputs };
+    let fresh = std::env::var("KEEL_SEED").map(|seed| seed.parse::<u64>());
+    let fresh = fresh.map_or_else(|_| rand::random(), Result::unwrap);
     let began = Instant::now();
     std::thread::scope(|scope| {
-        for thread in 0..2 {
+        for first in [0, fresh] {
             let (start, make, target) = (&start, &make, &target);
             scope.spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
@@ -91,7 +94,7 @@ pub(crate) fn drive<S, T: std::fmt::Debug>(
                 runtime.block_on(async {
                     let subject = start().await;
                     for round in 0..inputs / 2 {
-                        let seed = round * 2 + thread;
+                        let seed = first.wrapping_add(round);
                         let input = make(&mut Random::new(seed));
                         let shown = Shown {
                             name,
@@ -105,5 +108,5 @@ pub(crate) fn drive<S, T: std::fmt::Debug>(
         }
     });
     let took = began.elapsed();
-    println!("{name}: {inputs} inputs from seed 0 on in {took:?}");
+    println!("{name}: {inputs} inputs, half from seed 0 on and half from {fresh} on, in {took:?}");
 }
