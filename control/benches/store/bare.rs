@@ -7,6 +7,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{Connection, QueryBuilder, Sqlite};
 use tempfile::TempDir;
 
+use crate::WRITE_P99;
 use crate::measure::{Delays, Figures, Load, data};
 
 pub(crate) async fn connect(folder: &TempDir, schema: &'static str) -> SqliteConnection {
@@ -63,11 +64,7 @@ pub(crate) async fn paced(folder: &TempDir, load: &Load, rate: u32, figures: &mu
         }
         done += batch;
     }
-    figures.add(
-        "2. write p99 ms at 2,000/s",
-        "bare SQLite",
-        delays.share(0.99),
-    );
+    figures.add(WRITE_P99, "bare SQLite", delays.share(0.99));
     bare.connection.close().await.unwrap();
 }
 

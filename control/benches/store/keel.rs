@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::measure::{Delays, Figures, Load, closed, data, late, open};
-use crate::{GENTLE, RATE};
+use crate::{BORNE, GENTLE, RATE, WRITE_P99};
 
 const RESOURCE: &str = "routers.edge.example.com";
 
@@ -53,11 +53,7 @@ pub(crate) async fn measure(folder: &TempDir, load: &Load, figures: &mut Figures
 
     let mut rate = f64::NAN;
     for (updates, watch, rate_wanted) in [
-        (
-            "2. write p99 ms at 2,000/s",
-            "3. watch p99 ms at 2,000/s",
-            RATE,
-        ),
+        (WRITE_P99, "3. watch p99 ms at 2,000/s", RATE),
         (
             "5. write p99 ms at 500/s",
             "6. watch p99 ms at 500/s",
@@ -84,7 +80,7 @@ pub(crate) async fn measure(folder: &TempDir, load: &Load, figures: &mut Figures
         let expected = answers.count() * load.watchers;
         eprintln!("  keel: {} of {expected} events heard", heard.count());
     }
-    figures.add("1. updates/s borne of 2,000/s", "keel", rate);
+    figures.add(BORNE, "keel", rate);
 
     let (writing, bytes) = (store.clone(), load.bytes);
     let most = closed(load, move |number| {

@@ -33,6 +33,10 @@ const RATE: u32 = 2000;
 /// What a store without batches bears, to compare how fast watchers hear.
 const GENTLE: u32 = 500;
 
+/// What must be kept.
+const BORNE: &str = "1. updates/s borne of 2,000/s";
+const WRITE_P99: &str = "2. write p99 ms at 2,000/s";
+
 struct Arguments {
     seconds: u64,
     rounds: usize,
@@ -104,5 +108,11 @@ fn main() -> Result<(), String> {
         arguments.dir.display()
     );
     figures.print();
-    Ok(())
+    let borne = figures.held(BORNE, (0.99 * f64::from(RATE), f64::INFINITY));
+    let soon = figures.held(WRITE_P99, (0.0, 25.0));
+    if borne && soon {
+        Ok(())
+    } else {
+        Err("a figure is not what it must be".to_owned())
+    }
 }

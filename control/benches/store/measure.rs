@@ -124,6 +124,17 @@ impl Figures {
             .push(value);
     }
 
+    /// Whether the median of what was measured at `keel` is between the bounds; says so if not.
+    pub(crate) fn held(&self, what: &str, (least, most): (f64, f64)) -> bool {
+        let value = self.0.get(what).and_then(|values| values.get("keel"));
+        let value = median(value.cloned().unwrap_or_default());
+        let held = (least..=most).contains(&value);
+        if !held {
+            println!("NOT HELD: {what} is {value:.2} and must be {least} to {most}");
+        }
+        held
+    }
+
     pub(crate) fn print(&self) {
         println!("| measured | at | median | ours / it, by round |");
         println!("|---|---|---|---|");

@@ -80,9 +80,13 @@ fn main() -> Result<(), String> {
         return Ok(());
     }
     let load = Load::parse()?;
-    match load.herd {
+    let held = match load.herd {
         Some(herd) => runtime.block_on(herd::measure(herd)),
         None => runtime.block_on(fan::measure(load)),
+    };
+    if held {
+        Ok(())
+    } else {
+        Err("a figure is not below what it must be below".to_owned())
     }
-    Ok(())
 }
