@@ -137,12 +137,16 @@ impl ControlPlane {
         let expiry = api.clone();
         let keys = QuicKeys::load_or_create(&data.quic())
             .context("cannot have the APIServer's QUIC keys")?;
+        let mut limits = Limits::default();
+        if let Some(connections) = settings.apiserver_connections {
+            limits.connections = usize::try_from(connections.get()).unwrap_or(usize::MAX);
+        }
         let server = ApiServer::bind(
             &settings.apiserver_listen,
             &live,
             &keys,
             Arc::new(api),
-            Limits::default(),
+            limits,
             metrics,
         )
         .context("the APIServer cannot listen")?;

@@ -1,6 +1,7 @@
 //! Settings of a node: `keel up` and the parts of it that run as processes of their own.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -122,6 +123,10 @@ pub struct NodeFlags {
     #[arg(long, env = "KEEL_IDENTITY_LIMIT", value_name = "RATE")]
     #[serde(deserialize_with = "values::text")]
     pub identity_limit: Option<Rate>,
+    /// Connections that the APIServer takes at once, over QUIC and over TCP each; a node, a sidecar or a command has one
+    /// [default: 1024]
+    #[arg(long, env = "KEEL_APISERVER_CONNECTIONS", value_name = "N")]
+    pub apiserver_connections: Option<NonZero<u32>>,
     /// How long events are kept that are not told again [default: 1h]
     #[arg(long, env = "KEEL_EVENT_TTL", value_name = "TIME")]
     #[serde(deserialize_with = "values::text")]
@@ -168,6 +173,7 @@ impl Part {
                 "peer",
                 "store",
                 "local_namespaces",
+                "apiserver_connections",
                 "event_ttl",
                 "leaf_life",
             ],
@@ -187,6 +193,7 @@ impl Part {
                 "drain_timeout",
                 "set_limit",
                 "identity_limit",
+                "apiserver_connections",
                 "event_ttl",
                 "leaf_life",
             ],
@@ -237,6 +244,8 @@ pub struct NodeSettings {
     pub limits: Limits,
     /// Bandwidth of one identity at the Router.
     pub identity_limit: Option<Rate>,
+    /// Connections that the APIServer takes at once, if not as many as by default.
+    pub apiserver_connections: Option<NonZero<u32>>,
     /// How long events are kept that are not told again.
     pub event_ttl: Duration,
     /// Life of leaves issued here.
@@ -291,6 +300,7 @@ impl NodeFlags {
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
             set_limit: limits::or(self.set_limit, under.set_limit),
             identity_limit: self.identity_limit.or(under.identity_limit),
+            apiserver_connections: self.apiserver_connections.or(under.apiserver_connections),
             event_ttl: self.event_ttl.or(under.event_ttl),
             leaf_life: self.leaf_life.or(under.leaf_life),
         }
@@ -357,6 +367,7 @@ impl NodeFlags {
             drain_timeout: self.drain_timeout.map_or(DRAIN_TIMEOUT, |span| span.0),
             limits: limits::set(Limits::default(), self.set_limit)?,
             identity_limit: self.identity_limit,
+            apiserver_connections: self.apiserver_connections,
             event_ttl,
             leaf_life,
         })
@@ -444,6 +455,8 @@ mod tests {
             "127.0.0.1:7500",
             "--metrics-listen",
             "127.0.0.1:9090",
+            "--apiserver-connections",
+            "20000",
         ];
         let settings = flags(&all).resolve("/x".into(), "h".into()).unwrap();
         assert_eq!((settings.advertise.len(), settings.peers.len()), (2, 1));

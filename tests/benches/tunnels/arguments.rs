@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// Only these loads
     #[arg(long, value_delimiter = ',', value_enum)]
     loads: Vec<Kind>,
+    /// Fail if something that we set out to reach is not
+    #[arg(long)]
+    pub(crate) check: bool,
     /// What becomes of a connection when the relay dies, the network goes, the NAT changes its ports (as root)
     #[arg(long)]
     pub(crate) faults: bool,

@@ -43,6 +43,7 @@ fn main() -> anyhow::Result<()> {
     if arguments.faults {
         return faults::table(&tunnels);
     }
+    let mut reached = true;
     for link in arguments.links() {
         let place = match Place::new(link) {
             Ok(place) => place,
@@ -69,8 +70,12 @@ fn main() -> anyhow::Result<()> {
                 }
             }
         }
-        figures.print(link, &arguments);
+        reached &= figures.print(link, &arguments);
     }
+    anyhow::ensure!(
+        reached || !arguments.check,
+        "something was not reached, see the tables"
+    );
     Ok(())
 }
 

@@ -42,6 +42,9 @@ const RATIOS: &[(Tunnel, Tunnel, Option<Reach>)] = &[
     (Tunnel::Keel, Tunnel::Direct, None),
 ];
 
+/// What an idle connection of ours may take at both ends together, on any link.
+const IDLE: (&str, f64) = ("idle kB", 12.0);
+
 /// What one tunnel did in one round: a figure for each column that was measured.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Row(Vec<(&'static str, f64)>);
@@ -86,12 +89,12 @@ impl Figures {
             .collect()
     }
 
-    /// Prints the tables in Markdown.
+    /// Prints the tables in Markdown; whether all was reached that was measured.
     #[allow(
         clippy::print_stdout,
         reason = "the tables are the product of this program"
     )]
-    pub(crate) fn print(&self, link: Link, arguments: &Arguments) {
+    pub(crate) fn print(&self, link: Link, arguments: &Arguments) -> bool {
         println!(
             "\n### {link}: medians of {} rounds, {:.1} s a load; Gbit/s for up and down, lowest to highest in brackets\n",
             arguments.rounds,
@@ -105,6 +108,7 @@ impl Figures {
         }
         println!("\n### {link}: ratios, medians of the rounds\n");
         header("ratio");
+        let mut all = true;
         for (over, under, reach) in RATIOS {
             line(
                 &format!("{} / {}", over.name(), under.name()),
@@ -114,15 +118,25 @@ impl Figures {
                 && *at == link
                 && let Some(median) = median(self.ratios(*over, *under, column))
             {
-                let word = if median >= *least {
-                    "reached"
-                } else {
-                    "NOT reached"
-                };
+                let reached = median >= *least;
+                all &= reached;
+                let word = word(reached);
                 println!("| | reach {column}: {least}x, {word}: {median:.2}x |");
             }
         }
+        let (column, most) = IDLE;
+        if let Some(median) = median(self.of(Tunnel::Keel, column)) {
+            let reached = median < most;
+            all &= reached;
+            let word = word(reached);
+            println!("| | reach {column}: below {most}, {word}: {median:.1} |");
+        }
+        all
     }
+}
+
+const fn word(reached: bool) -> &'static str {
+    if reached { "reached" } else { "NOT reached" }
 }
 
 #[allow(

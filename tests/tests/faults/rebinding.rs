@@ -7,7 +7,7 @@ use keel_tests::load::Load;
 use keel_tests::need::{self, Need, lacking};
 use keel_tests::wait;
 
-use crate::ground::Ground;
+use crate::ground::{Ground, metrics, sum};
 
 /// From one rebinding to the next.
 const EVERY: Duration = Duration::from_secs(5);
@@ -29,6 +29,11 @@ fn a_nat_that_rebinds_costs_little() -> anyhow::Result<()> {
     // The first seconds find the rate.
     wait::pause(Duration::from_secs(2));
     let before_it = load.rate(EVERY);
+    let connected = || -> anyhow::Result<u64> {
+        let text = metrics(&ground.consumer)?;
+        Ok(sum(&text, "keel_fabric_links_connected_total"))
+    };
+    let connections = connected()?;
     let (began, before) = (std::time::Instant::now(), load.arrived());
     for _ in 0..rounds {
         ground.consumer_nat.rebind()?;
@@ -37,14 +42,19 @@ fn a_nat_that_rebinds_costs_little() -> anyhow::Result<()> {
     let disturbed = (load.arrived() - before) as f64 / began.elapsed().as_secs_f64();
     // Half before and half after: what else the machine does is in both.
     let undisturbed = f64::midpoint(before_it, load.rate(EVERY));
+    let more = connected()? - connections;
     let report = load.finish()?;
     println!(
-        "{:.0} kB/s undisturbed, {:.0} kB/s over {rounds} rebindings ({:.0} %); {report}",
+        "{more} connections made anew, {:.0} kB/s undisturbed, {:.0} kB/s over {rounds} rebindings ({:.0} %); {report}",
         undisturbed / 1e3,
         disturbed / 1e3,
         100.0 * disturbed / undisturbed
     );
     report.exact()?;
+    anyhow::ensure!(
+        more == 0,
+        "the connection to the router did not survive: {more} were made anew"
+    );
     anyhow::ensure!(
         undisturbed > 600_000.0,
         "10 Mbit/s is 1,250 kB/s: {undisturbed:.0} B/s is no base to compare with"
