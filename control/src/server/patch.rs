@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::ownership::{self, Writer};
 use super::path::Named;
 use super::query::Options;
+use super::secret::Sight;
 use super::write::unsupported;
 use crate::api::decode::{self, Decoded, Extent, FieldValidation, Format, MAX_DEPTH};
 use crate::api::kind::Kind;
@@ -118,7 +119,8 @@ impl Patch {
         matches!(self, Self::Apply { .. })
     }
 
-    /// The held object with the patch applied, checked like a replacement, and the warnings of that check.
+    /// The held object, as far as its sender is shown it, with the patch applied; checked like a replacement, and the warnings of that
+    /// check. A JSON patch can copy from anywhere to anywhere, and test for anything.
     ///
     /// # Errors
     /// `Conflict` if fields would be changed that others own, `Invalid` if a step does not apply, `RequestEntityTooLarge` if the object would get too large or too deep, and what
@@ -129,11 +131,14 @@ impl Patch {
         held: &Map<String, Value>,
         validation: FieldValidation,
         writer: &Writer,
+        sight: Sight,
     ) -> Result<Decoded, Status> {
-        let mut value = Value::Object(held.clone());
-        match self {
+        let mut held = held.clone();
+        sight.hide(&named.kind.about, &mut held);
+        let value = match self {
             Self::Apply { config, force } => {
-                let mut object = ownership::apply(named.kind, held, &config.object, writer, force)?;
+                let mut object =
+                    ownership::apply(named.kind, &held, &config.object, writer, force)?;
                 // What it says about which object it means is checked by whoever writes it.
                 if let (Some(meta), Some(sent)) = (
                     object.get_mut("metadata").and_then(Value::as_object_mut),
@@ -157,13 +162,19 @@ impl Patch {
                 });
             }
             // Both sides are no deeper than a body may be, so the result is not either.
-            Self::Merge(patch) => json_patch::merge(&mut value, &patch),
+            Self::Merge(patch) => {
+                let mut value = Value::Object(held);
+                json_patch::merge(&mut value, &patch);
+                value
+            }
             Self::Json(patch) => {
+                let mut value = Value::Object(held);
                 for step in patch.0 {
                     apply(&mut value, step, named)?;
                 }
+                value
             }
-        }
+        };
         let parsed = decode::Parsed {
             value,
             duplicates: Vec::new(),

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use keel_certs::{Identity, Subject};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::api::kind::About;
 
@@ -32,23 +32,34 @@ impl Sight {
         if self == Self::Everything || !about.secrets.iter().any(|one| mentions(object, one)) {
             return object.clone();
         }
-        let Ok(mut value) = serde_json::from_slice::<Value>(object) else {
+        let Ok(mut shown) = serde_json::from_slice(object) else {
             return object.clone();
         };
+        self.hide(about, &mut shown);
+        Value::Object(shown).to_string().into()
+    }
+
+    /// Takes what is not shown out of the object.
+    pub(super) fn hide(self, about: &About, object: &mut Map<String, Value>) {
+        if self == Self::Everything || about.secrets.is_empty() {
+            return;
+        }
         for secret in about.secrets {
-            let Some((parent, field)) = secret.rsplit_once('/') else {
-                continue;
-            };
-            if let Some(parent) = value.pointer_mut(parent).and_then(Value::as_object_mut) {
-                parent.remove(field);
+            if let Some((parent, field)) = secret.rsplit_once('/') {
+                remove(object, parent, field);
             }
         }
         // A copy of the whole object in a text; who reads only has no use for it.
-        let annotations = value.pointer_mut("/metadata/annotations");
-        if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
-            annotations.remove(LAST_APPLIED);
-        }
-        value.to_string().into()
+        remove(object, "/metadata/annotations", LAST_APPLIED);
+    }
+}
+
+/// Takes the field out of the object that the pointer leads to.
+fn remove(object: &mut Map<String, Value>, parent: &str, field: &str) {
+    let mut steps = parent.split('/').skip(1);
+    let parent = steps.try_fold(object, |object, step| object.get_mut(step)?.as_object_mut());
+    if let Some(parent) = parent {
+        parent.remove(field);
     }
 }
 

@@ -107,8 +107,7 @@ impl Inner {
         if may_create {
             check_name(&named.kind.about, &named.name)?;
         }
-        let writer = writer(identity, &request, options, Part::Main);
-        let written = self.update(named, Part::Main, birth, writer, audit, request, options);
+        let written = self.update(identity, named, Part::Main, birth, audit, request, options);
         Ok(respond(
             &named.kind.about,
             written.await?,
@@ -152,8 +151,7 @@ impl Inner {
         // Nodes write statuses all day; a person who does so changes what everybody relies on.
         let audit = (grant == Grant::Full).then(|| Audit::new(verb, identity));
         let part = Part::Status(rule);
-        let writer = writer(identity, &request, options, part);
-        let written = self.update(named, part, birth, writer, audit, request, options);
+        let written = self.update(identity, named, part, birth, audit, request, options);
         let written = written.await?;
         if grant == Grant::Newer {
             self.pushes.wrote(&named.name, written.object.len());
@@ -167,25 +165,29 @@ impl Inner {
     )]
     async fn update(
         &self,
+        identity: &Identity,
         named: &Named,
         part: Part,
         birth: Option<Birth>,
-        writer: Writer,
         audit: Option<Audit>,
         request: Request<Body>,
         options: &Options,
     ) -> Result<Written, Status> {
         let (dry_run, validation, subject) = (options.dry_run, options.validation, named.clone());
+        let writer = writer(identity, &request, options, part);
         if *request.method() == Method::PATCH {
             let media = media_type(&request);
             let patch = Patch::parse(named.kind, &media, &body(request).await?, options)?;
+            // Who is not shown everything writes statuses only, so nothing is lost of what the patch does not see.
+            let sight = Sight::of(identity);
             self.decide(named, audit, move |current, revision| {
                 let owned = match patch.is_apply() {
                     true => Owned::Applied,
                     false => Owned::Changed(&writer),
                 };
-                let next =
-                    |held: &Map<String, Value>| patch.apply(&subject, held, validation, &writer);
+                let next = |held: &Map<String, Value>| {
+                    patch.apply(&subject, held, validation, &writer, sight)
+                };
                 let birth = birth.as_ref();
                 change::verdict(
                     change::update(current, revision, &subject, part, birth, owned, next),

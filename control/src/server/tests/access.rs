@@ -170,6 +170,82 @@ async fn only_admins_are_shown_the_password_of_a_dashboard() {
     assert_eq!(kept["password"], "s3cret", "only the answer is without it");
 }
 
+/// A patch is applied to the object, and a node may send one to a status: it must not see there what it is not shown.
+#[tokio::test]
+async fn no_patch_brings_a_password_to_light() {
+    const JSON: &str = "application/json-patch+json";
+    let server = Server::new().await;
+    let web = json!({"port": 7500, "user": "u", "password": "s3cret"});
+    let kept = "kubectl.kubernetes.io/last-applied-configuration";
+    let annotations = json!({kept: "{\"password\":\"s3cret\"}"});
+    for name in ["here", "there"] {
+        let mut sent = router(name, json!({"frps": {"webServer": web}}));
+        sent["metadata"]["annotations"] = annotations.clone();
+        server.post(ADMIN, &sent).await.expect(201);
+    }
+    let frpserver = json!({
+        "apiVersion": "tunnel.kubeinfra.io/v1alpha1", "kind": "FRPServer",
+        "metadata": {"name": "s", "annotations": annotations}, "spec": {"webServer": web},
+    });
+    let frpservers = "/apis/tunnel.kubeinfra.io/v1alpha1/frpservers";
+    server
+        .call(
+            ADMIN,
+            "POST",
+            frpservers,
+            "application/json",
+            frpserver.to_string(),
+        )
+        .await
+        .expect(201);
+    let annotation = format!("/metadata/annotations/{}", kept.replace('/', "~1"));
+    for (who, object, spec, revision) in [
+        (THERE, format!("{ROUTERS}/there"), "/spec/frps", 7),
+        (HERE, format!("{ROUTERS}/there"), "/spec/frps", 8),
+        (HERE, format!("{ROUTERS}/here"), "/spec/frps", 9),
+        (HERE, format!("{frpservers}/s"), "/spec", 9),
+    ] {
+        let before = server.get(ADMIN, &object).await.expect(200);
+        let password = format!("{spec}/webServer/password");
+        let status = json!({"source": {"revision": revision}});
+        let status = json!({"op": "add", "path": "/status", "value": status});
+        for step in [
+            json!({"op": "copy", "from": password, "path": "/status/leak"}),
+            json!({"op": "move", "from": password, "path": "/status/leak"}),
+            json!({"op": "test", "path": password, "value": "s3cret"}),
+            json!({"op": "copy", "from": annotation, "path": "/status/leak"}),
+        ] {
+            let path = format!("{object}/status");
+            let steps = json!([status, step]).to_string();
+            let answer = server.call(who, "PATCH", &path, JSON, steps).await;
+            assert_eq!(answer.code, 422, "{who} {step}: {:?}", answer.body);
+        }
+        assert_eq!(server.get(ADMIN, &object).await.expect(200), before);
+        // All that is shown can be copied, and what is not shown is still there.
+        let whole = json!([status, {"op": "copy", "from": spec, "path": "/status/spec"}]);
+        let path = format!("{object}/status");
+        let written = server
+            .call(who, "PATCH", &path, JSON, whole.to_string())
+            .await
+            .expect(200);
+        let user = written.pointer("/status/spec/webServer/user");
+        assert_eq!(user, Some(&json!("u")), "{who} {object}");
+        let held = server.get(ADMIN, &object).await.expect(200);
+        assert!(!held["status"].to_string().contains("s3cret"), "{held}");
+        assert_eq!(held.pointer(&password), Some(&json!("s3cret")));
+        assert_eq!(held.pointer(&annotation), before.pointer(&annotation));
+    }
+    let steps = json!([
+        {"op": "test", "path": "/spec/frps/webServer/password", "value": "s3cret"},
+        {"op": "move", "from": "/spec/frps/webServer/password", "path": "/spec/frps/webServer/user"},
+    ]);
+    let moved = server.patch(ADMIN, "here", JSON, &steps).await.expect(200);
+    assert_eq!(
+        moved["spec"]["frps"]["webServer"],
+        json!({"port": 7500, "user": "s3cret"})
+    );
+}
+
 #[tokio::test]
 async fn a_node_cannot_make_its_router_undeletable() {
     let server = Server::new().await;
