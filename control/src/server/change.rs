@@ -278,13 +278,35 @@ pub(super) fn delete(
     ))
 }
 
-/// Turns a decision into what the store and the caller get; a dry run changes nothing.
-pub(super) fn verdict(decided: Result<(Change, Written), Status>, dry_run: bool) -> Verdict {
+/// Turns a decision about `current` into what the store and the caller get; a dry run changes nothing.
+pub(super) fn verdict(
+    current: Option<&Object>,
+    decided: Result<(Change, Written), Status>,
+    dry_run: bool,
+) -> Verdict {
     match decided {
-        Ok((_, written)) if dry_run => (Change::Keep, Ok(written)),
+        Ok((_, written)) if dry_run => (Change::Keep, Ok(tried(current, written))),
         Ok((change, written)) => (change, Ok(written)),
         Err(status) => (Change::Keep, Err(status)),
     }
+}
+
+/// What a dry run shows. Nothing was written, so the revision is the one that is held, and a new object has none.
+fn tried(current: Option<&Object>, mut written: Written) -> Written {
+    let Ok(mut object) = serde_json::from_slice(&written.object) else {
+        return written;
+    };
+    if let Some(meta) = metadata(&mut object) {
+        match current {
+            Some(current) => meta.insert(
+                "resourceVersion".into(),
+                current.revision.to_string().into(),
+            ),
+            None => meta.remove("resourceVersion"),
+        };
+    }
+    written.object = Value::Object(object).to_string().into();
+    written
 }
 
 /// What an object carries beside its name and its status: its spec, or fields of its own.

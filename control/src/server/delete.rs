@@ -90,6 +90,7 @@ impl Inner {
         self.decide(&named, Some(audit), move |current, revision| {
             let preconditions = &how.preconditions;
             change::verdict(
+                current,
                 change::delete(current, revision, &subject, preconditions, &now),
                 how.dry_run,
             )

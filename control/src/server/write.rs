@@ -76,6 +76,7 @@ impl Inner {
         let mut written = self
             .decide(&named, audit, move |current, revision| {
                 change::verdict(
+                    current,
                     change::create(current, revision, &subject, decoded.object, &birth, &writer),
                     dry_run,
                 )
@@ -190,6 +191,7 @@ impl Inner {
                 };
                 let birth = birth.as_ref();
                 change::verdict(
+                    current,
                     change::update(current, revision, &subject, part, birth, owned, next),
                     dry_run,
                 )
@@ -202,6 +204,7 @@ impl Inner {
                 let next = |_: &Map<String, Value>| Ok(decoded);
                 let birth = birth.as_ref();
                 change::verdict(
+                    current,
                     change::update(current, revision, &subject, part, birth, owned, next),
                     dry_run,
                 )

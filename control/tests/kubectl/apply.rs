@@ -48,6 +48,10 @@ pub(crate) fn server_side(admin: &Kubectl) {
         text(&diff.stdout),
         text(&diff.stderr)
     );
+    // What is tried has the revision that is held: another one would be a difference.
+    let changed = |line: &str| line.starts_with(['+', '-']) && line.contains("resourceVersion");
+    let diff = text(&diff.stdout);
+    assert!(!diff.lines().any(changed), "{diff}");
     admin.quiet(&[&apply[..], &["--force-conflicts"]].concat());
     let managers = "jsonpath={.metadata.managedFields[*].manager}";
     let managers = admin.ok(&["get", "rt", "ssa", "--show-managed-fields", "-o", managers]);

@@ -183,12 +183,17 @@ async fn a_dry_run_answers_and_changes_nothing() {
     let before = server.store.current();
     let sent = router("a", json!({}));
     let path = format!("{ROUTERS}?dryRun=All");
-    server
+    let made = server
         .call(ADMIN, "POST", &path, "application/json", sent.to_string())
         .await
         .expect(201);
+    assert_eq!(
+        made["metadata"].get("resourceVersion"),
+        None,
+        "there is none yet"
+    );
     assert_eq!(server.get(ADMIN, &format!("{ROUTERS}/a")).await.code, 404);
-    server.post(ADMIN, &sent).await.expect(201);
+    let made = server.post(ADMIN, &sent).await.expect(201);
     let patched = server
         .patch(
             ADMIN,
@@ -199,6 +204,10 @@ async fn a_dry_run_answers_and_changes_nothing() {
         .await
         .expect(200);
     assert_eq!(patched["spec"]["addresses"][0], "a:1");
+    assert_eq!(revision(&patched), revision(&made));
+    let status = with_status("a", json!({"cluster": "c"}));
+    let put = server.put(ADMIN, "a/status?dryRun=All", &status).await;
+    assert_eq!(revision(&put.expect(200)), revision(&made));
     server.delete(ADMIN, "a?dryRun=All", "").await.expect(200);
     assert_eq!(server.router("a").await["spec"], json!({}));
     assert_eq!(server.store.current().0, before.0 + 1);
