@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
+use super::admit;
 use super::ownership::{self, Writer};
 use super::path::Named;
 use super::status::{StatusRule, merge_status};
@@ -131,7 +132,7 @@ pub(super) fn update(
         object: sent,
         warnings,
     } = next(&held)?;
-    check_identity(named, &held, &sent)?;
+    admit::check_identity(named, &held, &sent)?;
     let mut object = match part {
         Part::Main => merge_main(named, &held, &sent),
         Part::Status(rule) => match merge_status(named, &held, &sent, rule, &mut revision)? {
@@ -366,57 +367,6 @@ fn newborn(named: &Named, birth: &Birth) -> Map<String, Value> {
         object.insert("status".into(), json!({ "phase": phase }));
     }
     object
-}
-
-/// Refuses a body that is about another object, or about another state of it.
-fn check_identity(
-    named: &Named,
-    held: &Map<String, Value>,
-    sent: &Map<String, Value>,
-) -> Result<(), Status> {
-    let text = |object: &Map<String, Value>, key: &str| {
-        object
-            .get("metadata")
-            .and_then(|meta| meta.get(key))
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let (about, name) = (&named.kind.about, named.name.as_str());
-    let sent_name = text(sent, "name");
-    if !sent_name.is_empty() && sent_name != name {
-        let message = format!(
-            "the name of the object ({sent_name}) does not match the name on the URL ({name})"
-        );
-        return Err(Status::failure(Reason::BadRequest, message));
-    }
-    check_namespace(named, sent)?;
-    let (uid, held_uid) = (text(sent, "uid"), text(held, "uid"));
-    if !uid.is_empty() && uid != held_uid {
-        let why = format!(
-            "Precondition failed: UID in precondition: {uid}, UID in object meta: {held_uid}"
-        );
-        return Err(Status::conflict(about, name, &why));
-    }
-    let version = text(sent, "resourceVersion");
-    if !version.is_empty() && version != text(held, "resourceVersion") {
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
-        return Err(Status::conflict(about, name, why));
-    }
-    Ok(())
-}
-
-/// Refuses a body that is about an object of another namespace.
-pub(super) fn check_namespace(named: &Named, sent: &Map<String, Value>) -> Result<(), Status> {
-    let given = sent.get("metadata").and_then(|meta| meta.get("namespace"));
-    let given = given.and_then(Value::as_str).unwrap_or_default();
-    match &named.namespace {
-        Some(namespace) if !given.is_empty() && given != namespace => Err(Status::failure(
-            Reason::BadRequest,
-            "the namespace of the provided object does not match the namespace sent on the request",
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// Whether the object was only waiting for its finalizers to go, and they have.

@@ -5,6 +5,7 @@
 //! [`ownership`], inside the store's writer. The API opens no socket: a transport hands it requests with the caller's verified identity.
 
 mod access;
+mod admit;
 mod change;
 mod delete;
 mod discovery;

@@ -16,7 +16,7 @@ use super::path::{Collection, Named};
 use super::query::Options;
 use super::secret::Sight;
 use super::status::StatusRule;
-use super::{Inner, patch, reply, store_status};
+use super::{Inner, admit, patch, reply, store_status};
 use crate::api::decode::{self, Decoded, Extent, Format};
 use crate::api::kind::About;
 use crate::api::{Reason, Revision, Status, Time};
@@ -42,7 +42,7 @@ impl Inner {
             return Ok(self.review(identity, collection.kind, decoded.object));
         }
         let named = collection.named(&new_name(about, &decoded.object)?);
-        change::check_namespace(&named, &decoded.object)?;
+        admit::check_namespace(&named, &decoded.object)?;
         let grant = self.check(identity, "create", &named, "")?;
         let spec = decoded.object.get("spec").and_then(Value::as_object);
         let given = |field: &str| {
