@@ -194,7 +194,8 @@ pub(crate) fn invalid_field(
     invalid(about, name, &[error])
 }
 
-fn invalid(about: &About, name: &str, errors: &[FieldError]) -> Status {
+/// The `Invalid` answer about all that is wrong with an object.
+pub(crate) fn invalid(about: &About, name: &str, errors: &[FieldError]) -> Status {
     let texts: Vec<String> = errors.iter().map(FieldError::text).collect();
     let text = match texts.as_slice() {
         [one] => one.clone(),

@@ -9,6 +9,7 @@ pub(crate) mod decode;
 pub mod frpserver;
 pub(crate) mod kind;
 pub mod meta;
+pub(crate) mod metadata;
 mod options;
 pub(crate) mod protobuf;
 pub(crate) mod review;

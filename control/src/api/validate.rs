@@ -8,7 +8,7 @@ use super::answer::{Cause, shown};
 use super::schema;
 
 /// How many wrong fields are told before the rest is left out: an answer must stay readable, and bounded.
-const MAX_FINDINGS: usize = 50;
+pub(super) const MAX_FINDINGS: usize = 50;
 /// How much of a field's path is told: names in it are as long as a body may be.
 pub(super) const MAX_PATH: usize = 256;
 /// How much of a value is told.
@@ -40,6 +40,10 @@ impl FieldError {
             format!(": {why}")
         };
         Self::new(&path, "FieldValueRequired", format!("Required value{why}"))
+    }
+
+    pub(crate) fn too_long(path: &str, why: &str) -> Self {
+        Self::new(path, "FieldValueTooLong", format!("Too long: {why}"))
     }
 
     fn in_body(path: &str, reason: &'static str, value: &str, rule: &str) -> Self {

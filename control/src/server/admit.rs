@@ -3,7 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::path::Named;
-use crate::api::{Reason, Status};
+use crate::api::decode::invalid;
+use crate::api::{Reason, Status, metadata};
 
 /// Refuses a body that is about another object, or about another state of it.
 pub(super) fn check_identity(
@@ -53,5 +54,18 @@ pub(super) fn check_namespace(named: &Named, sent: &Map<String, Value>) -> Resul
             "the namespace of the provided object does not match the namespace sent on the request",
         )),
         _ => Ok(()),
+    }
+}
+
+/// Refuses labels, annotations and finalizers that no Kubernetes server takes.
+pub(super) fn check_metadata(
+    named: &Named,
+    held: &Map<String, Value>,
+    sent: &Map<String, Value>,
+) -> Result<(), Status> {
+    let errors = metadata::check(held, sent);
+    match errors.as_slice() {
+        [] => Ok(()),
+        errors => Err(invalid(&named.kind.about, &named.name, errors)),
     }
 }

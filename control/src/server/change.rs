@@ -78,6 +78,7 @@ pub(super) fn create(
         return Err(Status::about(about, Reason::AlreadyExists, name, message));
     }
     let mut object = newborn(named, birth);
+    admit::check_metadata(named, &object, &sent)?;
     let sent_meta = sent.get("metadata").and_then(Value::as_object);
     if sent_meta
         .and_then(|meta| meta.get("resourceVersion"))
@@ -134,7 +135,10 @@ pub(super) fn update(
     } = next(&held)?;
     admit::check_identity(named, &held, &sent)?;
     let mut object = match part {
-        Part::Main => merge_main(named, &held, &sent),
+        Part::Main => {
+            admit::check_metadata(named, &held, &sent)?;
+            merge_main(named, &held, &sent)
+        }
         Part::Status(rule) => match merge_status(named, &held, &sent, rule, &mut revision)? {
             Some(object) => object,
             // Not news: the writer gets what is held.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::change::Birth;
 use crate::api::decode::invalid_field;
 use crate::api::kind::{About, Names};
+use crate::api::metadata::is_subdomain;
 use crate::api::{Status, Time};
 
 /// What an object gets that is made now.
@@ -92,16 +93,4 @@ pub(super) fn check_name(about: &About, name: &str) -> Result<(), Status> {
             Err(invalid_field(about, &shown, "metadata.name", &shown, &why))
         }
     }
-}
-
-fn is_subdomain(name: &str) -> bool {
-    let is_end = |byte: Option<u8>| {
-        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-    };
-    let label_holds = |label: &str| {
-        is_end(label.bytes().next())
-            && is_end(label.bytes().last())
-            && label.bytes().all(|byte| byte == b'-' || is_end(Some(byte)))
-    };
-    name.len() <= 253 && name.split('.').all(label_holds)
 }

@@ -299,11 +299,12 @@ async fn wrong_bodies() {
         .post(ADMIN, &router("a", json!({})))
         .await
         .expect(201);
-    let half = json!({"metadata": {"annotations": {"one": "y".repeat(700 << 10)}}});
-    server.patch(ADMIN, "a", MERGE, &half).await.expect(200);
-    let more = json!({"metadata": {"annotations": {"two": "y".repeat(700 << 10)}}});
+    let half = json!({"status": {"one": "y".repeat(700 << 10)}});
+    let path = "a/status";
+    server.patch(ADMIN, path, MERGE, &half).await.expect(200);
+    let more = json!({"status": {"two": "y".repeat(700 << 10)}});
     assert_eq!(
-        server.patch(ADMIN, "a", MERGE, &more).await.code,
+        server.patch(ADMIN, path, MERGE, &more).await.code,
         413,
         "patches cannot grow an object without end"
     );
@@ -355,4 +356,83 @@ async fn wrong_bodies() {
         405
     );
     assert_eq!(server.call(ADMIN, "PUT", ROUTERS, "", "").await.code, 405);
+}
+
+#[tokio::test]
+async fn wrong_labels_annotations_and_finalizers() {
+    let server = Server::new().await;
+    server
+        .post(ADMIN, &router("a", json!({})))
+        .await
+        .expect(201);
+    for (metadata, field, words) in [
+        (
+            json!({"labels": {"a b": "c"}}),
+            "metadata.labels",
+            "name part must consist of alphanumeric characters",
+        ),
+        (
+            json!({"labels": {"a": "has space"}}),
+            "metadata.labels",
+            "Invalid value: \"has space\": a valid label must be an empty string or consist of",
+        ),
+        (
+            json!({"annotations": {"a b": "c"}}),
+            "metadata.annotations",
+            "name part must consist of alphanumeric characters",
+        ),
+        (
+            json!({"annotations": {"a": "x".repeat(256 << 10)}}),
+            "metadata.annotations",
+            "Too long: may not be more than 262144 bytes",
+        ),
+        (
+            json!({"finalizers": ["a b"]}),
+            "metadata.finalizers",
+            "name part must consist of alphanumeric characters",
+        ),
+    ] {
+        let mut made = router("b", json!({}));
+        for (name, value) in metadata.as_object().unwrap() {
+            made["metadata"][name] = value.clone();
+        }
+        let patch = json!({ "metadata": metadata });
+        for answer in [
+            server.post(ADMIN, &made).await,
+            server.patch(ADMIN, "a", MERGE, &patch).await,
+        ] {
+            let cause = answer.text("/details/causes/0/field");
+            assert_eq!((answer.code.as_u16(), cause.as_str()), (422, field));
+            assert!(answer.message().contains(words), "{}", answer.message());
+        }
+        // A status takes nothing of them.
+        let mut status = with_status("a", json!({"cluster": "c"}));
+        status["metadata"] = made["metadata"].clone();
+        status["metadata"]["name"] = "a".into();
+        server.put(ADMIN, "a/status", &status).await.expect(200);
+    }
+    // What a version before kept is read, gets its status, is changed beside it, and can go.
+    let mut old = router("there", json!({}));
+    old["metadata"]["labels"] = json!({"a b": "has space"});
+    old["metadata"]["finalizers"] = json!(["c d", "example.com/e"]);
+    let stored = old.to_string();
+    let put = |_: Option<&_>, _| (crate::store::Change::Put(stored.into()), ());
+    server.store.write(key("there"), put).await.unwrap();
+    let status = with_status("there", json!({"source": {"revision": 7}}));
+    for who in [THERE, HERE] {
+        let written = server.put(who, "there/status", &status).await.expect(200);
+        assert_eq!(written["metadata"]["labels"], old["metadata"]["labels"]);
+    }
+    let spec = json!({"spec": {"addresses": ["a:1"]}});
+    server.patch(ADMIN, "there", MERGE, &spec).await.expect(200);
+    server.delete(ADMIN, "there", "").await.expect(200);
+    for left in [json!(["example.com/e"]), json!([])] {
+        let patch = json!({"metadata": {"finalizers": left}});
+        server
+            .patch(ADMIN, "there", MERGE, &patch)
+            .await
+            .expect(200);
+    }
+    let gone = server.get(ADMIN, &format!("{ROUTERS}/there")).await;
+    assert_eq!(gone.code, 404);
 }
