@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::validate::{FieldError, MAX_FINDINGS};
+use super::answer::shown;
+use super::validate::{FieldError, MAX_FINDINGS, MAX_SHOWN};
 
 /// Bytes that the annotations of an object have together, keys and values.
 const MAX_ANNOTATIONS: usize = 256 << 10;
@@ -44,11 +45,17 @@ pub(crate) fn check(held: &Map<String, Value>, sent: &Map<String, Value>) -> Vec
         let why = format!("may not be more than {MAX_ANNOTATIONS} bytes");
         FieldError::too_long("metadata.annotations", &why)
     });
-    let new = new_finalizers(held, sent);
+    let mut new = new_finalizers(held, sent);
+    let too_late = (!new.is_empty() && part(held, "deletionTimestamp").is_some())
+        .then(|| too_late(&std::mem::take(&mut new)));
     let finalizers = new
         .into_iter()
         .flat_map(|name| wrong("metadata.finalizers", name, key_faults(name)));
-    let all = labels.chain(annotations).chain(too_long).chain(finalizers);
+    let all = labels
+        .chain(annotations)
+        .chain(too_long)
+        .chain(too_late)
+        .chain(finalizers);
     all.take(MAX_FINDINGS).collect()
 }
 
@@ -134,6 +141,20 @@ fn new_finalizers<'a>(
         names.filter_map(Value::as_str).collect()
     };
     &names(sent) - &names(held)
+}
+
+/// Refuses finalizers for an object that is being deleted.
+fn too_late(new: &BTreeSet<&str>) -> FieldError {
+    let new: Vec<String> = new
+        .iter()
+        .take(MAX_FINDINGS)
+        .map(|name| format!("{:?}", shown(name, MAX_SHOWN)))
+        .collect();
+    let why = format!(
+        "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+        new.join(", ")
+    );
+    FieldError::forbidden("metadata.finalizers", &why)
 }
 
 fn wrong<'a>(

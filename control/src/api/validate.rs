@@ -12,7 +12,7 @@ pub(super) const MAX_FINDINGS: usize = 50;
 /// How much of a field's path is told: names in it are as long as a body may be.
 pub(super) const MAX_PATH: usize = 256;
 /// How much of a value is told.
-const MAX_SHOWN: usize = 256;
+pub(super) const MAX_SHOWN: usize = 256;
 
 /// One wrong field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,10 @@ impl FieldError {
     pub(crate) fn duplicate(path: String, value: &str) -> Self {
         let message = format!("Duplicate value: {:?}", shown(value, MAX_SHOWN));
         Self::new(&path, "FieldValueDuplicate", message)
+    }
+
+    pub(crate) fn forbidden(path: &str, why: &str) -> Self {
+        Self::new(path, "FieldValueForbidden", format!("Forbidden: {why}"))
     }
 
     pub(crate) fn invalid(path: String, value: &str, why: &str) -> Self {

@@ -224,6 +224,20 @@ async fn finalizers_hold_an_object_until_they_are_gone() {
     assert!(held["metadata"]["deletionTimestamp"].is_string());
     let again = server.delete(ADMIN, "a", "").await.expect(200);
     assert_eq!(revision(&again), revision(&held));
+    let more = json!(["example.com/wait", "example.com/z", "example.com/b"]);
+    let more = json!({"metadata": {"finalizers": more}});
+    let late = server.patch(ADMIN, "a", MERGE, &more).await;
+    assert_eq!(late.code, 422);
+    assert_eq!(
+        late.message(),
+        "Router.edge.example.com \"a\" is invalid: metadata.finalizers: Forbidden: no new finalizers can be added if the object is being \
+         deleted, found new finalizers []string{\"example.com/b\", \"example.com/z\"}"
+    );
+    let cause = &late.json()["details"]["causes"][0];
+    assert_eq!(
+        (&cause["reason"], &cause["field"]),
+        (&json!("FieldValueForbidden"), &json!("metadata.finalizers"))
+    );
     server
         .patch(
             ADMIN,
