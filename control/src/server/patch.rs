@@ -30,7 +30,13 @@ pub(super) const ACCEPTED: [&str; 3] = [
 ];
 
 /// A patch, parsed.
-pub(super) enum Patch {
+pub(super) struct Patch {
+    form: Form,
+    /// Paths of the fields that stood in it twice, as far as nobody was told yet.
+    duplicates: Vec<String>,
+}
+
+enum Form {
     /// All that its sender wants, with what to tell it.
     Apply {
         config: Decoded,
@@ -58,18 +64,24 @@ impl Patch {
             let why = "force: Forbidden: may not be specified for non-apply patch";
             return Err(invalid_options(why));
         }
-        let parse =
-            || decode::parse(bytes, Format::Json, kind.about.kind).map(|parsed| parsed.value);
-        match media {
-            "application/merge-patch+json" => match parse()? {
-                patch @ Value::Object(_) => Ok(Self::Merge(patch)),
-                _ => Err(Status::failure(
-                    Reason::BadRequest,
-                    "a merge patch must be an object",
-                )),
+        let is_strategic = media == STRATEGIC && kind.about.group.is_empty();
+        if !is_strategic && !ACCEPTED.contains(&media) {
+            return Err(unsupported(media, &ACCEPTED.join(", ")));
+        }
+        let decode::Parsed { value, duplicates } =
+            decode::parse(bytes, Format::Json, kind.about.kind)?;
+        let form = match media {
+            "application/merge-patch+json" => match value {
+                patch @ Value::Object(_) => Form::Merge(patch),
+                _ => {
+                    return Err(Status::failure(
+                        Reason::BadRequest,
+                        "a merge patch must be an object",
+                    ));
+                }
             },
             "application/json-patch+json" => {
-                let patch = json_patch::Patch::deserialize(parse()?).map_err(|error| {
+                let patch = json_patch::Patch::deserialize(value).map_err(|error| {
                     Status::failure(
                         Reason::BadRequest,
                         format!("this is no JSON patch: {error}"),
@@ -82,15 +94,15 @@ impl Patch {
                     );
                     return Err(Status::failure(Reason::RequestEntityTooLarge, message));
                 }
-                Ok(Self::Json(patch))
+                Form::Json(patch)
             }
             // For maps it says the same as a merge patch; lists are what it is strategic about, and what it marks with a dollar.
-            STRATEGIC if kind.about.group.is_empty() => match parse()? {
-                patch @ Value::Object(_) if !has_directives(&patch) => Ok(Self::Merge(patch)),
-                _ => Err(unsupported(media, &ACCEPTED.join(", "))),
+            _ => match value {
+                patch @ Value::Object(_) if !has_directives(&patch) => Form::Merge(patch),
+                _ => return Err(unsupported(media, &ACCEPTED.join(", "))),
             },
-            other => Err(unsupported(other, &ACCEPTED.join(", "))),
-        }
+        };
+        Ok(Self { form, duplicates })
     }
 
     fn parse_apply(kind: &Kind, bytes: &[u8], options: &Options) -> Result<Self, Status> {
@@ -108,15 +120,16 @@ impl Patch {
             let why = "metadata.managedFields must be nil";
             return Err(Status::failure(Reason::BadRequest, why));
         }
-        Ok(Self::Apply {
-            config,
-            force: options.force.unwrap_or_default(),
+        let force = options.force.unwrap_or_default();
+        Ok(Self {
+            form: Form::Apply { config, force },
+            duplicates: Vec::new(),
         })
     }
 
     /// Whether the patch says all that its sender wants.
     pub(super) fn is_apply(&self) -> bool {
-        matches!(self, Self::Apply { .. })
+        matches!(self.form, Form::Apply { .. })
     }
 
     /// The held object, as far as its sender is shown it, with the patch applied; checked like a replacement, and the warnings of that
@@ -135,8 +148,8 @@ impl Patch {
     ) -> Result<Decoded, Status> {
         let mut held = held.clone();
         sight.hide(&named.kind.about, &mut held);
-        let value = match self {
-            Self::Apply { config, force } => {
+        let value = match self.form {
+            Form::Apply { config, force } => {
                 let mut object =
                     ownership::apply(named.kind, &held, &config.object, writer, force)?;
                 // What it says about which object it means is checked by whoever writes it.
@@ -162,12 +175,12 @@ impl Patch {
                 });
             }
             // Both sides are no deeper than a body may be, so the result is not either.
-            Self::Merge(patch) => {
+            Form::Merge(patch) => {
                 let mut value = Value::Object(held);
                 json_patch::merge(&mut value, &patch);
                 value
             }
-            Self::Json(patch) => {
+            Form::Json(patch) => {
                 let mut value = Value::Object(held);
                 for step in patch.0 {
                     apply(&mut value, step, named)?;
@@ -177,7 +190,7 @@ impl Patch {
         };
         let parsed = decode::Parsed {
             value,
-            duplicates: Vec::new(),
+            duplicates: self.duplicates,
         };
         decode::object(named.kind, parsed, validation, Extent::Whole)
     }

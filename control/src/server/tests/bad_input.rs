@@ -66,6 +66,32 @@ async fn unknown_and_doubled_fields() {
         "{}",
         patch.message()
     );
+    for (media, twice, path) in [
+        (
+            MERGE,
+            r#"{"spec":{"frps":{"bindPort":1,"bindPort":2}}}"#,
+            "spec.frps.bindPort",
+        ),
+        (
+            "application/json-patch+json",
+            r#"[{"op":"add","path":"/spec/frps","value":{"bindPort":1,"bindPort":2}}]"#,
+            "[0].value.bindPort",
+        ),
+    ] {
+        let patch = async |validation: &str| {
+            let path = format!("{ROUTERS}/a?dryRun=All&fieldValidation={validation}");
+            server.call(ADMIN, "PATCH", &path, media, twice).await
+        };
+        let strict = patch("Strict").await;
+        assert_eq!(strict.code, 400);
+        let words = format!("strict decoding error: duplicate field {path:?}");
+        assert!(strict.message().ends_with(&words), "{}", strict.message());
+        let warned = patch("Warn").await;
+        let words = format!("299 - \"duplicate field \\\"{path}\\\"\"");
+        assert_eq!(warned.warnings(), [words]);
+        assert_eq!(warned.expect(200)["spec"]["frps"]["bindPort"], 2);
+        assert!(patch("Ignore").await.warnings().is_empty());
+    }
 }
 
 #[tokio::test]
