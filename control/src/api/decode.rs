@@ -85,7 +85,8 @@ pub(crate) enum Extent {
 /// An object that holds: the right kind, known fields only, values that the schema allows.
 #[derive(Debug)]
 pub(crate) struct Decoded {
-    /// The object: `metadata` (and `spec`, where the kind has one) are objects, `status` (if any) is as it was given.
+    /// The object: `metadata` (and `spec`, where the kind has one and all of the object is there) are objects, `status` (if any) is as
+    /// it was given.
     pub(crate) object: Map<String, Value>,
     /// What to tell the client, if it asked for warnings.
     pub(crate) warnings: Vec<String>,
@@ -113,9 +114,9 @@ pub(crate) fn object(
     check_kind(about, &object)?;
     // The status is lenient: it is taken aside, so that nothing in it can be unknown or wrong.
     let status = object.remove("status");
-    let parts = ["metadata"]
-        .into_iter()
-        .chain(kind.has_spec().then_some("spec"));
+    // What a part of an object does not say, it does not mean: who applies no spec owns none.
+    let needs_spec = kind.has_spec() && extent == Extent::Whole;
+    let parts = ["metadata"].into_iter().chain(needs_spec.then_some("spec"));
     for part in parts {
         if object.get(part).is_none_or(Value::is_null) {
             object.insert(part.into(), Value::Object(Map::new()));

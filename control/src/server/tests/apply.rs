@@ -58,6 +58,41 @@ async fn applied_made_changed_and_taken_back() {
 }
 
 #[tokio::test]
+async fn who_applies_no_spec_owns_none() {
+    let server = Server::new().await;
+    let mut config = with_status("a", Value::Null);
+    config["metadata"]["labels"] = json!({"site": "x"});
+    let path = "a?fieldManager=labels";
+    let made = server.patch(ADMIN, path, APPLY, &config).await.expect(201);
+    assert_eq!(made["spec"], json!({}));
+    let owned = json!({"f:metadata": {"f:labels": {"f:site": {}}}});
+    assert_eq!(made["metadata"]["managedFields"][0]["fieldsV1"], owned);
+    let same = server.patch(ADMIN, path, APPLY, &config).await.expect(200);
+    assert_eq!(same, made);
+    server.apply("a", "me", ports(7001)).await.expect(200);
+    let path = "a/status?fieldManager=status";
+    let status = with_status("a", json!({"cluster": "c"}));
+    let set = server.patch(ADMIN, path, APPLY, &status).await.expect(200);
+    let fields: Vec<&Value> = set["metadata"]["managedFields"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| &entry["fieldsV1"])
+        .collect();
+    let spec = json!({"f:spec": {"f:frps": {"f:bindPort": {}}}});
+    let status = json!({"f:status": {"f:cluster": {}}});
+    assert_eq!(fields, [&owned, &spec, &status]);
+    // Who said a spec and says none any more gives up what was in it.
+    let less = with_status("a", Value::Null);
+    let less = server
+        .patch(ADMIN, "a?fieldManager=me", APPLY, &less)
+        .await
+        .expect(200);
+    assert_eq!(less["spec"], json!({}));
+    assert_eq!(owners(&less), ["labels Apply ", "status Apply status"]);
+}
+
+#[tokio::test]
 async fn a_conflict_changes_nothing_until_it_is_forced() {
     let server = Server::new().await;
     server
