@@ -16,7 +16,7 @@ pub(crate) mod review;
 pub mod router;
 pub(crate) mod schema;
 pub mod state;
-mod validate;
+pub(crate) mod validate;
 
 pub use answer::{Cause, Reason, Status};
 pub use frpserver::{ActiveConnection, FrpServer, FrpServerStatus};

@@ -50,6 +50,12 @@ impl FieldError {
         Self::new(path, "FieldValueTooLong", format!("Too long: {why}"))
     }
 
+    /// A number that is not given.
+    pub(crate) fn unset(path: &str, why: &str) -> Self {
+        let message = format!("Invalid value: 0: {why}");
+        Self::new(path, "FieldValueInvalid", message)
+    }
+
     fn in_body(path: &str, reason: &'static str, value: &str, rule: &str) -> Self {
         let path = shown(path, MAX_PATH);
         let message = format!("Invalid value: {value}: {path} in body {rule}");

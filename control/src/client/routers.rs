@@ -127,7 +127,7 @@ impl Client {
         )
     }
 
-    /// Replaces spec and metadata of a Router. With `metadata.resourceVersion` only if that is the current one.
+    /// Replaces spec and metadata of a Router, if its `metadata.resourceVersion` is the current one.
     ///
     /// # Errors
     /// [`ClientError`]; of class [`Conflict`](super::Class::Conflict) if the Router has changed.

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::path::Named;
 use crate::api::decode::invalid;
+use crate::api::validate::FieldError;
 use crate::api::{Reason, Status, metadata};
 
 /// Refuses a body that is about another object, or about another state of it.
@@ -12,14 +13,6 @@ pub(super) fn check_identity(
     held: &Map<String, Value>,
     sent: &Map<String, Value>,
 ) -> Result<(), Status> {
-    let text = |object: &Map<String, Value>, key: &str| {
-        object
-            .get("metadata")
-            .and_then(|meta| meta.get(key))
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
     let (about, name) = (&named.kind.about, named.name.as_str());
     let sent_name = text(sent, "name");
     if !sent_name.is_empty() && sent_name != name {
@@ -57,6 +50,20 @@ pub(super) fn check_namespace(named: &Named, sent: &Map<String, Value>) -> Resul
     }
 }
 
+/// Refuses a replacement that does not say of which state: it could be of one that somebody else has changed meanwhile. Kubernetes
+/// takes that of the kinds of its core group only.
+pub(super) fn check_versioned(named: &Named, sent: &Map<String, Value>) -> Result<(), Status> {
+    let about = &named.kind.about;
+    if about.group.is_empty() || !text(sent, "resourceVersion").is_empty() {
+        return Ok(());
+    }
+    let error = FieldError::unset(
+        "metadata.resourceVersion",
+        "must be specified for an update",
+    );
+    Err(invalid(about, &named.name, &[error]))
+}
+
 /// Refuses labels, annotations and finalizers that no Kubernetes server takes.
 pub(super) fn check_metadata(
     named: &Named,
@@ -68,4 +75,9 @@ pub(super) fn check_metadata(
         [] => Ok(()),
         errors => Err(invalid(&named.kind.about, &named.name, errors)),
     }
+}
+
+fn text<'a>(object: &'a Map<String, Value>, key: &str) -> &'a str {
+    let value = object.get("metadata").and_then(|meta| meta.get(key));
+    value.and_then(Value::as_str).unwrap_or_default()
 }

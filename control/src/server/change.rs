@@ -113,7 +113,7 @@ pub(super) fn create(
     ))
 }
 
-/// Makes the object what `next` makes of it. `birth`, if given, is for a missing object, which is then made first.
+/// Makes the object what `next` makes of it, which has asked [`admit`] whether it may. `birth`, if given, is for a missing object, which is then made first.
 pub(super) fn update(
     current: Option<&Object>,
     revision: Revision,
@@ -133,7 +133,6 @@ pub(super) fn update(
         object: sent,
         warnings,
     } = next(&held)?;
-    admit::check_identity(named, &held, &sent)?;
     let mut object = match part {
         Part::Main => {
             admit::check_metadata(named, &held, &sent)?;

@@ -187,7 +187,9 @@ impl Inner {
                     false => Owned::Changed(&writer),
                 };
                 let next = |held: &Map<String, Value>| {
-                    patch.apply(&subject, held, validation, &writer, sight)
+                    let patched = patch.apply(&subject, held, validation, &writer, sight)?;
+                    admit::check_identity(&subject, held, &patched.object)?;
+                    Ok(patched)
                 };
                 let birth = birth.as_ref();
                 change::verdict(
@@ -201,7 +203,14 @@ impl Inner {
             let decoded = self.decode(&named.collection(), request, options).await?;
             self.decide(named, audit, move |current, revision| {
                 let owned = Owned::Changed(&writer);
-                let next = |_: &Map<String, Value>| Ok(decoded);
+                let next = |held: &Map<String, Value>| {
+                    admit::check_identity(&subject, held, &decoded.object)?;
+                    // Statuses are ordered by their source, and reported without a look at what is held.
+                    if part == Part::Main {
+                        admit::check_versioned(&subject, &decoded.object)?;
+                    }
+                    Ok(decoded)
+                };
                 let birth = birth.as_ref();
                 change::verdict(
                     current,

@@ -62,7 +62,9 @@ async fn every_cell_answers_as_the_table_says() {
         server.delete(ADMIN, own, "").await;
         found.push(server.post(who, &router(own, with_spec.clone())).await);
         server.post(ADMIN, &router(own, json!({}))).await;
-        found.push(server.put(who, own, &router(own, with_spec.clone())).await);
+        let mut replacement = server.router(own).await;
+        replacement["spec"] = with_spec.clone();
+        found.push(server.put(who, own, &replacement).await);
         found.push(server.patch(who, own, MERGE, &json!({"spec": null})).await);
         found.push(server.delete(who, own, "").await);
         server.post(ADMIN, &router(own, json!({}))).await;

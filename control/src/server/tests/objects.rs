@@ -27,18 +27,27 @@ async fn created_replaced_and_deleted() {
         (409, "AlreadyExists")
     );
 
+    let blind = server.put(ADMIN, "a", &sent).await;
+    assert_eq!(blind.code, 422);
+    assert!(
+        blind.message().ends_with(
+            "metadata.resourceVersion: Invalid value: 0: must be specified for an update"
+        ),
+        "{}",
+        blind.message()
+    );
+    sent["metadata"]["resourceVersion"] = meta["resourceVersion"].clone();
     let same = server.put(ADMIN, "a", &sent).await.expect(200);
     assert_eq!(
         revision(&same),
         revision(&created),
         "nothing changed, so nothing is written"
     );
-    sent["metadata"] = json!({"name": "a", "labels": {"site": "x"}});
+    sent["metadata"]["labels"] = json!({"site": "x"});
     let labelled = server.put(ADMIN, "a", &sent).await.expect(200);
     assert!(revision(&labelled) > revision(&created));
     assert_eq!(labelled["metadata"]["generation"], 1, "labels are not spec");
     sent["spec"] = json!({"addresses": ["203.0.113.10:7000"]});
-    sent["metadata"]["resourceVersion"] = created["metadata"]["resourceVersion"].clone();
     let stale = server.put(ADMIN, "a", &sent).await;
     assert_eq!(
         (stale.code.as_u16(), stale.text("/reason").as_str()),

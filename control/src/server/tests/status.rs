@@ -31,6 +31,7 @@ async fn spec_and_status_do_not_touch_each_other() {
     );
     assert!(revision(&written) > revision(&created));
     both["status"] = json!({"cluster": "other"});
+    both["metadata"]["resourceVersion"] = written["metadata"]["resourceVersion"].clone();
     let written = server.put(ADMIN, "a", &both).await.expect(200);
     assert_eq!(
         (
