@@ -61,6 +61,10 @@ impl Inner {
         let mut at = match (&options.from, options.revision_match) {
             (Some(from), _) => Some(from.revision),
             (None, Some(Match::Exact)) => options.revision,
+            // Who pages at a revision means that one, and has since before there was a word for it.
+            (None, None) if options.limit.is_some() => {
+                options.revision.filter(|revision| revision.0 > 0)
+            }
             (None, _) => None,
         };
         let mut after = match &options.from {

@@ -70,7 +70,19 @@ async fn all_pages_are_of_the_first_ones_revision() {
         revision(&first)
     );
     assert_eq!(names(&page(&server, &exact).await), "a,b,c,d,e");
-    assert_eq!(names(&page(&server, "limit=10").await), "a,b,bb,d,e");
+    let at = revision(&first);
+    let legacy = page(&server, &format!("limit=2&resourceVersion={at}")).await;
+    assert_eq!((names(&legacy).as_str(), revision(&legacy)), ("a,b", at));
+    let rest = page(&server, &format!("continue={}", token(&legacy))).await;
+    assert_eq!(names(&rest), "c,d,e");
+    for newest in [
+        "limit=10".to_owned(),
+        "limit=10&resourceVersion=0".to_owned(),
+        format!("resourceVersion={at}"),
+        format!("limit=10&resourceVersion={at}&resourceVersionMatch=NotOlderThan"),
+    ] {
+        assert_eq!(names(&page(&server, &newest).await), "a,b,bb,d,e");
+    }
     // A watch goes on behind the state that the pages showed.
     let path = format!(
         "{ROUTERS}?watch=1&timeoutSeconds=1&resourceVersion={}",
@@ -193,6 +205,12 @@ async fn a_page_of_a_forgotten_state_is_expired() {
         answer
             .message()
             .starts_with("The provided continue parameter is too old")
+    );
+    let legacy = format!("{ROUTERS}?limit=1&resourceVersion={}", revision(&first));
+    let answer = server.get(POD, &legacy).await;
+    assert_eq!(
+        (answer.code.as_u16(), answer.text("/reason").as_str()),
+        (410, "Expired")
     );
     let both = format!("{path}&resourceVersion=5");
     assert_eq!(server.get(POD, &both).await.code, 400);
