@@ -113,7 +113,8 @@ pub(super) fn create(
     ))
 }
 
-/// Makes the object what `next` makes of it, which has asked [`admit`] whether it may. `birth`, if given, is for a missing object, which is then made first.
+/// Makes the object what `next` makes of it, which has asked [`admit`] whether it is about this one. `birth`, if given, is for a missing
+/// object, which is then made first.
 pub(super) fn update(
     current: Option<&Object>,
     revision: Revision,

@@ -171,7 +171,7 @@ pub(crate) async fn delete(flags: DeleteFlags) -> anyhow::Result<()> {
             .await
             .with_context(|| format!("cannot delete {kind} {name}"))?;
         if code.is_success() {
-            answer(&format!("{kind} {name} deleted\n"))?;
+            answer(&format!("{kind} {name} {}\n", gone(&said)))?;
         } else if code != StatusCode::NOT_FOUND || !flags.ignore_not_found {
             failed += 1;
             eprintln!("error: {kind} {name}: {}", message(code, &said));
@@ -261,10 +261,43 @@ async fn succeeded(client: &Client, method: Method, path: &str) -> anyhow::Resul
     Ok(said)
 }
 
+/// What became of an object that was to be deleted: the server answers with a Status if it is gone, and with the object if that stays
+/// until others let it go.
+fn gone(said: &Value) -> String {
+    let finalizers = said["metadata"]["finalizers"].as_array();
+    let finalizers = finalizers.into_iter().flatten();
+    let names: Vec<&str> = finalizers.filter_map(Value::as_str).collect();
+    match names.is_empty() {
+        true => "deleted".to_owned(),
+        false => format!(
+            "marked for deletion; it waits for its finalizers: {}",
+            names.join(", ")
+        ),
+    }
+}
+
 /// What the server says is wrong. Kubernetes' Status says it in a sentence; anything else is shown by its number.
 fn message(code: StatusCode, said: &Value) -> String {
     match said["message"].as_str() {
         Some(message) => message.to_owned(),
         None => format!("the server gave no reason ({code})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_object_that_stays_is_not_called_deleted() {
+        let status = json!({"kind": "Status", "metadata": {}, "status": "Success"});
+        assert_eq!(gone(&status), "deleted");
+        let going = json!({"kind": "Router", "metadata": {"name": "a", "finalizers": ["x.org/a", "x.org/b"]}});
+        assert_eq!(
+            gone(&going),
+            "marked for deletion; it waits for its finalizers: x.org/a, x.org/b"
+        );
     }
 }
