@@ -353,6 +353,48 @@ async fn a_database_that_crashes_loses_nothing_and_is_found_again() {
     }
 }
 
+#[tokio::test]
+async fn every_session_commits_to_the_disk_whatever_the_database_has_by_default() {
+    let Some(place) = Place::postgres().await else {
+        return;
+    };
+    let store = place.open(StoreConfig::default()).await;
+    place
+        .sql(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$; \
+             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF current_setting('synchronous_commit') = 'off' THEN RAISE 'not on the disk'; END IF; RETURN NEW; END $$; \
+             CREATE TRIGGER refuse BEFORE INSERT ON event FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+        .await;
+    put(&store, "a", "1").await;
+    for _ in 0..2 {
+        place
+            .sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            )
+            .await;
+        let deadline = Instant::now() + SOON;
+        let write = || {
+            store.write(key("a"), |_, _| {
+                (Change::Put(Bytes::from_static(b"2")), ())
+            })
+        };
+        // The first may find out that the session is gone.
+        while let Err(error) = write().await {
+            let error = format!("{error:?}");
+            assert!(!error.contains("not on the disk"), "{error}");
+            assert!(Instant::now() < deadline, "{error}");
+        }
+    }
+    store.close().await;
+    // One that is opened now, too.
+    let store = place.open(StoreConfig::default()).await;
+    put(&store, "a", "3").await;
+    store.close().await;
+}
+
 async fn write_until_it_fails(store: Store, name: String) -> (Seen, StoreError) {
     let mut acknowledged = Seen::new();
     loop {

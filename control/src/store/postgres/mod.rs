@@ -144,7 +144,7 @@ impl Database {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        match timely(PgConnection::connect_with(&self.options)).await {
+        match open::connect(&self.options).await {
             Ok(connection) => {
                 self.regained = true;
                 Ok(connection)

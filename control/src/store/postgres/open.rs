@@ -62,9 +62,7 @@ pub(in crate::store) async fn open(
         store: store.clone(),
         source,
     };
-    let mut connection = timely(PgConnection::connect_with(&options))
-        .await
-        .map_err(failed)?;
+    let mut connection = connect(&options).await.map_err(failed)?;
     match timely(prepare(&mut connection)).await.map_err(failed)? {
         Found::Store(state) => {
             let readers = PgPoolOptions::new()
@@ -90,6 +88,19 @@ pub(in crate::store) async fn open(
             known: SCHEMA,
         }),
     }
+}
+
+/// Makes the writer's connection: a commit that is answered is on the disk. Said to each session, because what the server, the
+/// database or the role has by default comes with each; what an administrator has made stricter stays so.
+pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Error> {
+    const DURABLE: &str = "SELECT set_config('synchronous_commit', \
+         COALESCE(NULLIF(current_setting('synchronous_commit'), 'off'), 'on'), false)";
+    timely(async {
+        let mut connection = PgConnection::connect_with(options).await?;
+        sqlx::raw_sql(DURABLE).execute(&mut connection).await?;
+        Ok(connection)
+    })
+    .await
 }
 
 /// The URL without the password and the options.
@@ -155,9 +166,6 @@ async fn prepare(connection: &mut PgConnection) -> Result<Found, Error> {
         compacted,
         gaps: all(&gaps, Cells::gap)?,
     };
-    // A commit that is answered is on the disk; what an administrator has made stricter stays so.
-    let durable = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
-    sqlx::raw_sql(durable).execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(Found::Store(state))
 }
