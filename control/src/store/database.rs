@@ -13,18 +13,12 @@ use sqlx::Error;
 use sqlx::postgres::PgPool;
 use sqlx::sqlite::SqlitePool;
 
+use super::events::{self, Bounds};
 use super::tokens::{self, Consumed, TokenRecord};
 use super::{
     ConsumeError, Event, EventKind, Gap, Key, Object, StoreError, lookup, postgres, sqlite,
 };
 use crate::api::Revision;
-
-/// Rows that one transaction of a compaction deletes: few enough that writers wait for less than 50 ms.
-pub(super) const COMPACT_ROWS: u64 = 1000;
-
-/// Deletes the first $2 events up to $1.
-pub(super) const DELETE_EVENTS: &str = "DELETE FROM event WHERE revision IN \
-     (SELECT revision FROM event WHERE revision <= $1 ORDER BY revision LIMIT $2)";
 
 /// Openings over which history is kept: each leaves a gap that every resumed watch is compared with.
 pub(super) const GAPS: i64 = 100;
@@ -140,8 +134,9 @@ impl Database {
         }
     }
 
-    /// Deletes the events up to `upto`, and says durably that it does before it does.
-    pub(super) async fn forget(&mut self, upto: Revision) -> Result<(), Failed> {
+    /// Deletes the first of the events up to `upto`, in one transaction, in which it also says that all of them are forgotten.
+    /// Whether there are more.
+    pub(super) async fn forget(&mut self, upto: Revision) -> Result<bool, Failed> {
         match self {
             Self::Sqlite(database) => database.forget(upto).await,
             Self::Postgres(database) => database.forget(upto).await,
@@ -300,24 +295,22 @@ impl Readers {
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
-    /// The first `max` events after `after` up to `upto`, and up to where events were forgotten when they were read.
+    /// The first events after `after` up to `upto`, and up to where events were forgotten when they were read.
     pub(super) async fn events(
         &self,
         after: Revision,
         upto: Revision,
-        max: i64,
+        bounds: Bounds,
     ) -> Result<(Vec<Arc<Event>>, Revision), Error> {
         match self {
             // The mark that the writer keeps in memory is ahead of what it deletes.
             Self::Sqlite(pool) => {
                 let connection = &mut *pool.acquire().await?;
-                Ok((
-                    lookup::events(connection, after, upto, max).await?,
-                    Revision(0),
-                ))
+                let events = events::read(connection, after, upto, bounds).await?;
+                Ok((events, Revision(0)))
             }
             Self::Postgres(pool) => {
-                postgres::timely(postgres::read::events(pool, after, upto, max)).await
+                postgres::timely(postgres::read::events(pool, after, upto, bounds)).await
             }
         }
     }

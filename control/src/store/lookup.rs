@@ -1,19 +1,13 @@
-//! What is looked up in the same words in both databases: an object, a part of a list, events.
-
-use std::sync::Arc;
+//! What is looked up in the same words in both databases: an object, a part of a list.
 
 use bytes::Bytes;
 use sqlx::Error;
 
 use super::database::column;
 use super::seal::Place;
-use super::statements::{self, Cells, Statements, Value, all};
-use super::{Event, Key, Object};
+use super::statements::{Cells, Statements, Value, all};
+use super::{Key, Object};
 use crate::api::Revision;
-
-/// Events after $1 up to $2, the first $3 of them.
-pub(super) const SELECT_EVENTS: &str = "SELECT revision, kind, resource, name, object, previous FROM event \
-     WHERE revision > $1 AND revision <= $2 ORDER BY revision LIMIT $3";
 
 /// One object.
 const SELECT_OBJECT: &str = "SELECT revision, data FROM object WHERE resource = $1 AND name = $2";
@@ -82,16 +76,4 @@ pub(super) async fn behind(
     ];
     let row = connection.row(COUNT_BEHIND, &values).await?;
     row.ok_or(Error::RowNotFound)?.number(0)
-}
-
-/// The first `max` events after `after` up to `upto`.
-pub(super) async fn events(
-    connection: &mut impl Statements,
-    after: Revision,
-    upto: Revision,
-    max: i64,
-) -> Result<Vec<Arc<Event>>, Error> {
-    let values = [column(after), column(upto), max].map(Value::Number);
-    let rows = connection.rows(SELECT_EVENTS, &values).await?;
-    statements::events(&rows)
 }

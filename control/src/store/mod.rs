@@ -11,6 +11,7 @@
 //! from the [`ring`] or, further back, from the database. The store never calls the network and knows no resource's schema.
 
 mod database;
+mod events;
 mod lookup;
 mod open;
 mod postgres;

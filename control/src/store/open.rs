@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use super::database::{Database, Readers};
+use super::writer::Compaction;
 use super::{Gap, Inner, QUEUE, Ring, Shared, Store, StoreConfig, Writer, postgres, sqlite};
 use crate::api::Revision;
 
@@ -137,6 +138,7 @@ impl Store {
             shared: Arc::clone(&shared),
             jobs: received,
             company: false,
+            compaction: Compaction::default(),
         };
         let mut task = JoinSet::new();
         task.spawn(writer.run());

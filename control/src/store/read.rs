@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 
+use super::events::Bounds;
 use super::{Event, Key, Object, Store, StoreError};
 use crate::api::Revision;
 
@@ -177,10 +178,13 @@ impl Store {
         {
             return Ok(events);
         }
-        let max = i64::try_from(max).unwrap_or(i64::MAX);
-        let mut read = self.inner.readers.events(after, current, max).await;
+        let bounds = Bounds {
+            events: i64::try_from(max).unwrap_or(i64::MAX),
+            ..Bounds::NONE
+        };
+        let mut read = self.inner.readers.events(after, current, bounds).await;
         if self.mended(read.as_ref().err()).await? {
-            read = self.inner.readers.events(after, current, max).await;
+            read = self.inner.readers.events(after, current, bounds).await;
         }
         let (events, compacted) = read.map_err(StoreError::database("read events"))?;
         if after < compacted {

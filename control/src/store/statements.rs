@@ -1,7 +1,5 @@
 //! SQL that both databases understand, on a connection of either. Parameters are written `$1`, which SQLite takes as well.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -88,7 +86,7 @@ pub(super) trait Cells {
         Ok((name, data))
     }
 
-    /// Reads a row of [`SELECT_EVENTS`](super::lookup::SELECT_EVENTS).
+    /// Reads `revision, kind, resource, name, object, previous`.
     fn event(&self) -> Result<Event, Error> {
         let (resource, name) = (self.text(2)?, self.text(3)?);
         let kind = EventKind::from_column(self.number(1)?);
@@ -199,9 +197,4 @@ pub(super) fn all<R, T>(
     read: impl Fn(&R) -> Result<T, Error>,
 ) -> Result<Vec<T>, Error> {
     rows.iter().map(read).collect()
-}
-
-/// Events, shared as everybody wants them.
-pub(super) fn events<R: Cells>(rows: &[R]) -> Result<Vec<Arc<Event>>, Error> {
-    all(rows, |row| row.event().map(Arc::new))
 }

@@ -107,24 +107,37 @@ pub(super) struct Writer {
     pub(super) jobs: mpsc::Receiver<Job>,
     /// The last batch held [`COMPANY`]: others are likely to come.
     pub(super) company: bool,
+    pub(super) compaction: Compaction,
+}
+
+/// What is being forgotten: a step in each turn of the writer, so that writes go on between them.
+#[derive(Default)]
+pub(super) struct Compaction {
+    /// Up to where.
+    upto: Option<Revision>,
+    /// Who wants to know when it is done.
+    asked: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    /// Old events are to be looked for when that is done.
+    look: bool,
 }
 
 impl Writer {
     /// Works until the store is closed or its last handle is gone.
     pub(super) async fn run(mut self) {
-        let mut compaction =
+        let mut look =
             tokio::time::interval(self.config.compact_every.max(Duration::from_millis(1)));
-        compaction.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut after = None;
         loop {
+            self.forget_some().await;
             let published = self.published();
             let job = match after.take() {
                 Some(job) => Some(job),
                 None => tokio::select! {
                     biased;
                     // First, because under load the queue is never empty.
-                    _ = compaction.tick() => {
-                        self.compact_old().await;
+                    _ = look.tick() => {
+                        self.compaction.look = true;
                         continue;
                     }
                     job = self.jobs.recv() => job,
@@ -132,6 +145,7 @@ impl Writer {
                         self.follow("follow what others write").await;
                         continue;
                     }
+                    () = std::future::ready(()), if self.compaction.is_on() => continue,
                 },
             };
             match job {
@@ -139,16 +153,19 @@ impl Writer {
                 Some(Job::Transact(transact)) => transact(&mut self.database).await,
                 Some(Job::Compact { upto, answer }) => {
                     let upto = upto.min(self.published());
-                    let done = match upto <= self.shared.compacted() {
-                        true => Ok(()),
-                        false => self.compact(upto).await,
-                    };
-                    let _ = answer.send(done);
+                    if upto > self.shared.compacted() {
+                        self.compaction.reach(upto);
+                    }
+                    self.compaction.asked.push(answer);
+                    if self.compaction.upto.is_none() {
+                        self.compaction.end(Ok(()));
+                    }
                 }
                 Some(Job::Mend { answer }) => {
                     let _ = answer.send(self.mend().await);
                 }
                 Some(Job::Close { answer }) => {
+                    self.forget_all().await;
                     self.close().await;
                     let _ = answer.send(());
                     return;
@@ -242,9 +259,9 @@ impl Writer {
         };
         let begin = news.compacted;
         self.shared.learn(news);
-        if let Err(error) = self.compact(begin).await {
-            error!(error = %chain(&error), "old events cannot be deleted");
-        }
+        // Not in steps: what is damaged must not be found again.
+        self.compaction.reach(begin);
+        self.forget_all().await;
         Ok(())
     }
 
@@ -259,37 +276,49 @@ impl Writer {
         }
     }
 
-    /// Forgets events that are both old and many.
-    async fn compact_old(&mut self) {
-        let age = i64::try_from(self.config.keep_for.as_secs()).unwrap_or(i64::MAX);
-        loop {
-            let before = unix_seconds() - age;
-            match self
-                .database
-                .old_events(self.config.keep_events, before)
-                .await
-            {
-                Ok(None) => return,
+    /// One step of forgetting, if something is to be forgotten.
+    async fn forget_some(&mut self) {
+        if self.compaction.upto.is_none() && std::mem::take(&mut self.compaction.look) {
+            match self.old_events().await {
+                Ok(None) => {}
                 Ok(Some(upto)) => {
-                    if let Err(error) = self.compact(upto).await {
-                        error!(error = %chain(&error), "old events cannot be deleted");
-                        return;
-                    }
-                    debug!(revision = %upto, "old events deleted");
+                    self.compaction.reach(upto);
+                    // There may be more.
+                    self.compaction.look = true;
                 }
-                Err(failed) => {
-                    error!(error = %chain(&failed.doing("look for old events")), "old events cannot be deleted");
-                    return;
-                }
+                Err(error) => self.compaction.end(Err(error)),
             }
         }
-    }
-
-    async fn compact(&mut self, upto: Revision) -> Result<(), StoreError> {
+        let Some(upto) = self.compaction.upto else {
+            return;
+        };
         self.shared.forget(upto);
         let forgotten = self.database.forget(upto).await;
         self.database.tidy().await;
-        forgotten.map_err(|failed| failed.doing("delete old events"))
+        match forgotten {
+            Ok(true) => {}
+            Ok(false) => {
+                debug!(revision = %upto, "old events deleted");
+                self.compaction.end(Ok(()));
+            }
+            Err(failed) => self.compaction.end(Err(failed.doing("delete old events"))),
+        }
+    }
+
+    async fn forget_all(&mut self) {
+        while self.compaction.upto.is_some() {
+            self.forget_some().await;
+        }
+    }
+
+    /// Up to where events are both old and many.
+    async fn old_events(&mut self) -> Result<Option<Revision>, StoreError> {
+        let age = i64::try_from(self.config.keep_for.as_secs()).unwrap_or(i64::MAX);
+        let before = unix_seconds() - age;
+        self.database
+            .old_events(self.config.keep_events, before)
+            .await
+            .map_err(|failed| failed.doing("look for old events"))
     }
 
     /// Closes the database. Queued jobs are dropped, which tells their callers.
@@ -298,6 +327,28 @@ impl Writer {
         match self.database.close().await {
             Ok(()) => info!("store closed"),
             Err(error) => error!(%error, "the store did not close cleanly"),
+        }
+    }
+}
+
+impl Compaction {
+    fn is_on(&self) -> bool {
+        self.upto.is_some() || self.look
+    }
+
+    fn reach(&mut self, upto: Revision) {
+        self.upto = self.upto.max(Some(upto));
+    }
+
+    fn end(&mut self, done: Result<(), StoreError>) {
+        self.upto = None;
+        if let Err(error) = &done {
+            error!(error = %chain(error), "old events cannot be deleted");
+            // Later, not at once again.
+            self.look = false;
+        }
+        for answer in self.asked.drain(..) {
+            let _ = answer.send(done.clone());
         }
     }
 }

@@ -16,6 +16,7 @@ on_both! {
     events_come_from_ring_and_database_alike,
     compaction_forgets_events_and_keeps_objects,
     old_events_go_by_themselves_but_never_the_last_ones,
+    writes_go_on_while_events_are_forgotten,
     a_decision_that_panics_takes_nobody_else_along,
     numbers_can_be_skipped_by_a_write,
     a_list_in_pages_is_one_state,
@@ -168,6 +169,57 @@ async fn old_events_go_by_themselves_but_never_the_last_ones(place: Place) {
         }
     };
     assert!(kept.len() >= 5, "{} kept", kept.len());
+    store.close().await;
+}
+
+async fn writes_go_on_while_events_are_forgotten(place: Place) {
+    let store = place.open(StoreConfig::default()).await;
+    let base = store.current().0;
+    store.close().await;
+    let many = format!(
+        "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 5000) \
+         INSERT INTO event SELECT {base} + n, 0, 0, '{RESOURCE}', 'a', CAST('x' AS {}), NULL FROM number",
+        match place {
+            Place::Sqlite(_) => "BLOB",
+            Place::Postgres { .. } => "BYTEA",
+        }
+    );
+    place.sql(&many).await;
+    place.sql(&place.set_revision(base + 5000)).await;
+
+    let store = place.open(StoreConfig::default()).await;
+    let upto = Revision(base + 3500);
+    let compaction = store.compact(upto);
+    tokio::pin!(compaction);
+    let mut answered = 0;
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut compaction => break done.unwrap(),
+            _ = put(&store, "a", "1") => answered += 1,
+        }
+    }
+    assert!(answered >= 2, "{answered} writes went between 3,500 events");
+    assert_eq!(store.compacted(), upto);
+    store.close().await;
+
+    // What is old goes at one look, though in steps.
+    let config = StoreConfig {
+        keep_events: 1,
+        keep_for: Duration::ZERO,
+        compact_every: Duration::from_secs(3600),
+        ..StoreConfig::default()
+    };
+    let store = place.open(config).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while store.compacted().0 < base + 5000 {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "{} were forgotten",
+            store.compacted().0 - base
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     store.close().await;
 }
 

@@ -376,11 +376,7 @@ async fn every_session_commits_to_the_disk_whatever_the_database_has_by_default(
             )
             .await;
         let deadline = Instant::now() + SOON;
-        let write = || {
-            store.write(key("a"), |_, _| {
-                (Change::Put(Bytes::from_static(b"2")), ())
-            })
-        };
+        let write = || store.write(key("a"), |_, _| (Change::Put(Bytes::from_static(b"2")), ()));
         // The first may find out that the session is gone.
         while let Err(error) = write().await {
             let error = format!("{error:?}");

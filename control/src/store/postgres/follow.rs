@@ -7,7 +7,8 @@ use sqlx::{Connection, Error};
 
 use super::super::Gap;
 use super::super::database::{GAPS, News, column};
-use super::super::statements::{Cells, all, events};
+use super::super::events::shared;
+use super::super::statements::{Cells, all};
 use super::{CATCH_UP, notify};
 use crate::api::Revision;
 
@@ -128,7 +129,7 @@ pub(super) async fn since(
     .await?;
     rows.reverse();
     let mut news = News {
-        events: events(&rows)?,
+        events: shared(&rows)?,
         floor: lost,
         gaps,
         revision,

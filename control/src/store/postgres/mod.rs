@@ -20,9 +20,8 @@ use sqlx::{Connection, Error};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::database::{
-    Batch, COMPACT_ROWS, DELETE_EVENTS, Failed, News, Objects, column, count, states,
-};
+use super::database::{Batch, Failed, News, Objects, column, count, states};
+use super::events::{self, Bounds};
 use super::statements::Cells;
 use super::writer::unix_seconds;
 use super::{Event, Key};
@@ -116,7 +115,7 @@ impl Database {
              WHERE at < $3",
         )
         .bind(count(keep))
-        .bind(count(COMPACT_ROWS))
+        .bind(Bounds::STEP.events)
         .bind(before)
         .fetch_one(&mut connection);
         let outcome = timely(work).await.map_err(Failed::Undone);
@@ -124,10 +123,10 @@ impl Database {
         Ok(upto.map(|upto| Revision(upto.unsigned_abs())))
     }
 
-    pub(super) async fn forget(&mut self, upto: Revision) -> Result<(), Failed> {
+    pub(super) async fn forget(&mut self, upto: Revision) -> Result<bool, Failed> {
         let mut connection = self.take().await?;
         let outcome = forget(&mut connection, upto).await;
-        self.settle(connection, outcome.map_err(Failed::Unknown))
+        self.settle(connection, outcome)
     }
 
     pub(super) async fn close(self) -> Result<(), Error> {
@@ -335,25 +334,25 @@ async fn notify(connection: &mut PgConnection, revision: Revision) -> Result<(),
         .map(drop)
 }
 
-async fn forget(connection: &mut PgConnection, upto: Revision) -> Result<(), Error> {
-    for sql in [
-        "UPDATE meta SET compacted = GREATEST(compacted, $1)",
-        "DELETE FROM gap WHERE high <= $1",
-    ] {
-        timely(
+async fn forget(connection: &mut PgConnection, upto: Revision) -> Result<bool, Failed> {
+    let (transaction, more) = timely(async {
+        let mut transaction = connection.begin().await?;
+        // The one row comes first, as everywhere, so that nobody waits for each other.
+        for sql in [
+            "UPDATE meta SET compacted = GREATEST(compacted, $1)",
+            "DELETE FROM gap WHERE high <= $1",
+        ] {
             sqlx::query(sql)
                 .bind(column(upto))
-                .execute(&mut *connection),
-        )
-        .await?;
-    }
-    loop {
-        let delete = sqlx::query(DELETE_EVENTS)
-            .bind(column(upto))
-            .bind(count(COMPACT_ROWS))
-            .execute(&mut *connection);
-        if timely(delete).await?.rows_affected() < COMPACT_ROWS {
-            return Ok(());
+                .execute(&mut *transaction)
+                .await?;
         }
-    }
+        let (_, more) = events::forget(&mut *transaction, upto).await?;
+        Ok((transaction, more))
+    })
+    .await?;
+    timely(transaction.commit())
+        .await
+        .map_err(Failed::Unknown)?;
+    Ok(more)
 }

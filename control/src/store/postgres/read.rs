@@ -7,6 +7,7 @@ use sqlx::postgres::PgPool;
 use sqlx::{Error, Row};
 
 use super::super::database::Part;
+use super::super::events::{self, Bounds};
 use super::super::statements::Cells;
 use super::super::{Event, Object, lookup};
 use super::follow::meta;
@@ -67,10 +68,10 @@ pub(in crate::store) async fn events(
     pool: &PgPool,
     after: Revision,
     upto: Revision,
-    max: i64,
+    bounds: Bounds,
 ) -> Result<(Vec<Arc<Event>>, Revision), Error> {
     let connection = &mut *pool.acquire().await?;
-    let events = lookup::events(connection, after, upto, max).await?;
+    let events = events::read(connection, after, upto, bounds).await?;
     let row = sqlx::query("SELECT compacted FROM meta")
         .fetch_one(connection)
         .await?;

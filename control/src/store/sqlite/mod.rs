@@ -15,10 +15,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Error, QueryBuilder, Sqlite};
 use tracing::{error, info, warn};
 
-use super::database::{
-    Batch, COMPACT_ROWS, DELETE_EVENTS, Failed, News, Objects, column, count, states,
-};
-use super::lookup;
+use super::database::{Batch, Failed, News, Objects, column, count, states};
+use super::events::{self, Bounds};
 use super::seal::{Place, Seal};
 use super::statements::{Cells, all};
 use super::writer::unix_seconds;
@@ -125,7 +123,7 @@ impl Database {
         compacted: Revision,
     ) -> Result<News, Error> {
         let connection = self.connected().await?;
-        let events = lookup::events(connection, published, Revision::MAX, i64::MAX).await?;
+        let events = events::read(connection, published, Revision::MAX, Bounds::NONE).await?;
         let gaps = sqlx::query("SELECT low, high FROM gap WHERE high > $1")
             .bind(column(published))
             .fetch_all(connection)
@@ -148,11 +146,11 @@ impl Database {
         if self.events <= keep {
             return Ok(None);
         }
-        let rows = (self.events - keep).min(COMPACT_ROWS);
+        let rows = count(self.events - keep).min(Bounds::STEP.events);
         let upto = sqlx::query_scalar::<_, Option<i64>>(
             "SELECT MAX(revision) FROM (SELECT revision, at FROM event ORDER BY revision LIMIT $1) WHERE at < $2",
         )
-        .bind(count(rows))
+        .bind(rows)
         .bind(before)
         .fetch_one(self.connected().await?)
         .await?;
@@ -160,36 +158,29 @@ impl Database {
     }
 
     /// Also on a full disk: what is given up for this makes the room.
-    pub(super) async fn forget(&mut self, upto: Revision) -> Result<(), Failed> {
+    pub(super) async fn forget(&mut self, upto: Revision) -> Result<bool, Failed> {
         let outcome = self.try_forget(upto).await;
         self.settle(outcome).await
     }
 
-    async fn try_forget(&mut self, upto: Revision) -> Result<(), Failed> {
+    async fn try_forget(&mut self, upto: Revision) -> Result<bool, Failed> {
         let connection = self.connected().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         for sql in [
             "UPDATE meta SET value = $1 WHERE key = 'compacted'",
             "DELETE FROM gap WHERE high <= $1",
         ] {
             sqlx::query(sql)
                 .bind(column(upto))
-                .execute(&mut *connection)
+                .execute(&mut *transaction)
                 .await?;
         }
-        loop {
-            let deleted = sqlx::query(DELETE_EVENTS)
-                .bind(column(upto))
-                .bind(count(COMPACT_ROWS))
-                .execute(self.connected().await?)
-                .await?
-                .rows_affected();
-            self.events = self.events.saturating_sub(deleted);
-            // How much that is in the log, only SQLite knows.
-            self.log.wrote(usize::MAX);
-            if deleted < COMPACT_ROWS {
-                return Ok(());
-            }
-        }
+        let (deleted, more) = events::forget(&mut *transaction, upto).await?;
+        transaction.commit().await.map_err(Failed::Unknown)?;
+        self.events = self.events.saturating_sub(deleted);
+        // How much that is in the log, only SQLite knows.
+        self.log.wrote(usize::MAX);
+        Ok(more)
     }
 
     /// Looks at every row, mends what can be mended, and sets aside what cannot: see [`mend`]. `None` if all is well.
