@@ -17,6 +17,8 @@ use super::need::skipped;
 use super::place::long;
 use super::{RESOURCE, key, put};
 
+/// An object of which a small disk takes some.
+const SMALL: usize = 3000;
 /// Longer than anything takes that goes well.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -24,14 +26,14 @@ const SOON: Duration = Duration::from_secs(30);
 struct Disk(TempDir);
 
 impl Disk {
-    fn new() -> Option<Self> {
+    fn new(size: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             skipped("root");
             return None;
         }
         let disk = Self(TempDir::new().unwrap());
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
             .arg(disk.0.path())
             .status();
         if !mounted.is_ok_and(|status| status.success()) {
@@ -71,7 +73,7 @@ impl Drop for Disk {
 
 #[tokio::test]
 async fn a_full_disk_refuses_writes_until_there_is_room_again() {
-    let Some(disk) = Disk::new() else { return };
+    let Some(disk) = Disk::new("2m") else { return };
     let config = StoreConfig {
         ballast: 128 << 10,
         ring: 1,
@@ -85,14 +87,17 @@ async fn a_full_disk_refuses_writes_until_there_is_room_again() {
         assert_eq!(std::fs::metadata(&ballast).unwrap().len(), config.ballast);
         let start = store.current();
         disk.fill(100 << 10);
-        let (mut acknowledged, error) = until_refused(&store).await;
+        let (mut acknowledged, error) = until_refused(&store, SMALL).await;
         assert!(error.to_string().contains("disk"), "{error}");
-        // What the store has freed goes to somebody else, but for less than it needs to go on.
-        disk.fill(200 << 10);
+        // What the store has freed goes to somebody else, but for less than it needs to go on, whatever is free within it.
+        disk.fill(100 << 10);
         assert!(!ballast.exists(), "the room that was held back is given up");
         // It stays so, and what was acknowledged can be read and watched.
         for _ in 0..10 {
-            assert!(matches!(write(&store, 0).await, Err(StoreError::Full)));
+            assert!(matches!(
+                write(&store, 0, SMALL).await,
+                Err(StoreError::Full)
+            ));
         }
         assert!(store.is_open());
         assert_eq!(
@@ -133,8 +138,37 @@ async fn a_full_disk_refuses_writes_until_there_is_room_again() {
 }
 
 #[tokio::test]
+async fn a_store_that_filled_the_disk_itself_goes_on_where_old_events_were() {
+    const BYTES: usize = 30_000;
+    let Some(disk) = Disk::new("32m") else { return };
+    let path = disk.path("store.db");
+    let open = || Store::open(&path, StoreConfig::default());
+    let mut store = open().await.unwrap();
+    for cycle in 0..4 {
+        let start = store.current();
+        let (acknowledged, _) = until_refused(&store, BYTES).await;
+        eprintln!("cycle {cycle}: {} writes", acknowledged.len());
+        // A file that is nearly full again after a few writes would be of no use.
+        assert!(acknowledged.len() > 100, "cycle {cycle}");
+        assert!(matches!(
+            write(&store, 0, BYTES).await,
+            Err(StoreError::Full)
+        ));
+        assert_eq!(revisions(&store, start).await, acknowledged);
+        if cycle == 1 {
+            store.close().await;
+            store = open().await.unwrap();
+        }
+        store.compact(store.current()).await.unwrap();
+    }
+    put(&store, "room", "again").await;
+    store.close().await;
+    assert!(!disk.path("store.db-ballast").exists());
+}
+
+#[tokio::test]
 async fn a_store_opens_on_a_full_disk() {
-    let Some(disk) = Disk::new() else { return };
+    let Some(disk) = Disk::new("2m") else { return };
     let config = StoreConfig {
         ballast: 128 << 10,
         ..StoreConfig::default()
@@ -147,17 +181,17 @@ async fn a_store_opens_on_a_full_disk() {
     let store = Store::open(&path, config).await.unwrap();
     assert!(store.get(&key("a")).await.unwrap().is_some());
     // Opening may have left room of what was held back.
-    until_refused(&store).await;
+    until_refused(&store, SMALL).await;
     disk.make_room();
     put(&store, "a", "2").await;
     store.close().await;
 }
 
 /// Writes until the disk is full; what was acknowledged, and the refusal.
-async fn until_refused(store: &Store) -> (Vec<Revision>, StoreError) {
+async fn until_refused(store: &Store, bytes: usize) -> (Vec<Revision>, StoreError) {
     let mut acknowledged = Vec::new();
     let error = loop {
-        match write(store, acknowledged.len()).await {
+        match write(store, acknowledged.len(), bytes).await {
             Ok(revision) => acknowledged.push(revision),
             Err(error) => break error,
         }
@@ -172,8 +206,8 @@ async fn revisions(store: &Store, start: Revision) -> Vec<Revision> {
     events.iter().map(|event| event.revision).collect()
 }
 
-async fn write(store: &Store, number: usize) -> Result<Revision, StoreError> {
-    let data = Bytes::from(vec![b'x'; 3000]);
+async fn write(store: &Store, number: usize, bytes: usize) -> Result<Revision, StoreError> {
+    let data = Bytes::from(vec![b'x'; bytes]);
     let decide = move |_: Option<&_>, revision| (Change::Put(data), revision);
     store.write(key(&(number % 8).to_string()), decide).await
 }

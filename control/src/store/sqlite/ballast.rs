@@ -3,6 +3,10 @@
 //! A full disk stops more than writes: moving the log into the file and forgetting old events need room too. So some is held by a
 //! file that is given up then. Writes are refused until there is room for it again, and as much beside it, so that the store does
 //! not go back and forth between the two.
+//!
+//! Where the store itself has filled the disk, that room never comes: a file of SQLite's does not shrink. What comes, when events
+//! are forgotten, is free pages within it, and they are as good: writes go on, without a ballast, while the disk has room for the
+//! log and the file for what the log brings.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -18,6 +22,8 @@ pub(super) struct Ballast {
     path: PathBuf,
     bytes: u64,
     /// The file was given up, and there is no room for it yet.
+    given_up: bool,
+    /// Writes are refused.
     full: bool,
 }
 
@@ -27,11 +33,12 @@ impl Ballast {
         let mut ballast = Self {
             path: beside(store),
             bytes,
+            given_up: true,
             full: false,
         };
         ballast.make();
-        if ballast.full {
-            ballast.complain();
+        if ballast.given_up {
+            ballast.refuse();
         }
         ballast
     }
@@ -44,44 +51,57 @@ impl Ballast {
     /// Gives the room up.
     pub(super) fn release(&mut self) {
         remove(&self.path);
-        if !std::mem::replace(&mut self.full, true) {
-            self.complain();
-        }
+        self.given_up = true;
+        self.refuse();
     }
 
-    /// Whether the disk has room for writes: it has, or has again.
-    pub(super) fn has_room(&mut self) -> bool {
-        if self.full && self.can_be_made() {
+    /// Whether nothing was given up, so that nobody need look whether there is room.
+    pub(super) fn is_held(&self) -> bool {
+        !self.given_up
+    }
+
+    /// Whether there is room for writes: on the disk, in the `log` and in the free `pages` of the file, in bytes.
+    ///
+    /// A log of as many bytes as the ballast has can be written then, and moved into the file.
+    pub(super) fn has_room(&mut self, log: u64, pages: u64) -> bool {
+        let disk = self.free();
+        if self.given_up && disk / 2 >= self.bytes {
             self.make();
-            if !self.full {
-                info!(ballast = %self.path.display(), "the disk has room again: the store takes writes");
-            }
+        }
+        let room = disk.saturating_add(log);
+        let enough = room >= self.bytes && room.saturating_add(pages) / 2 >= self.bytes;
+        if self.given_up && !enough {
+            self.refuse();
+        } else if std::mem::replace(&mut self.full, false) {
+            info!(ballast = %self.path.display(), held = !self.given_up, "there is room again: the store takes writes");
         }
         !self.full
     }
 
-    fn complain(&self) {
-        error!(
-            ballast = %self.path.display(), bytes = self.bytes,
-            "THE DISK IS FULL: the store takes no writes until there is room for twice the ballast; what is there can be read"
-        );
+    fn refuse(&mut self) {
+        if !std::mem::replace(&mut self.full, true) {
+            error!(
+                ballast = %self.path.display(), bytes = self.bytes,
+                "THE DISK IS FULL: the store takes no writes until there is room for twice the ballast, on the disk or \
+                 where old events were; what is there can be read"
+            );
+        }
     }
 
-    fn can_be_made(&self) -> bool {
+    /// Bytes that the disk has left.
+    fn free(&self) -> u64 {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
-        statvfs(folder).is_ok_and(|disk| {
+        statvfs(folder).map_or(0, |disk| {
             #[allow(
                 clippy::useless_conversion,
                 reason = "the widths differ between systems"
             )]
-            let free =
-                u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size().into());
-            free / 2 >= self.bytes
+            u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size().into())
         })
     }
 
     fn make(&mut self) {
-        self.full = false;
+        self.given_up = false;
         if self.bytes == 0 {
             return;
         }
@@ -89,7 +109,7 @@ impl Ballast {
         // A part of it holds nothing back and takes room.
         remove(&self.path);
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.full = true,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.given_up = true,
             _ => warn!(
                 ballast = %self.path.display(), bytes = self.bytes, %error,
                 "no room can be held back for a full disk"

@@ -16,6 +16,8 @@ use super::{DURABLE, options};
 
 /// Pages of the log from which on it is moved: as many as SQLite has it, 4 MiB.
 const PAGES: i64 = 1000;
+/// Of a log that has to be short, because the disk has no room for a longer one: a quarter.
+const SHORT: i64 = PAGES / 4;
 /// Bytes that are written before the length of the log is asked for again.
 const STEP: usize = 256 << 10;
 
@@ -42,7 +44,7 @@ impl Log {
         self.written = self.written.saturating_add(bytes);
     }
 
-    /// To be called between two batches, with the writer's connection.
+    /// To be called between two batches, with the writer's connection; `short`: there is little room.
     ///
     /// # Errors
     /// What SQLite says; nothing is lost then, the log is only longer than it should be.
@@ -50,14 +52,16 @@ impl Log {
         &mut self,
         path: &Path,
         connection: &mut SqliteConnection,
+        short: bool,
     ) -> Result<(), Error> {
+        let pages = if short { SHORT } else { PAGES };
         if let Some(moved) = self.mover.try_join_next() {
             moved.map_err(|error| Error::Protocol(error.to_string()))??;
             self.left = run(connection, "PRAGMA wal_checkpoint(PASSIVE)").await?;
             debug!(left = self.left, "the log was moved into the store");
         } else if self.mover.is_empty() && self.written >= STEP {
             self.written = 0;
-            if run(connection, "PRAGMA wal_checkpoint(NOOP)").await? >= self.left + PAGES {
+            if run(connection, "PRAGMA wal_checkpoint(NOOP)").await? >= self.left + pages {
                 self.mover.spawn(move_most(options(path)));
             }
         }
@@ -68,6 +72,13 @@ impl Log {
     pub(super) async fn rest(&mut self) {
         while self.mover.join_next().await.is_some() {}
     }
+}
+
+/// Bytes of the log beside the store at `path`. They are written again when what they hold is moved.
+pub(super) fn size(path: &Path) -> u64 {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    std::fs::metadata(log).map_or(0, |log| log.len())
 }
 
 async fn move_most(options: SqliteConnectOptions) -> Result<(), Error> {

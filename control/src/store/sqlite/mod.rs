@@ -209,7 +209,8 @@ impl Database {
         let Some(connection) = self.connection.as_mut() else {
             return;
         };
-        if let Err(error) = self.log.tidy(&self.path, connection).await {
+        let short = !self.ballast.is_held();
+        if let Err(error) = self.log.tidy(&self.path, connection, short).await {
             warn!(%error, "the store's log cannot be moved into it");
             // Nothing waits for an answer: what follows from it is all that matters.
             let _ = self.settle::<()>(Err(Failed::Undone(error))).await;
@@ -226,10 +227,13 @@ impl Database {
         }
     }
 
-    /// The connection, if the disk has room for a write.
+    /// The connection, if there is room for a write.
     async fn ready(&mut self) -> Result<&mut SqliteConnection, Failed> {
-        if !self.ballast.has_room() {
-            return Err(Failed::Full);
+        if !self.ballast.is_held() {
+            let pages = free_pages(self.connected().await?).await?;
+            if !self.ballast.has_room(log::size(&self.path), pages) {
+                return Err(Failed::Full);
+            }
         }
         Ok(self.connected().await?)
     }
@@ -345,6 +349,16 @@ async fn check(connection: &mut SqliteConnection) -> Result<Result<(), String>, 
     } else {
         Err(verdict)
     })
+}
+
+/// Bytes of the file that nothing is in.
+async fn free_pages(connection: &mut SqliteConnection) -> Result<u64, Error> {
+    let bytes: i64 = sqlx::query_scalar(
+        "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(bytes.unsigned_abs())
 }
 
 async fn checkpoint(connection: &mut SqliteConnection) -> Result<(), Error> {
