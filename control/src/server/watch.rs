@@ -3,6 +3,7 @@
 //! There is no task and no queue: the transport polls the body, the body reads what is behind its cursor. A slow client costs a
 //! cursor; when the client goes away, the body is dropped and that is all.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +34,9 @@ const WAKE_EVERY: Duration = Duration::from_millis(10);
 const PAGE: usize = 256;
 /// Bytes after which a chunk is sent, though more is there.
 const CHUNK: usize = 64 << 10;
+/// Bytes of objects that one look at the store takes: a chunk of changed ones, which come with what they were before. A watcher that
+/// is slow holds on to so much.
+const READ: usize = 2 * CHUNK;
 /// How long a watch waits for a revision that a list has seen and the hub has not told yet.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
@@ -60,6 +64,8 @@ struct Watch {
     hub: watch::Receiver<Revision>,
     /// Everything up to here was sent, or was not meant.
     cursor: Revision,
+    /// Events behind the cursor that were read and are not sent yet.
+    read: VecDeque<Arc<Event>>,
     selector: Selector,
     /// Objects of the beginning, and how many of them were dealt with; shared with whoever begins at the same revision.
     initial: Option<Arc<Vec<Object>>>,
@@ -116,6 +122,7 @@ pub(super) async fn start(
         store,
         hub,
         cursor,
+        read: VecDeque::new(),
         selector: request.selector,
         initial,
         at: 0,
@@ -181,13 +188,14 @@ impl Watch {
                 // So that the next watch need not look again at what this one has looked at.
                 return self.bookmark_at.is_some().then(|| self.bookmark(false));
             }
+            if let Some(chunk) = self.chunk() {
+                return Some(chunk);
+            }
             // Marked as seen before the store is read, so that what comes in between wakes us again.
             let current = *self.hub.borrow_and_update();
-            match self.store.events_since(self.cursor, PAGE).await {
+            match self.store.events_within(self.cursor, PAGE, READ).await {
                 Ok(events) if !events.is_empty() => {
-                    if let Some(chunk) = self.chunk(&events) {
-                        return Some(chunk);
-                    }
+                    self.read = events.into();
                     continue;
                 }
                 // Ahead: the list that this watch began with is a moment ahead of the hub.
@@ -247,13 +255,14 @@ impl Watch {
         (!chunk.is_empty()).then(|| chunk.freeze())
     }
 
-    /// The lines of these events; moves the cursor behind those that were taken. `None` if none of them is meant.
-    fn chunk(&mut self, events: &[Arc<Event>]) -> Option<Bytes> {
+    /// The lines of the events that were read, or of the first of them; moves the cursor behind those that were taken. `None` if
+    /// none of them is meant.
+    fn chunk(&mut self) -> Option<Bytes> {
         let mut chunk = BytesMut::new();
-        for event in events {
+        while let Some(event) = self.read.pop_front() {
             self.cursor = event.revision;
             if event.key.resource == self.kind.about.resource
-                && let Some(kind) = self.meant(event)
+                && let Some(kind) = self.meant(&event)
             {
                 self.line(&mut chunk, kind, &event.object);
             }

@@ -159,6 +159,20 @@ impl Store {
         after: Revision,
         max: usize,
     ) -> Result<Vec<Arc<Event>>, EventsError> {
+        self.events_within(after, max, usize::MAX).await
+    }
+
+    /// As [`events_since`](Store::events_since), but ends with the event that makes it `bytes` of objects, as they are and as they
+    /// were before. So much is read, too.
+    ///
+    /// # Errors
+    /// As [`events_since`](Store::events_since).
+    pub async fn events_within(
+        &self,
+        after: Revision,
+        max: usize,
+        bytes: usize,
+    ) -> Result<Vec<Arc<Event>>, EventsError> {
         let shared = &self.inner.shared;
         let current = self.current();
         if after > current {
@@ -174,13 +188,13 @@ impl Store {
             .ring
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .after(after, max)
+            .after(after, max, bytes)
         {
             return Ok(events);
         }
         let bounds = Bounds {
             events: i64::try_from(max).unwrap_or(i64::MAX),
-            ..Bounds::NONE
+            bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
         };
         let mut read = self.inner.readers.events(after, current, bounds).await;
         if self.mended(read.as_ref().err()).await? {

@@ -50,16 +50,32 @@ impl Ring {
         }
     }
 
-    /// The first `max` events after the revision; `None` if the ring does not reach back that far.
-    pub(super) fn after(&self, after: Revision, max: usize) -> Option<Vec<Arc<Event>>> {
+    /// The first `max` events after the revision, up to the one that makes it `bytes` of objects; `None` if the ring does not reach
+    /// back that far.
+    pub(super) fn after(
+        &self,
+        after: Revision,
+        max: usize,
+        bytes: usize,
+    ) -> Option<Vec<Arc<Event>>> {
         if after < self.floor {
             return None;
         }
         let start = self.events.partition_point(|event| event.revision <= after);
-        Some(self.events.range(start..).take(max).cloned().collect())
+        let mut taken = 0;
+        let part = self.events.range(start..).take(max).take_while(|event| {
+            let begins = taken < bytes;
+            taken += objects(event);
+            begins
+        });
+        Some(part.cloned().collect())
     }
 }
 
 fn size(event: &Event) -> usize {
-    event.object.len() + event.previous.as_ref().map_or(0, bytes::Bytes::len) + size_of::<Event>()
+    objects(event) + size_of::<Event>()
+}
+
+fn objects(event: &Event) -> usize {
+    event.object.len() + event.previous.as_ref().map_or(0, bytes::Bytes::len)
 }

@@ -14,6 +14,7 @@ on_both! {
     a_write_is_readable_when_it_is_answered,
     one_callers_conflict_does_not_abort_the_batch,
     events_come_from_ring_and_database_alike,
+    events_are_read_in_parts_of_so_many_bytes,
     compaction_forgets_events_and_keeps_objects,
     old_events_go_by_themselves_but_never_the_last_ones,
     writes_go_on_while_events_are_forgotten,
@@ -112,6 +113,39 @@ async fn events_come_from_ring_and_database_alike(place: Place) {
         Err(EventsError::Ahead { .. })
     ));
     store.close().await;
+}
+
+async fn events_are_read_in_parts_of_so_many_bytes(place: Place) {
+    // From memory, and from the database.
+    for ring in [100, 1] {
+        let config = StoreConfig {
+            ring,
+            ..StoreConfig::default()
+        };
+        let store = place.open(config).await;
+        let start = store.current();
+        for (name, data) in [("a", "1234"), ("a", "123456"), ("b", "1"), ("c", "12345")] {
+            put(&store, name, data).await;
+        }
+        // 4, then 6 with the 4 before, then 1, then 5.
+        for (bytes, max, found) in [
+            (1, 9, 1),
+            (4, 9, 1),
+            (5, 9, 2),
+            (14, 9, 2),
+            (15, 9, 3),
+            (16, 9, 4),
+            (usize::MAX, 9, 4),
+            (usize::MAX, 3, 3),
+        ] {
+            let events = store.events_within(start, max, bytes).await.unwrap();
+            assert_eq!(events.len(), found, "{bytes} bytes, ring of {ring}");
+        }
+        for name in ["a", "b", "c"] {
+            delete(&store, name).await.unwrap();
+        }
+        store.close().await;
+    }
 }
 
 async fn compaction_forgets_events_and_keeps_objects(place: Place) {

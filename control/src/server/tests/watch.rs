@@ -261,6 +261,32 @@ async fn compacted_and_future_revisions_are_told() {
 }
 
 #[tokio::test]
+async fn what_was_read_for_a_watch_is_sent_and_is_little() {
+    let server = Server::with(StoreConfig {
+        ring: 1,
+        linger: Duration::ZERO,
+        ..StoreConfig::default()
+    })
+    .await;
+    let start = server.store.current();
+    for number in 0..60 {
+        let mut large = router(&format!("r{number}"), json!({}));
+        large["metadata"]["annotations"] = json!({"example.com/large": "x".repeat(4096)});
+        server.post(ADMIN, &large).await.expect(201);
+    }
+    let mut lines = server.watch(&format!("resourceVersion={start}")).await;
+    assert_eq!(lines.brief().await.0, "ADDED r0");
+    // What the first chunk had no room for is not read again: it could not be.
+    server.store.compact(server.store.current()).await.unwrap();
+    let mut sent = 1;
+    while lines.next().await.unwrap()["type"] == "ADDED" {
+        sent += 1;
+    }
+    // A chunk is 64 KiB, and what is read is twice as much.
+    assert!((24..=32).contains(&sent), "{sent} were sent");
+}
+
+#[tokio::test]
 async fn an_idle_watch_gets_bookmarks_ends_in_time_and_survives_compaction() {
     let server = Server::new().await;
     let a = server.make("a").await;
