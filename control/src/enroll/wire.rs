@@ -11,6 +11,7 @@ use keel_certs::{
 };
 use keel_fabric::metrics::{PairCounts, Pairs};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tokio::time::Instant;
 
 use crate::store::{TokenRecord, TokenScope};
 use crate::syncer::PeerState;
@@ -311,7 +312,9 @@ impl From<&PeerState> for PeerInfo {
             server: state.server.to_string(),
             connected: state.connected,
             last_contact: state.last_contact.map(seconds),
-            behind_since: state.behind(SystemTime::now()).map(seconds),
+            behind_since: state
+                .behind(Instant::now())
+                .map(|since| seconds(SystemTime::now() - since.elapsed())),
             error: state.error.clone(),
         }
     }

@@ -29,10 +29,10 @@ pub struct PeerState {
     pub server: HostPort,
     /// Whether the last thing that was heard is good news.
     pub connected: bool,
-    /// When the peer was last heard.
+    /// When the peer was last heard, for people.
     pub last_contact: Option<SystemTime>,
     /// Since when a status of the peer that we know of is not taken over here; `None` in sync.
-    pub behind_since: Option<SystemTime>,
+    pub behind_since: Option<Instant>,
     /// `source.revision` of the peer's status that is held here.
     pub pulled: Option<Revision>,
     /// `source.revision` of our own status that we pushed last; `None` if the peer pulls.
@@ -42,8 +42,8 @@ pub struct PeerState {
     pub ahead: Option<Revision>,
     /// What goes wrong.
     pub error: Option<String>,
-    /// Since when it is a peer.
-    since: SystemTime,
+    /// When the peer was last heard, or became one: whether it is silent must not depend on the clock, which may be set.
+    pub(super) heard: Instant,
 }
 
 /// Bookmarks come every 10 s: a peer that is silent for longer may be gone, although nothing says so yet.
@@ -61,27 +61,25 @@ impl PeerState {
             pushed: None,
             ahead: None,
             error: None,
-            since: SystemTime::now(),
+            heard: Instant::now(),
         }
     }
 
     /// Since when what is held here of the peer may differ from what the peer is; `None` in sync.
     #[must_use]
-    pub fn behind(&self, now: SystemTime) -> Option<SystemTime> {
-        let heard = self.last_contact.unwrap_or(self.since);
-        let silent = now.duration_since(heard).is_ok_and(|age| age > SILENT);
-        if self.connected && !silent {
+    pub fn behind(&self, now: Instant) -> Option<Instant> {
+        if self.connected && now.duration_since(self.heard) <= SILENT {
             return self.behind_since;
         }
-        Some(self.behind_since.map_or(heard, |since| since.min(heard)))
+        let since = self.behind_since.unwrap_or(self.heard);
+        Some(since.min(self.heard))
     }
 
     /// How far what is held here may be behind the peer; zero in sync.
     #[must_use]
-    pub fn lag(&self, now: SystemTime) -> Duration {
-        self.behind(now).map_or(Duration::ZERO, |since| {
-            now.duration_since(since).unwrap_or_default()
-        })
+    pub fn lag(&self, now: Instant) -> Duration {
+        self.behind(now)
+            .map_or(Duration::ZERO, |since| now.duration_since(since))
     }
 }
 
@@ -195,7 +193,7 @@ struct Lag(watch::Receiver<PeerStates>);
 impl Collector for Lag {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let states = self.0.borrow().clone();
-        let now = SystemTime::now();
+        let now = Instant::now();
         let mut family = encoder.encode_descriptor(
             "keel_sync_lag",
             "How long what is held here of the peer may differ from what it is; 0 in sync",
@@ -283,6 +281,7 @@ impl Report {
             }
             state.connected = true;
             state.last_contact = Some(now);
+            state.heard = Instant::now();
             state.error = state.ahead.map(ahead);
         });
         if back {
@@ -363,7 +362,7 @@ impl Report {
     /// A status of the peer is known and not taken over.
     pub(super) fn behind(&self, behind: bool) {
         self.update(|state| match (behind, state.behind_since) {
-            (true, None) => state.behind_since = Some(SystemTime::now()),
+            (true, None) => state.behind_since = Some(Instant::now()),
             (true, Some(_)) => {}
             (false, _) => state.behind_since = None,
         });
