@@ -13,6 +13,7 @@ use sqlx::Error;
 use sqlx::postgres::PgPool;
 use sqlx::sqlite::SqlitePool;
 
+use super::age::Old;
 use super::events::{self, Bounds};
 use super::tokens::{self, Consumed, TokenRecord};
 use super::{
@@ -122,15 +123,17 @@ impl Database {
         }
     }
 
-    /// The last of the events that are older than `before` and not among the `keep` last; of many, one of the first.
+    /// The last of the events that are old and not among the `keep` last; of many, one of the first. The clock says that one is old
+    /// if it is from `before` that Unix time.
     pub(super) async fn old_events(
         &mut self,
         keep: u64,
+        old: Old,
         before: i64,
     ) -> Result<Option<Revision>, Failed> {
         match self {
-            Self::Sqlite(database) => database.old_events(keep, before).await,
-            Self::Postgres(database) => database.old_events(keep, before).await,
+            Self::Sqlite(database) => database.old_events(keep, old, before).await,
+            Self::Postgres(database) => database.old_events(keep, old, before).await,
         }
     }
 

@@ -10,6 +10,7 @@
 //! The hub ([`Store::revision`]) carries numbers only: whoever follows the store keeps a cursor and reads what is behind it,
 //! from the [`ring`] or, further back, from the database. The store never calls the network and knows no resource's schema.
 
+mod age;
 mod database;
 mod events;
 mod lookup;

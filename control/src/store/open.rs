@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
+use super::age::Age;
 use super::database::{Database, Readers};
 use super::writer::Compaction;
 use super::{Gap, Inner, QUEUE, Ring, Shared, Store, StoreConfig, Writer, postgres, sqlite};
@@ -132,6 +133,7 @@ impl Store {
             gaps: RwLock::new(state.gaps),
         });
         let (jobs, received) = mpsc::channel(QUEUE);
+        let age = Age::new(config.keep_for, state.revision);
         let writer = Writer {
             database,
             config,
@@ -139,6 +141,7 @@ impl Store {
             jobs: received,
             company: false,
             compaction: Compaction::default(),
+            age,
         };
         let mut task = JoinSet::new();
         task.spawn(writer.run());

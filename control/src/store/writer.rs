@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, error, info};
 
+use super::age::Age;
 use super::database::{Batch, Database, Failed, News, Objects};
 use super::seal::is_damage;
 use super::{Change, Event, EventKind, Key, Object, Shared, StoreConfig, StoreError};
@@ -108,6 +109,7 @@ pub(super) struct Writer {
     /// The last batch held [`COMPANY`]: others are likely to come.
     pub(super) company: bool,
     pub(super) compaction: Compaction,
+    pub(super) age: Age,
 }
 
 /// What is being forgotten: a step in each turn of the writer, so that writes go on between them.
@@ -315,8 +317,9 @@ impl Writer {
     async fn old_events(&mut self) -> Result<Option<Revision>, StoreError> {
         let age = i64::try_from(self.config.keep_for.as_secs()).unwrap_or(i64::MAX);
         let before = unix_seconds() - age;
+        let old = self.age.look(Instant::now(), self.published());
         self.database
-            .old_events(self.config.keep_events, before)
+            .old_events(self.config.keep_events, old, before)
             .await
             .map_err(|failed| failed.doing("look for old events"))
     }

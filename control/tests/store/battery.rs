@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use keel_control::api::Revision;
 use keel_control::store::{Change, EventKind, EventsError, StoreConfig, StoreError};
+use tokio::task::JoinSet;
 
 use super::both::on_both;
 use super::place::Place;
@@ -17,6 +18,7 @@ on_both! {
     events_are_read_in_parts_of_so_many_bytes,
     compaction_forgets_events_and_keeps_objects,
     old_events_go_by_themselves_but_never_the_last_ones,
+    a_clock_that_is_set_makes_no_event_old,
     writes_go_on_while_events_are_forgotten,
     a_decision_that_panics_takes_nobody_else_along,
     numbers_can_be_skipped_by_a_write,
@@ -124,17 +126,20 @@ async fn events_are_read_in_parts_of_so_many_bytes(place: Place) {
         };
         let store = place.open(config).await;
         let start = store.current();
-        for (name, data) in [("a", "1234"), ("a", "123456"), ("b", "1"), ("c", "12345")] {
-            put(&store, name, data).await;
+        for (name, bytes) in [("a", 1000), ("a", 1500), ("b", 300), ("c", 1200)] {
+            let data = Bytes::from(vec![b'x'; bytes]);
+            let decide = |_: Option<&_>, _| (Change::Put(data), ());
+            store.write(key(name), decide).await.unwrap();
         }
-        // 4, then 6 with the 4 before, then 1, then 5.
+        // With what they were before, the parts end at 1000, 3500, 3800, 5000; in a database there may be a little more to each.
         for (bytes, max, found) in [
             (1, 9, 1),
-            (4, 9, 1),
-            (5, 9, 2),
-            (14, 9, 2),
-            (15, 9, 3),
-            (16, 9, 4),
+            (950, 9, 1),
+            (1050, 9, 2),
+            (3450, 9, 2),
+            (3550, 9, 3),
+            (3750, 9, 3),
+            (3850, 9, 4),
             (usize::MAX, 9, 4),
             (usize::MAX, 3, 3),
         ] {
@@ -186,7 +191,6 @@ async fn old_events_go_by_themselves_but_never_the_last_ones(place: Place) {
     for _ in 0..20 {
         put(&store, "a", "x").await;
     }
-    // Events count as old from the second after the one they were written in.
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while store.compacted() == start {
         assert!(
@@ -206,22 +210,48 @@ async fn old_events_go_by_themselves_but_never_the_last_ones(place: Place) {
     store.close().await;
 }
 
+async fn a_clock_that_is_set_makes_no_event_old(place: Place) {
+    let config = StoreConfig {
+        keep_events: 1,
+        compact_every: Duration::from_millis(5),
+        ..StoreConfig::default()
+    };
+    let store = place.open(config.clone()).await;
+    let start = store.current();
+    for _ in 0..5 {
+        put(&store, "a", "x").await;
+    }
+    place.sql("UPDATE event SET at = 0").await;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        put(&store, "a", "x").await;
+    }
+    assert_eq!(store.compacted(), start);
+    store.close().await;
+    // Of what it did not see itself a process knows nothing else.
+    let store = place.open(config).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while store.compacted() == start {
+        assert!(tokio::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    store.close().await;
+}
+
 async fn writes_go_on_while_events_are_forgotten(place: Place) {
     let store = place.open(StoreConfig::default()).await;
     let base = store.current().0;
-    store.close().await;
-    let many = format!(
-        "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 5000) \
-         INSERT INTO event SELECT {base} + n, 0, 0, '{RESOURCE}', 'a', CAST('x' AS {}), NULL FROM number",
-        match place {
-            Place::Sqlite(_) => "BLOB",
-            Place::Postgres { .. } => "BYTEA",
-        }
-    );
-    place.sql(&many).await;
-    place.sql(&place.set_revision(base + 5000)).await;
+    let mut writers = JoinSet::new();
+    for writer in 0..50 {
+        let store = store.clone();
+        writers.spawn(async move {
+            for _ in 0..100 {
+                put(&store, &writer.to_string(), "x").await;
+            }
+        });
+    }
+    writers.join_all().await;
 
-    let store = place.open(StoreConfig::default()).await;
     let upto = Revision(base + 3500);
     let compaction = store.compact(upto);
     tokio::pin!(compaction);

@@ -20,6 +20,7 @@ use sqlx::{Connection, Error};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::age::Old;
 use super::database::{Batch, Failed, News, Objects, column, count, states};
 use super::events::{self, Bounds};
 use super::statements::Cells;
@@ -106,16 +107,19 @@ impl Database {
     pub(super) async fn old_events(
         &mut self,
         keep: u64,
+        old: Old,
         before: i64,
     ) -> Result<Option<Revision>, Failed> {
         let mut connection = self.take().await?;
         let work = sqlx::query_scalar::<_, Option<i64>>(
             "SELECT MAX(revision) FROM (SELECT revision, at FROM event WHERE revision <= \
              (SELECT revision FROM event ORDER BY revision DESC OFFSET $1 LIMIT 1) ORDER BY revision LIMIT $2) AS first \
-             WHERE at < $3",
+             WHERE revision <= $3 OR (revision <= $4 AND at < $5)",
         )
         .bind(count(keep))
         .bind(Bounds::STEP.events)
+        .bind(column(old.upto))
+        .bind(column(old.found))
         .bind(before)
         .fetch_one(&mut connection);
         let outcome = timely(work).await.map_err(Failed::Undone);

@@ -15,6 +15,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Error, QueryBuilder, Sqlite};
 use tracing::{error, info, warn};
 
+use super::age::Old;
 use super::database::{Batch, Failed, News, Objects, column, count, states};
 use super::events::{self, Bounds};
 use super::seal::{Place, Seal};
@@ -141,6 +142,7 @@ impl Database {
     pub(super) async fn old_events(
         &mut self,
         keep: u64,
+        old: Old,
         before: i64,
     ) -> Result<Option<Revision>, Failed> {
         if self.events <= keep {
@@ -148,9 +150,12 @@ impl Database {
         }
         let rows = count(self.events - keep).min(Bounds::STEP.events);
         let upto = sqlx::query_scalar::<_, Option<i64>>(
-            "SELECT MAX(revision) FROM (SELECT revision, at FROM event ORDER BY revision LIMIT $1) WHERE at < $2",
+            "SELECT MAX(revision) FROM (SELECT revision, at FROM event ORDER BY revision LIMIT $1) \
+             WHERE revision <= $2 OR (revision <= $3 AND at < $4)",
         )
         .bind(rows)
+        .bind(column(old.upto))
+        .bind(column(old.found))
         .bind(before)
         .fetch_one(self.connected().await?)
         .await?;
