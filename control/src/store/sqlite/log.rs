@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::super::statements::Cells;
-use super::{DURABLE, options};
+use super::{DURABLE, options_of_ours};
 
 /// Pages of the log from which on it is moved: as many as SQLite has it, 4 MiB.
 const PAGES: i64 = 1000;
@@ -62,7 +62,7 @@ impl Log {
         } else if self.mover.is_empty() && self.written >= STEP {
             self.written = 0;
             if run(connection, "PRAGMA wal_checkpoint(NOOP)").await? >= self.left + pages {
-                self.mover.spawn(move_most(options(path)));
+                self.mover.spawn(move_most(options_of_ours(path)));
             }
         }
         Ok(())

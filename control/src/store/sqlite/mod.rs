@@ -80,7 +80,11 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .create_if_missing(false)
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(5))
-        .pragma("cache_size", CACHE)
+}
+
+/// For a file that is known to be ours: SQLite reads the schema before it sets the size of the cache.
+fn options_of_ours(path: &Path) -> SqliteConnectOptions {
+    options(path).pragma("cache_size", CACHE)
 }
 
 /// What each connection keeps of the file: 512 KiB (SQLite counts kibibytes below zero). The inner pages of every table fit there, the
@@ -247,7 +251,8 @@ impl Database {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
-                let mut connection = SqliteConnection::connect_with(&options(&self.path)).await?;
+                let mut connection =
+                    SqliteConnection::connect_with(&options_of_ours(&self.path)).await?;
                 if let Err(error) = reopened(&mut connection, self.verify).await {
                     close(connection).await;
                     return Err(error);

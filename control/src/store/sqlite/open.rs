@@ -18,7 +18,7 @@ use super::super::seal::{Place, Seal, is_damage};
 use super::super::statements::{Cells, all};
 use super::ballast::Ballast;
 use super::log::Log;
-use super::{DURABLE, Database, Trouble, check, mend, options, trouble};
+use super::{CACHE, DURABLE, Database, Trouble, check, mend, options, options_of_ours, trouble};
 use crate::api::Revision;
 
 /// Marks the file as ours (`keel` in ASCII), so that no other program's database is taken for a store.
@@ -93,7 +93,7 @@ pub(in crate::store) async fn open(
         // Reads are short; each connection costs a thread and a page cache, so idle ones go.
         .max_connections(4)
         .idle_timeout(Duration::from_secs(60))
-        .connect_lazy_with(options(path).pragma("query_only", "ON"));
+        .connect_lazy_with(options_of_ours(path).pragma("query_only", "ON"));
     let database = Database {
         path: path.into(),
         connection: Some(connection),
@@ -158,6 +158,11 @@ async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<(Stat
     }
     // Only now, when the file is known to be ours.
     sqlx::raw_sql(DURABLE)
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| failure(path, error))?;
+    // A constant of this program: pragmas take no parameters.
+    sqlx::query(AssertSqlSafe(format!("PRAGMA cache_size = {CACHE}")))
         .execute(&mut *connection)
         .await
         .map_err(|error| failure(path, error))?;
