@@ -275,14 +275,17 @@ impl ConsumerFlow {
             let Some(pump) = &self.pump else {
                 return Err(OpenError::Lost);
             };
-            return match pump.flow().state() {
+            let flow = pump.flow();
+            return match flow.state() {
+                // It was taken; that its leg is lost or that it is over by now is the flow's affair, and may have come with
+                // the same packet.
+                _ if flow.is_accepted() => Ok(()),
                 State::Opening | State::Detached { .. } => continue,
                 State::Refused { code, text } => Err(OpenError::Refused {
                     code: *code,
                     text: text.clone(),
                 }),
-                // It was taken; that it is over by now is the flow's affair, and may have come with the same packet.
-                State::Aborted(_) if pump.flow().is_accepted() => Ok(()),
+                State::Aborted(_) if flow.is_forsaken() => Err(OpenError::WayLost),
                 State::Aborted(AbortCode::Reset) => Err(OpenError::ClientGone),
                 State::Aborted(AbortCode::WindowExpired) => Err(OpenError::Lost),
                 State::Aborted(code) => Err(OpenError::Cut(*code)),

@@ -21,6 +21,10 @@ pub enum OpenError {
     /// The answer was lost and did not come back within the resume window; the provider may have taken the flow.
     #[error("the answer to the open was lost")]
     Lost,
+    /// The leg was lost before the answer, and another one did not come within the resume window. The application had said
+    /// nothing yet, so nothing was delivered.
+    #[error("the way was lost before an answer")]
+    WayLost,
     /// There was no answer in time. The application had said nothing yet, so nothing was delivered.
     #[error("no answer in time")]
     Unanswered,
@@ -39,7 +43,7 @@ impl OpenError {
             Self::Refused { code, .. } => EndReason::Refused(*code),
             Self::NoRouter(_) => EndReason::NoRouter,
             Self::Lost => EndReason::Aborted(AbortCode::WindowExpired),
-            Self::Unanswered => EndReason::NoAnswer,
+            Self::Unanswered | Self::WayLost => EndReason::NoAnswer,
             Self::Cut(code) => EndReason::Aborted(*code),
             Self::ClientGone => EndReason::Aborted(AbortCode::Reset),
         }
@@ -50,7 +54,7 @@ impl OpenError {
     pub fn elsewhere(&self) -> bool {
         match self {
             Self::Refused { code, .. } => code.elsewhere(),
-            Self::NoRouter(_) | Self::Unanswered => true,
+            Self::NoRouter(_) | Self::Unanswered | Self::WayLost => true,
             Self::Lost | Self::Cut(_) | Self::ClientGone => false,
         }
     }

@@ -358,6 +358,7 @@ impl Flow {
             // Only the other end's last word was lost. It holds everything, and so does this end.
             self.complete();
         } else {
+            self.forsaken = self.may_forsake();
             self.cut(AbortCode::WindowExpired);
         }
     }

@@ -129,7 +129,7 @@ impl Flow {
     /// asked is told as by [`abort`](Self::abort).
     pub fn forsake(&mut self) -> bool {
         let undecided = matches!(self.state, State::Opening | State::Detached { .. });
-        if self.role != Role::Initiator || self.accepted || !undecided || self.send.is_begun() {
+        if !undecided || !self.may_forsake() {
             return false;
         }
         self.abort(AbortCode::Shutdown);
@@ -137,10 +137,21 @@ impl Flow {
         true
     }
 
+    /// Whether nothing can be delivered twice if this flow is given up: nobody took it, as far as known, and nothing was said.
+    pub(super) fn may_forsake(&self) -> bool {
+        self.role == Role::Initiator && !self.accepted && !self.send.is_begun()
+    }
+
+    /// Initiator: whether it was cut without an answer and before its application had said anything, by
+    /// [`forsake`](Self::forsake) or with the resume window. The application waits on for a [`restart`](Self::restart).
+    pub(crate) fn is_forsaken(&self) -> bool {
+        self.forsaken
+    }
+
     /// Initiator: tries another provider with the same early bytes, under the new id and secret of `open`, on a first
     /// leg again (drop the old one before: its frames must not reach this machine any more). Possible after `Refused`,
-    /// after [`forsake`](Self::forsake), and while no leg has been given the OPEN; otherwise nothing happens and the
-    /// answer is `false` (the provider may have dialled: only a resume is allowed).
+    /// when it is forsaken, and while no leg has been given the OPEN; otherwise nothing happens and the answer is `false`
+    /// (the provider may have dialled: only a resume is allowed).
     pub fn restart(&mut self, open: Open) -> bool {
         let refused = matches!(self.state, State::Refused { .. });
         let possible = refused || self.forsaken || (!self.opened && !self.is_over());

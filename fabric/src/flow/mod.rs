@@ -81,7 +81,7 @@ pub struct Flow {
     opened: bool,
     /// Initiator: when that was the first time.
     asked: Option<Instant>,
-    /// The open was given up before it had an answer, and nothing was said.
+    /// The open was given up, or its window has passed, before it had an answer, and nothing was said.
     forsaken: bool,
     /// ACCEPT was received or decided.
     accepted: bool,

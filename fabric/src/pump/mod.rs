@@ -189,7 +189,9 @@ impl Pump {
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        if self.undecided && !matches!(self.flow.state(), State::Opening | State::Detached { .. }) {
+        let waits = matches!(self.flow.state(), State::Opening | State::Detached { .. });
+        // The leg on which it was accepted may be lost by now.
+        if self.undecided && (!waits || self.flow.is_accepted()) {
             self.undecided = false;
             return Some(Event::Decided);
         }
@@ -304,8 +306,8 @@ impl Pump {
     /// Lets the application see how the flow ended.
     fn settle(&mut self) {
         match self.flow.state() {
-            // Dropped, the socket is reset.
-            State::Aborted(_) => self.tcp = None,
+            // Dropped, the socket is reset. That of an open which may go elsewhere waits for that.
+            State::Aborted(_) if !self.flow.is_forsaken() => self.tcp = None,
             // Everything was delivered both ways and both ends were passed on.
             State::Done if !self.write_open => {
                 if let Some(socket) = self.tcp.take() {

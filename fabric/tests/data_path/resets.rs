@@ -5,15 +5,18 @@ use std::time::{Duration, Instant};
 
 use keel_fabric::EndReason;
 use keel_fabric::consumer::OpenError;
-use keel_fabric::wire::{AbortCode, RefuseCode};
+use keel_fabric::quic::{Connection, RecvStream, SendStream};
+use keel_fabric::wire::{AbortCode, Frame, RefuseCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::backend::{Backend, nobody, noise};
+use crate::bounds::bytes;
+use crate::publications::Puppet;
 use crate::relay::Relay;
-use crate::world::{World, end, soon, target};
+use crate::world::{World, echoes, end, soon, target};
 
 pub(crate) fn reset(socket: TcpStream) {
     socket2::SockRef::from(&socket)
@@ -108,6 +111,70 @@ async fn a_flow_that_was_taken_is_opened_even_if_it_is_over_when_that_is_heard()
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     let end = end(&mut tasks).await.unwrap();
     assert_eq!(end.reason, EndReason::Aborted(AbortCode::BackendReset));
+}
+
+/// A router that answers the first leg of a flow with `accept` and ends it with the same packet.
+async fn cut_short(puppet: &Puppet, accept: bool) -> (Connection, Vec<(SendStream, RecvStream)>) {
+    let (connection, control, answers) = puppet.accept().await;
+    let (mut send, mut recv) = soon(connection.accept_bi()).await.unwrap();
+    soon(recv.read_chunk(1000)).await.unwrap().unwrap();
+    if accept {
+        let (limit, max_datagram) = (1000, 0);
+        let frame = Frame::Accept {
+            limit,
+            max_datagram,
+        };
+        send.write_all(&bytes(&frame)).await.unwrap();
+    }
+    send.finish();
+    (connection, vec![(control, answers), (send, recv)])
+}
+
+#[tokio::test]
+async fn a_flow_that_was_taken_is_opened_even_if_its_leg_is_lost_when_that_is_heard() {
+    let mut world = World::new();
+    let puppet = Puppet::new(&world);
+    let elsewhere = world.router("q").await;
+    let mut target = target("echo.default", 80, "/node/b".parse().unwrap(), &elsewhere);
+    target.router = puppet.peer();
+    let consumer = world.consumer();
+    let (_client, mut flow) = consumer.flow().await;
+    let served = cut_short(&puppet, true);
+    let (opened, _kept) = tokio::join!(soon(flow.open(&consumer.links, &target)), served);
+    opened.unwrap();
+    flow.reset();
+}
+
+#[tokio::test]
+async fn an_open_that_cannot_resume_goes_elsewhere_if_nothing_was_said() {
+    for said in [false, true] {
+        let mut world = World::new();
+        let puppet = Puppet::new(&world);
+        let router = world.router("q").await;
+        let backend = Backend::echo().await;
+        let (_provider, good) = world.echo(&router, backend.addr).await;
+        let mut bad = good.clone();
+        bad.router = puppet.peer();
+        bad.options.resume_window = Some(Duration::ZERO);
+        let consumer = world.consumer();
+        let (mut client, mut flow) = consumer.flow().await;
+        if said {
+            client.write_all(b"early").await.unwrap();
+        }
+        let served = cut_short(&puppet, false);
+        let (opened, _kept) = tokio::join!(soon(flow.open(&consumer.links, &bad)), served);
+        let error = opened.unwrap_err();
+        assert_eq!(error.elsewhere(), !said, "{error}");
+        if said {
+            continue;
+        }
+        soon(flow.open(&consumer.links, &good)).await.unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { Ok(flow.carry().await) });
+        echoes(&mut client, b'a').await;
+        drop(client);
+        assert_eq!(end(&mut tasks).await.unwrap().reason, EndReason::Done);
+    }
 }
 
 #[tokio::test]

@@ -192,6 +192,34 @@ fn a_flow_without_a_window_is_cut_with_its_leg() {
 }
 
 #[test]
+fn an_open_whose_window_passes_goes_elsewhere_only_if_nothing_was_said() {
+    for (window, said) in [(0, false), (0, true), (60, false), (60, true)] {
+        let mut pair = Pair::with(FlowLimits {
+            resume_window: Duration::from_secs(window),
+            ..FlowLimits::default()
+        });
+        if said {
+            pair.consumer.write(Bytes::from_static(b"early"));
+        }
+        pair.exchange();
+        pair.lose_leg();
+        pair.consumer.tick(pair.now + Duration::from_secs(window));
+        let expired = State::Aborted(AbortCode::WindowExpired);
+        assert_eq!(*pair.consumer.state(), expired);
+        assert_eq!(pair.consumer.restart(other_open()), !said, "{window} s");
+        if !said {
+            pair.provider = None;
+            pair.consumer.write(Bytes::from_static(b"hello"));
+            pair.accepted();
+            assert_eq!(pair.take_all(), b"hello");
+            pair.lose_leg();
+            pair.consumer.tick(pair.now + Duration::from_secs(window));
+            assert!(!pair.consumer.restart(other_open()), "it was taken");
+        }
+    }
+}
+
+#[test]
 fn an_open_without_an_answer_is_repeated_and_attached_once() {
     let mut pair = Pair::new();
     pair.consumer.write(Bytes::from_static(b"early"));
