@@ -50,8 +50,9 @@ pub(super) struct Table<C> {
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next<C> {
-    /// To a backend that this router dials itself.
-    Own(Backend),
+    /// To the end of flows that this router is itself, with the backend that it dials for the service; without one only a
+    /// flow that runs goes on.
+    Own(Option<Backend>),
     /// To a provider's connection.
     Provider(C),
 }
@@ -189,7 +190,7 @@ impl<C: Clone> Table<C> {
         if let Some(own) = self.own.get(&key) {
             known = true;
             if *request.provider == self.node {
-                return Ok(Next::Own(own.backend.clone()));
+                return Ok(Next::Own(Some(own.backend.clone())));
             }
         }
         if let Some(providers) = self.published.get(&key) {
@@ -197,6 +198,9 @@ impl<C: Clone> Table<C> {
             if let Some(provider) = providers.get(request.provider) {
                 return Ok(Next::Provider(provider.connection.clone()));
             }
+        }
+        if request.known && *request.provider == self.node {
+            return Ok(Next::Own(None));
         }
         let connected = self.connected.get(request.provider);
         if let Some((_, connection)) = connected.filter(|_| request.known) {
@@ -342,7 +346,10 @@ mod tests {
             [(key("db.default"), backend.clone(), Offer::default())].into_iter(),
             SystemTime::UNIX_EPOCH,
         );
-        assert_eq!(ask(&table, "db.default", "/node/a"), Ok(Next::Own(backend)));
+        assert_eq!(
+            ask(&table, "db.default", "/node/a"),
+            Ok(Next::Own(Some(backend)))
+        );
         assert_eq!(ask(&table, "db.default", POD), Err(RefuseCode::NoProvider));
     }
 

@@ -79,7 +79,7 @@ pub(super) async fn serve(
                 passing,
                 limit: allowance.limit,
             };
-            shared.own.take(leg, via, Some(backend)).await;
+            shared.own.take(leg, via, backend).await;
         }
         Ok(Next::Provider(provider)) => {
             forward(&shared, &client, &provider, allowance.limit, leg).await;

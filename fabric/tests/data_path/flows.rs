@@ -1,10 +1,16 @@
 //! Bytes get through, whole and in order, and ends end.
 
+use std::sync::Arc;
+
 use keel_fabric::EndReason;
+use keel_fabric::wire::Frame;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
+use crate::admission::connect;
 use crate::backend::{Backend, exchange, noise, sha256};
+use crate::headers;
+use crate::limits::answer;
 use crate::world::{World, end, publication, soon, target};
 
 #[tokio::test]
@@ -159,6 +165,31 @@ async fn a_router_dials_its_own_backend() {
         .shows(|view| view.totals.bytes_out == 5 && view.totals.connections == 0)
         .await;
     assert_eq!(view.services[0].clients[0].bytes_in, 5);
+}
+
+#[tokio::test]
+async fn a_flow_to_a_backend_of_the_router_outlives_its_place_in_the_list() {
+    let mut world = World::new();
+    let mut router = world.router("r").await;
+    let backend = Backend::echo().await;
+    router
+        .backends
+        .send_replace(vec![publication("echo.default", 80, backend.addr)].into());
+    router.shows(|view| !view.services.is_empty()).await;
+    let target = target("echo.default", 80, "/node/r".parse().unwrap(), &router);
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = connection.open_bi().await.unwrap();
+    let open = headers::open(&target);
+    let (accepted, _leg) = answer(&connection, Frame::Open(Box::new(open.clone()))).await;
+    assert!(matches!(accepted, Frame::Accept { .. }), "{accepted:?}");
+    router.backends.send_replace(Arc::default());
+    router.shows(|view| view.services.is_empty()).await;
+    let resume = Frame::Resume(Box::new(headers::resume(&open)));
+    let (resumed, _leg) = answer(&connection, resume).await;
+    assert!(matches!(resumed, Frame::Resumed { .. }), "{resumed:?}");
+    let new = Frame::Open(Box::new(headers::open(&target)));
+    let (refused, _leg) = answer(&connection, new).await;
+    assert!(matches!(refused, Frame::Refuse { .. }), "{refused:?}");
 }
 
 #[tokio::test]
