@@ -283,6 +283,7 @@ impl Links {
                 drain,
                 health,
                 retired: CancellationToken::new(),
+                taker: Mutex::default(),
                 node: router.node.clone(),
             }),
         })
@@ -329,6 +330,8 @@ struct LinkInner {
     health: Health,
     /// Another connection has taken its place for all that is to come.
     retired: CancellationToken,
+    /// Whoever takes the legs that the router opens, until it is cancelled.
+    taker: Mutex<CancellationToken>,
     node: NodeName,
 }
 
@@ -388,6 +391,18 @@ impl Link {
     /// Waits until another connection takes the place of this one for all that is to come; for ever if none does. Cancel safe.
     pub(crate) async fn retired(&self) {
         self.inner.retired.cancelled().await;
+    }
+
+    /// The caller takes the legs that the router opens from now on, until the token is cancelled: somebody else does then.
+    pub(crate) fn take_legs(&self) -> CancellationToken {
+        let mut taker = self
+            .inner
+            .taker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        taker.cancel();
+        *taker = CancellationToken::new();
+        taker.clone()
     }
 
     /// Closes a retired connection if it carries nothing; says whether.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use keel_certs::{LiveIdentity, NodeName, ServiceId};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::flow::FlowLimits;
@@ -170,7 +170,8 @@ impl Provider {
 
     /// Publishes everything in `publications` at every one of `routers` and serves what comes, until `stop`; then withdraws
     /// it, gives the flows their grace and cuts those that are left. Changes of either list take effect at once; running
-    /// flows of a withdrawn publication go on. Backends are checked as their publications ask for, and routers hear of it.
+    /// flows of a withdrawn publication go on, over other legs too. Backends are checked as their publications ask for, and
+    /// routers hear of it.
     pub async fn serve(
         &self,
         publications: watch::Receiver<Arc<Vec<Publication>>>,
@@ -180,7 +181,16 @@ impl Provider {
         let checks = Checks::new(Arc::clone(&self.inner.metrics));
         let healths = checks.healths();
         let mut checking = std::pin::pin!(checks.run(publications.clone()));
-        let mut tasks: JoinSet<NodeName> = JoinSet::new();
+        let mut tasks: JoinSet<JoinSet<()>> = JoinSet::new();
+        // They take legs for the flows that go on where nothing is published any more.
+        let mut lingering = JoinSet::new();
+        let mut linger = |ended: Result<JoinSet<()>, JoinError>| match ended {
+            Ok(mut taking) => {
+                while lingering.try_join_next().is_some() {}
+                lingering.spawn(async move { while taking.join_next().await.is_some() {} });
+            }
+            Err(error) => tracing::error!(%error, "a publisher failed"),
+        };
         let mut number = 0;
         let mut running: HashMap<NodeName, (RouterPeer, CancellationToken)> = HashMap::new();
         loop {
@@ -215,14 +225,14 @@ impl Provider {
                 () = stop.cancelled() => break,
                 () = &mut checking => {}
                 changed = routers.changed() => if changed.is_err() { stop.cancelled().await; break },
-                Some(ended) = tasks.join_next() => match ended {
-                    Ok(node) => tracing::trace!(router = %node, "publisher ended"),
-                    Err(error) => tracing::error!(%error, "a publisher failed"),
-                },
+                Some(ended) = tasks.join_next() => linger(ended),
             }
         }
-        while tasks.join_next().await.is_some() {}
         let terminator = &self.inner.terminator;
+        terminator.drain();
+        while let Some(ended) = tasks.join_next().await {
+            linger(ended);
+        }
         // Those that are not done by then are cut now.
         let _ = tokio::time::timeout(self.inner.config.grace, terminator.idle()).await;
         terminator.shutdown().await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use keel_certs::{NodeName, Subject};
+use keel_certs::Subject;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -50,7 +50,10 @@ pub(super) struct At {
 }
 
 /// Keeps everything published at the router until `cancel`, then withdraws it.
-pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) -> NodeName {
+///
+/// The flows over its connections may go on, and lose their legs: the tasks that are returned take later ones until the
+/// connections end.
+pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) -> JoinSet<()> {
     let mut pause = BACKOFF;
     let mut lost_at: Option<Instant> = None;
     let mut retired = JoinSet::new();
@@ -74,7 +77,10 @@ pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) ->
                 Ok(link) => {
                     pause = BACKOFF;
                     let lost = match serve(&at, &link, wanted.clone(), &cancel).await {
-                        Served::Cancelled => break,
+                        Served::Cancelled(taking) => {
+                            retired.spawn(linger(link, taking));
+                            break;
+                        }
                         Served::Retired(taking) => {
                             while retired.try_join_next().is_some() {}
                             retired.spawn(leave(link, taking));
@@ -103,7 +109,8 @@ pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) ->
         }
     }
     at.inner.keep_only(&at, &[]);
-    at.router.node
+    tracing::trace!(router = %node, "publisher ended");
+    retired
 }
 
 impl At {
@@ -122,10 +129,13 @@ enum Served {
     /// It was lost.
     Lost(Lost),
     /// Another one is there; legs that are opened over this one are still taken by the task.
-    Retired(JoinSet<Lost>),
-    /// Nothing is published at its router any more.
-    Cancelled,
+    Retired(Taking),
+    /// Nothing is published at its router any more; legs are still taken.
+    Cancelled(Taking),
 }
+
+/// The one task that takes a link's legs; it ends with the link, or without a word when another one takes them.
+type Taking = JoinSet<Option<Lost>>;
 
 /// Publishes and takes legs.
 async fn serve(at: &At, link: &Link, mut wanted: Wanted, cancel: &CancellationToken) -> Served {
@@ -156,14 +166,16 @@ async fn serve(at: &At, link: &Link, mut wanted: Wanted, cancel: &CancellationTo
     let mut taking = JoinSet::new();
     taking.spawn(take_all(Arc::clone(&at.inner), link.clone(), current));
     let served = tokio::select! {
-        Some(lost) = taking.join_next() => {
-            Served::Lost(lost.unwrap_or_else(|error| Lost::Transport(error.to_string())))
-        }
-        () = publishing => Served::Cancelled,
-        () = cancel.cancelled() => Served::Cancelled,
+        Some(lost) = taking.join_next() => match lost {
+            Ok(Some(lost)) => Served::Lost(lost),
+            Ok(None) => Served::Cancelled(taking),
+            Err(error) => Served::Lost(Lost::Transport(error.to_string())),
+        },
+        () = publishing => Served::Cancelled(taking),
+        () = cancel.cancelled() => Served::Cancelled(taking),
         () = link.retired() => Served::Retired(taking),
     };
-    if matches!(served, Served::Cancelled) {
+    if matches!(served, Served::Cancelled(_)) {
         // A router that does not answer hears of it when the connection ends.
         let nothing = Healths::default();
         let farewell = reconcile(at, link, &[], &nothing, true, &mut standing);
@@ -172,11 +184,13 @@ async fn serve(at: &At, link: &Link, mut wanted: Wanted, cancel: &CancellationTo
     served
 }
 
-/// Takes the legs that the router opens until the link is lost.
-async fn take_all(inner: Arc<Inner>, link: Link, publications: Publications) -> Lost {
+/// Takes the legs that the router opens until the link is lost, or another task takes them.
+async fn take_all(inner: Arc<Inner>, link: Link, publications: Publications) -> Option<Lost> {
+    let relieved = link.take_legs();
     let mut legs = JoinSet::new();
     loop {
         tokio::select! {
+            () = relieved.cancelled() => break,
             stream = link.connection().accept_bi() => match stream {
                 Ok((send, recv)) if legs.len() < inner.config.limits.headers => {
                     legs.spawn(take(Arc::clone(&inner), link.clone(), publications.clone(), send, recv));
@@ -186,15 +200,27 @@ async fn take_all(inner: Arc<Inner>, link: Link, publications: Publications) -> 
                     send.reset(ResetCode::Limit.to_wire());
                     recv.stop(ResetCode::Limit.to_wire());
                 }
-                Err(lost) => return lost,
+                Err(lost) => return Some(lost),
             },
             Some(_) = legs.join_next() => {}
         }
     }
+    while legs.join_next().await.is_some() {}
+    None
+}
+
+/// Takes legs over a link at whose router nothing is published any more. It may serve others, so it is closed only when
+/// another one has taken its place.
+async fn linger(link: Link, mut taking: Taking) {
+    tokio::select! {
+        _ = taking.join_next() => return,
+        () = link.retired() => {}
+    }
+    leave(link, taking).await;
 }
 
 /// Closes a link whose place another one took when it carries nothing any more.
-async fn leave(link: Link, mut taking: JoinSet<Lost>) {
+async fn leave(link: Link, mut taking: Taking) {
     loop {
         tokio::select! {
             _ = taking.join_next() => return,

@@ -1,6 +1,7 @@
 //! Flows that end in this process: found by id, started once.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub(crate) struct Terminator {
     tidying: Mutex<JoinSet<()>>,
     /// A flow has ended.
     ended: Notify,
+    /// No flow starts any more.
+    draining: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -114,6 +117,7 @@ impl Terminator {
             tasks: Arc::default(),
             tidying: Mutex::default(),
             ended: Notify::new(),
+            draining: AtomicBool::new(false),
         })
     }
 
@@ -227,6 +231,9 @@ impl Terminator {
         backend: Option<Backend>,
         live: usize,
     ) -> Result<Backend, (RefuseCode, String)> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err((RefuseCode::Draining, "the provider stops".to_owned()));
+        }
         if open.flags != 0 {
             return Err((
                 RefuseCode::Unsupported,
@@ -303,6 +310,11 @@ impl Terminator {
     pub(super) fn ended(&self, key: &Key) {
         lock(&self.table).live.remove(key);
         self.ended.notify_one();
+    }
+
+    /// Starts no flow from now on; those that run go on.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
     }
 
     /// How many flows end here now.

@@ -16,6 +16,7 @@ mod counters;
 mod drain;
 mod fairness;
 mod flows;
+mod grace;
 mod headers;
 mod hijack;
 mod legs;

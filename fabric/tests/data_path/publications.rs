@@ -75,7 +75,7 @@ pub(crate) struct Alone {
     /// The service as a consumer at that router names it.
     pub(crate) target: Target,
     _control: (SendStream, RecvStream),
-    _provider: RunningProvider,
+    pub(crate) provider: RunningProvider,
     _backend: Backend,
     _puppet: Puppet,
 }
@@ -99,7 +99,7 @@ impl Alone {
                 options: FlowOptions::default(),
             },
             _control: (send, recv),
-            _provider: provider,
+            provider,
             _backend: backend,
             _puppet: puppet,
         }

@@ -46,6 +46,8 @@ pub(crate) struct World {
     /// Where consumers may go on besides the router that they open a flow at.
     pub(crate) ways: Vec<RouterPeer>,
     pub(crate) provider_limits: ProviderLimits,
+    /// What flows have when their provider stops.
+    pub(crate) grace: Duration,
     pub(crate) router_limits: RouterLimits,
     pub(crate) drain_timeout: Duration,
     pub(crate) memory: MemoryLimits,
@@ -86,6 +88,7 @@ impl World {
             limits: FlowLimits::default(),
             ways: Vec::new(),
             provider_limits: ProviderLimits::default(),
+            grace: Duration::ZERO,
             router_limits: RouterLimits::default(),
             drain_timeout: DRAIN_TIMEOUT,
             memory: MemoryLimits::default(),
@@ -232,7 +235,7 @@ impl World {
         let config = ProviderConfig {
             limits: self.provider_limits.clone(),
             flow: self.limits,
-            grace: Duration::ZERO,
+            grace: self.grace,
             paces: self.paces(),
             memory: self.memory(),
         };
