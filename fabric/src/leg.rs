@@ -121,8 +121,8 @@ impl IncomingLeg {
     }
 
     /// Refuses as the provider's end, for a flow that it does not know. The answer to a repeated open proves that, and says
-    /// for how long this end would have known it: a refusal by a router on the way, or by a process that is younger than
-    /// the flow, would not say that nothing was delivered.
+    /// how old the flow may be and would still be known here, had it come: a refusal by a router on the way, or by a process
+    /// that is younger than the flow or has forgotten some, would not say that nothing was delivered.
     pub(crate) async fn refuse(self, code: RefuseCode, text: String, age: Duration) {
         let mut out = BytesMut::new();
         match &self.header {

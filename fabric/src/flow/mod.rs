@@ -27,10 +27,10 @@
 //! gets the header of a new leg from its listener: for RESUME call [`attach`](Flow::attach), for an OPEN whose flow id
 //! is known already [`attach_open`](Flow::attach_open) (never dial twice for one id), and answer an `Err(code)` with
 //! GONE on that new leg without touching the old one. An OPEN of a later generation whose flow is not known never starts
-//! it: the first one may have started it in a process that is gone. It is answered with RESUMED, which says how old this
-//! process is, and REFUSE, and its id is kept as [`Finished::never_arrived`]. A process that is older than the flow says
-//! by that that nothing was delivered anywhere, and the initiator may [`restart`](Flow::restart); any other one that
-//! nobody knows, which cuts the flow if its application has said anything.
+//! it: the first one may have started it in a process that is gone. It is answered with RESUMED, which says since when
+//! this process has forgotten no flow, and REFUSE, and its id is kept as [`Finished::never_arrived`]. If the flow is
+//! younger than that, nothing was delivered anywhere, and the initiator may [`restart`](Flow::restart); else nobody
+//! knows, which cuts the flow if its application has said anything.
 //!
 //! **Terminator.** [`terminate`](Flow::terminate) when the OPEN was authorised; then dial the backend and call
 //! [`accept`](Flow::accept) or [`refuse`](Flow::refuse). Early bytes are held until then. When the flow is over, keep

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use keel_certs::Subject;
 use tokio::time::Instant;
@@ -13,15 +14,37 @@ use super::terminator::Key;
 use crate::flow::Finished;
 
 /// The records of flows that are over, and who their initiators are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Remembered {
     finished: HashMap<Key, Finished>,
-    /// In the order in which they ended.
+    /// When each was entered, in that order.
     order: VecDeque<(Instant, Key)>,
     subjects: HashSet<Arc<Subject>>,
+    /// What is asked for first from then on, and not found, never came here.
+    since: Instant,
 }
 
 impl Remembered {
+    /// Nothing came here before `now`.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            finished: HashMap::new(),
+            order: VecDeque::new(),
+            subjects: HashSet::new(),
+            since: now,
+        }
+    }
+
+    /// How old a flow that is not found may be and would still be found, had it come here.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
+    /// A flow that came here by `now` is over and not entered.
+    pub(super) fn lost(&mut self, now: Instant) {
+        self.since = self.since.max(now);
+    }
+
     /// The one copy of an initiator's name that all its flows share.
     pub(super) fn subject(&mut self, subject: &Subject) -> Arc<Subject> {
         if let Some(known) = self.subjects.get(subject) {
@@ -46,7 +69,7 @@ impl Remembered {
         most: usize,
     ) -> bool {
         if self.finished.insert(key.clone(), finished).is_none() {
-            self.order.push_back((finished.until, key.clone()));
+            self.order.push_back((now, key.clone()));
         }
         self.forget(now, most)
     }
@@ -54,12 +77,16 @@ impl Remembered {
     /// Drops what is remembered for too long, and the oldest flows if there are too many; whether there were.
     fn forget(&mut self, now: Instant, most: usize) -> bool {
         let mut early = false;
-        while let Some((until, _)) = self.order.front()
-            && (*until <= now || self.order.len() > most)
-            && let Some((until, key)) = self.order.pop_front()
-        {
+        while let Some((_, key)) = self.order.front() {
+            let until = self.finished.get(key).map_or(now, |record| record.until);
+            if until > now && self.order.len() <= most {
+                break;
+            }
             early |= until > now;
-            self.finished.remove(&key);
+            if let Some((entered, key)) = self.order.pop_front() {
+                self.finished.remove(&key);
+                self.lost(entered);
+            }
         }
         early
     }
@@ -80,8 +107,6 @@ impl Remembered {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::wire::{FlowId, GoneCode};
 
@@ -103,7 +128,8 @@ mod tests {
 
     #[test]
     fn after_their_time_nothing_is_left_of_flows_nor_of_their_initiators() {
-        let (mut remembered, began) = (Remembered::default(), Instant::now());
+        let began = Instant::now();
+        let mut remembered = Remembered::new(began);
         let one = key(&mut remembered, 1);
         let other = key(&mut remembered, 2);
         assert!(Arc::ptr_eq(&one.0, &other.0));
@@ -120,7 +146,8 @@ mod tests {
 
     #[test]
     fn of_too_many_the_oldest_is_forgotten() {
-        let (mut remembered, began) = (Remembered::default(), Instant::now());
+        let began = Instant::now();
+        let mut remembered = Remembered::new(began);
         let keys: Vec<Key> = (0..3).map(|id| key(&mut remembered, id)).collect();
         let early: Vec<bool> = keys
             .iter()
@@ -128,5 +155,48 @@ mod tests {
             .collect();
         assert_eq!(early, [false, false, true]);
         assert!(remembered.get(&keys[0]).is_none() && remembered.get(&keys[1]).is_some());
+    }
+
+    /// An initiator that is told so may send the same bytes to somebody else.
+    #[test]
+    fn only_of_flows_that_are_younger_than_the_last_forgotten_one_it_is_known_that_they_never_came()
+    {
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let age = |remembered: &Remembered, seconds| remembered.age(at(seconds)).as_secs();
+        let mut remembered = Remembered::new(began);
+        let keys: Vec<Key> = (0..5).map(|id| key(&mut remembered, id)).collect();
+        remembered.insert(&keys[0], finished(at(10)), at(10), 2);
+        remembered.insert(&keys[1], finished(at(20)), at(20), 2);
+        assert_eq!(age(&remembered, 29), 29);
+        // Too many: the first one makes room.
+        remembered.insert(&keys[2], finished(at(30)), at(30), 2);
+        assert_eq!(age(&remembered, 30), 20);
+        // Its time is over.
+        remembered.tidy(at(80));
+        assert_eq!(age(&remembered, 80), 60);
+        let short = Finished {
+            until: at(82),
+            ..finished(at(81))
+        };
+        remembered.insert(&keys[3], short, at(81), 2);
+        remembered.tidy(at(100));
+        assert_eq!(age(&remembered, 100), 19, "the third and the fourth");
+        remembered.lost(at(101));
+        assert_eq!(age(&remembered, 101), 0);
+    }
+
+    #[test]
+    fn a_flow_that_is_entered_again_is_kept_as_long_as_the_later_record() {
+        let began = Instant::now();
+        let mut remembered = Remembered::new(began);
+        let one = key(&mut remembered, 1);
+        let half = began + WINDOW / 2;
+        remembered.insert(&one, finished(began), began, 9);
+        remembered.insert(&one, finished(half), half, 9);
+        remembered.tidy(began + WINDOW);
+        assert!(remembered.get(&one).is_some());
+        remembered.tidy(half + WINDOW);
+        assert!(remembered.get(&one).is_none());
     }
 }

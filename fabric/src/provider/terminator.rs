@@ -42,8 +42,6 @@ pub(crate) struct Terminator {
     pub(super) memory: Arc<Memory>,
     pub(super) metrics: Arc<FabricMetrics>,
     table: Arc<Mutex<Table>>,
-    /// Since when it would know a flow that came here.
-    since: Instant,
     tasks: Arc<Mutex<JoinSet<()>>>,
     /// Tidies the table and the tasks while there is anything in the table.
     tidying: Mutex<JoinSet<()>>,
@@ -53,12 +51,21 @@ pub(crate) struct Terminator {
     draining: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
     live: HashMap<Key, Arc<Arrivals>>,
     remembered: Remembered,
     /// A task tidies it.
     tidied: bool,
+}
+
+impl Table {
+    /// The flow runs no more, and nothing is known of its end if that was not entered before.
+    fn forget_live(&mut self, key: &Key) {
+        if self.live.remove(key).is_some() {
+            self.remembered.lost(Instant::now());
+        }
+    }
 }
 
 /// What the table says of a flow that a leg asks for.
@@ -112,8 +119,11 @@ impl Terminator {
             paces,
             memory,
             metrics,
-            table: Arc::default(),
-            since: Instant::now(),
+            table: Arc::new(Mutex::new(Table {
+                live: HashMap::new(),
+                remembered: Remembered::new(Instant::now()),
+                tidied: false,
+            })),
             tasks: Arc::default(),
             tidying: Mutex::default(),
             ended: Notify::new(),
@@ -163,7 +173,8 @@ impl Terminator {
                 tracing::debug!(%flow, from = %via.from, %code, text, "flow refused");
                 let labels = CodeLabels { code: code.name() };
                 self.metrics.provider_refusals.get_or_create(&labels).inc();
-                leg.refuse(code, text, self.since.elapsed()).await;
+                let age = lock(&self.table).remembered.age(Instant::now());
+                leg.refuse(code, text, age).await;
             }
             (Found::Finished(code), _) => gone(leg, code, &self.metrics).await,
             (Found::Unknown | Found::New(..), _) => {
@@ -274,9 +285,12 @@ impl Terminator {
     /// The flow is over; later legs are answered from its record.
     pub(super) fn over(&self, key: &Key, finished: Option<Finished>) {
         let mut table = lock(&self.table);
-        table.live.remove(key);
-        if let Some(finished) = finished {
-            self.remember(&mut table, key, finished);
+        match finished {
+            Some(finished) => {
+                table.live.remove(key);
+                self.remember(&mut table, key, finished);
+            }
+            None => table.forget_live(key),
         }
     }
 
@@ -308,7 +322,7 @@ impl Terminator {
 
     /// The flow's task has ended.
     pub(super) fn ended(&self, key: &Key) {
-        lock(&self.table).live.remove(key);
+        lock(&self.table).forget_live(key);
         self.ended.notify_one();
     }
 
