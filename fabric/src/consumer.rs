@@ -454,7 +454,7 @@ impl ConsumerFlow {
             flow: self.pump.as_ref().map(|pump| pump.flow().id()),
             side: Side::consumer,
             peer: self.client.as_ref().map_or(none, |client| client),
-            service: At(&self.service.0, self.service.1, Protocol::Tcp),
+            service: At(&self.service.0, self.service.1, self.protocol),
             provider: self.target.as_ref().map_or(none, |target| &target.provider),
             routers: &self.routers,
         };

@@ -1,11 +1,15 @@
 //! Counters move while a flow runs, at its ends and at the router, and agree with it to the byte at its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use keel_fabric::EndReason;
+use keel_fabric::consumer::ConsumerFlow;
 use keel_fabric::metrics::PairCounts;
 use keel_fabric::router::Role;
+use keel_fabric::udp;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 use crate::backend::{Backend, nobody, noise};
@@ -30,6 +34,22 @@ pub(crate) async fn until(what: impl Fn() -> bool) {
         }
     };
     soon(moved).await;
+}
+
+#[tokio::test]
+async fn an_association_that_nobody_takes_is_counted_as_one() {
+    let world = World::new();
+    let client = udp::Client {
+        inbox: Arc::default(),
+        socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
+        address: nobody(),
+    };
+    let service = ("ntp.default".parse().unwrap(), 123);
+    let flow = ConsumerFlow::udp(client, service, world.consumer().config);
+    flow.unserved(EndReason::NoProvider);
+    let pair = only(&world, "consumer");
+    assert_eq!(pair.service, "ntp.default:123/udp");
+    assert_eq!(pair.resets.len(), 1, "{pair:?}");
 }
 
 #[tokio::test]
