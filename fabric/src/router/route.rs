@@ -79,19 +79,25 @@ impl<C: Clone> Table<C> {
         }
     }
 
-    /// Publishes; a publication of the same identity for the same key is replaced, keeping its age.
+    /// Publishes; a publication of the same identity for the same key is replaced, keeping its age. That of a newer
+    /// connection stays: what an older one says came late, and its process has left it.
     pub(super) fn publish(
         &mut self,
         key: ServiceKey,
         identity: Subject,
         mut provider: Provider<C>,
     ) {
-        self.connected.insert(
-            identity.clone(),
-            (provider.connection_id, provider.connection.clone()),
-        );
+        let id = provider.connection_id;
+        let newest = self.connected.get(&identity);
+        if newest.is_none_or(|(newest, _)| *newest <= id) {
+            self.connected
+                .insert(identity.clone(), (id, provider.connection.clone()));
+        }
         let providers = self.published.entry(key).or_default();
         if let Some(old) = providers.get(&identity) {
+            if old.connection_id > id {
+                return;
+            }
             provider.since = old.since;
         }
         providers.insert(identity, provider);
@@ -312,6 +318,20 @@ mod tests {
             ask(&table, "db.default", POD),
             Err(RefuseCode::UnknownService)
         );
+    }
+
+    #[test]
+    fn what_an_older_connection_publishes_late_does_not_displace_the_newer_one() {
+        let mut table = Table::new(subject("/node/a"));
+        table.publish(key("db.default"), subject(POD), provider(2));
+        table.publish(key("db.default"), subject(POD), provider(1));
+        assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(2)));
+        // The older one is closed when it carries nothing.
+        assert!(!table.withdraw(&key("db.default"), &subject(POD), 1));
+        table.gone(&subject(POD), 1);
+        assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(2)));
+        assert!(table.withdraw(&key("db.default"), &subject(POD), 2));
+        assert_eq!(table.connected.get(&subject(POD)), Some(&(2, 2)));
     }
 
     #[test]
