@@ -44,7 +44,19 @@ impl Turns {
     /// # Errors
     /// [`Crowded`], at once, if that would take too long.
     pub(crate) async fn take(&self) -> Result<(), Crowded> {
-        match self.turn(Instant::now()) {
+        self.take_within(WAIT).await
+    }
+
+    /// Takes a turn that nobody waits for.
+    ///
+    /// # Errors
+    /// [`Crowded`], if there is none.
+    pub(crate) async fn take_spare(&self) -> Result<(), Crowded> {
+        self.take_within(Duration::ZERO).await
+    }
+
+    async fn take_within(&self, wait: Duration) -> Result<(), Crowded> {
+        match self.turn(Instant::now(), wait) {
             Ok(at) => {
                 tokio::time::sleep_until(at).await;
                 Ok(())
@@ -68,11 +80,11 @@ impl Turns {
     }
 
     /// When the next leg has its turn.
-    fn turn(&self, now: Instant) -> Result<Instant, Crowded> {
+    fn turn(&self, now: Instant, wait: Duration) -> Result<Instant, Crowded> {
         let mut given = self.given();
         let end = (*given).max(now) + self.step;
         let at = end.checked_sub(self.burst).map_or(now, |at| at.max(now));
-        if at > now + WAIT {
+        if at > now + wait {
             return Err(Crowded);
         }
         *given = end;
@@ -97,7 +109,7 @@ mod tests {
     fn a_burst_waits_for_nothing_and_the_rest_comes_at_the_rate() {
         let (turns, now) = turns((100, 50));
         let waits: Vec<_> = (0..100)
-            .map_while(|_| turns.turn(now).ok())
+            .map_while(|_| turns.turn(now, WAIT).ok())
             .map(|at| at - now)
             .collect();
         assert_eq!(waits[..50], [Duration::ZERO; 50]);
@@ -106,15 +118,31 @@ mod tests {
         assert_eq!(waits.last(), Some(&WAIT), "who would wait longer is cut");
         // What was earned meanwhile is there, and no more than the burst.
         let later = now + Duration::from_secs(60);
-        let at_once = (0..100).filter(|_| turns.turn(later) == Ok(later)).count();
+        let at_once = (0..100)
+            .filter(|_| turns.turn(later, WAIT) == Ok(later))
+            .count();
         assert_eq!(at_once, 50);
+    }
+
+    #[test]
+    fn spare_turns_make_nobody_wait() {
+        let (turns, now) = turns((100, 50));
+        let spare = |now| turns.turn(now, Duration::ZERO);
+        for _ in 0..50 {
+            spare(now).unwrap();
+        }
+        assert_eq!(spare(now), Err(Crowded));
+        let step = Duration::from_millis(10);
+        assert_eq!(turns.turn(now, WAIT), Ok(now + step), "as if none had come");
+        assert_eq!(spare(now + step), Err(Crowded));
+        assert_eq!(spare(now + step * 2), Ok(now + step * 2));
     }
 
     #[tokio::test]
     async fn what_is_new_waits_behind_those_that_wait() {
         let (turns, began) = turns((100, 1));
         for _ in 0..11 {
-            turns.turn(began).unwrap();
+            turns.turn(began, WAIT).unwrap();
         }
         turns.behind().await;
         assert!(began.elapsed() >= Duration::from_millis(100));

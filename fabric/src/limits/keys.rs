@@ -182,9 +182,9 @@ keys! {
     "headerSize" Bytes router.header_size, provider.header_size [256, 4 * KIB] "header_size" "bytes of a flow's header";
     "headerTime" Time router.header_time, provider.header_time [10, 60 * SECOND] "header_time" "time for a flow's header";
     "hops" Count router.hops [1, 64] "hops" "routers that a flow may pass";
-    "parkedResumes" Count router.parked [0, 1_000_000] "parked" "resumes at once that wait for their provider to come back";
+    "parkedResumes" Count router.parked [0, 1_000_000] "parked" "resumes at once that wait for their provider to come back, up to half of them of one identity";
     "parkTime" Time router.park_time [10, 60 * SECOND] "park_time" "time that such a resume waits";
-    "resumesPerSecond" Count router.resumes_per_second, provider.resumes_per_second [1, 10_000_000] "resumes" "legs of known flows per second; more wait a moment, new flows behind them, and are cut then";
+    "resumesPerSecond" Count router.resumes_per_second, provider.resumes_per_second [1, 10_000_000] "resumes" "legs of known flows per second; more wait a moment, new flows behind them, and are cut then; at a router a quarter is one identity's, and what others leave";
     "resumesBurst" Count router.resumes_burst, provider.resumes_burst [1, 10_000_000] "resumes" "legs of known flows at once beyond the rate";
     "headers" Count provider.headers [1, 65_536] "headers" "new flows of one connection at once whose header is awaited, at a provider";
     "providerFlows" Count provider.flows [1, 1_000_000] "provider_flows" "flows at once that end in this process as their provider";

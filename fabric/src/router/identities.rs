@@ -1,4 +1,4 @@
-//! Budgets of identities: connections, new flows, floods.
+//! Budgets of identities: connections, new flows, legs of known ones, floods.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,13 +26,40 @@ type Known = (Arc<Mutex<Budget>>, Option<Arc<Limit>>);
 #[derive(Debug)]
 struct Budget {
     connections: usize,
-    tokens: f64,
-    filled: Instant,
+    opens: Bucket,
+    known: Bucket,
+    /// Legs of known flows that wait for their provider.
+    parked: usize,
     floods: u32,
     floods_since: Instant,
     /// When the last connection ended. The counters outlive it by the flood time: a new connection is no clean slate.
     left: Instant,
 }
+
+/// What is left of a rate.
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn full(burst: u32, now: Instant) -> Self {
+        Self {
+            tokens: f64::from(burst),
+            filled: now,
+        }
+    }
+
+    fn fill(&mut self, per_second: f64, burst: f64, now: Instant) {
+        let passed = now.saturating_duration_since(self.filled);
+        self.tokens = (self.tokens + passed.as_secs_f64() * per_second).min(burst);
+        self.filled = now;
+    }
+}
+
+/// Part of all legs of known flows that an identity has before others: a few that come again and again leave room.
+const KNOWN_SHARE: f64 = 0.25;
 
 /// An identity's share; gives its connection back when dropped.
 #[derive(Debug)]
@@ -78,8 +105,9 @@ impl Identities {
         let (budget, limit) = all.entry(subject.clone()).or_insert_with(|| {
             let budget = Budget {
                 connections: 0,
-                tokens: f64::from(limits.opens_burst),
-                filled: now,
+                opens: Bucket::full(limits.opens_burst, now),
+                known: Bucket::full(limits.resumes_per_second, now),
+                parked: 0,
                 floods: 0,
                 floods_since: now,
                 left: now,
@@ -105,31 +133,59 @@ impl Allowance {
     /// used up, another burst of them may still turn out to be none.
     pub(super) fn stream(&self, limits: &RouterLimits, now: Instant) -> bool {
         let mut budget = lock(&self.budget);
-        let earned = now.saturating_duration_since(budget.filled).as_secs_f64()
-            * f64::from(limits.opens_per_second);
         let burst = f64::from(limits.opens_burst);
-        budget.tokens = (budget.tokens + earned).min(burst);
-        budget.filled = now;
-        if budget.tokens < 1.0 - burst {
+        budget
+            .opens
+            .fill(f64::from(limits.opens_per_second), burst, now);
+        if budget.opens.tokens < 1.0 - burst {
             return false;
         }
-        budget.tokens -= 1.0;
+        budget.opens.tokens -= 1.0;
         true
     }
 
     /// It was a new flow: whether the budget allows it.
     pub(super) fn open(&self) -> bool {
         let mut budget = lock(&self.budget);
-        if budget.tokens < 0.0 {
-            budget.tokens += 1.0;
+        if budget.opens.tokens < 0.0 {
+            budget.opens.tokens += 1.0;
             return false;
         }
         true
     }
 
-    /// It was none.
-    pub(super) fn give_back(&self) {
-        lock(&self.budget).tokens += 1.0;
+    /// It was none, but a leg of a known flow: whether it may be served before those of other identities. All flows of an
+    /// identity may come back at once, as many as are served in a second.
+    pub(super) fn known(&self, limits: &RouterLimits, now: Instant) -> bool {
+        let mut budget = lock(&self.budget);
+        budget.opens.tokens += 1.0;
+        let all = f64::from(limits.resumes_per_second);
+        budget.known.fill(all * KNOWN_SHARE, all, now);
+        let before = budget.known.tokens >= 1.0;
+        if before {
+            budget.known.tokens -= 1.0;
+        }
+        before
+    }
+
+    /// Room for a leg that waits for its provider; an identity has half of all.
+    pub(super) fn park(&self, limits: &RouterLimits) -> Option<Parked<'_>> {
+        let mut budget = lock(&self.budget);
+        if budget.parked >= limits.parked.div_ceil(2) {
+            return None;
+        }
+        budget.parked += 1;
+        Some(Parked(&self.budget))
+    }
+}
+
+/// A leg that waits, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Parked<'a>(&'a Mutex<Budget>);
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        lock(self.0).parked -= 1;
     }
 }
 
@@ -228,10 +284,41 @@ mod tests {
         for _ in 0..10 {
             assert!(stream() && !allowance.open());
             assert!(stream());
-            allowance.give_back();
+            allowance.known(&limits, now);
         }
         // Streams that say nothing cannot go on for ever.
         assert!(stream() && stream() && !stream());
+    }
+
+    #[test]
+    fn legs_of_known_flows_come_first_up_to_a_quarter_of_all() {
+        let identities = identities();
+        let limits = RouterLimits {
+            resumes_per_second: 40,
+            ..RouterLimits::default()
+        };
+        let now = Instant::now();
+        let share = identities.connect(&"/node/a".parse().unwrap(), &limits, now);
+        let allowance = share.unwrap().allowance();
+        let first = |now| (0..100).filter(|_| allowance.known(&limits, now)).count();
+        assert_eq!(first(now), 40);
+        assert_eq!(first(now + Duration::from_secs(1)), 10);
+        assert_eq!(first(now + Duration::from_secs(60)), 40);
+    }
+
+    #[test]
+    fn an_identity_parks_in_half_of_all_places() {
+        let identities = identities();
+        let limits = RouterLimits {
+            parked: 3,
+            ..RouterLimits::default()
+        };
+        let share = identities.connect(&"/node/a".parse().unwrap(), &limits, Instant::now());
+        let allowance = share.unwrap().allowance();
+        let (one, two) = (allowance.park(&limits), allowance.park(&limits));
+        assert!(one.is_some() && two.is_some() && allowance.park(&limits).is_none());
+        drop(one);
+        assert!(allowance.park(&limits).is_some());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::Shared;
 use super::clients::Client;
+use super::identities::Allowance;
 use super::route::Next;
 
 /// Legs that wait for their provider.
@@ -50,9 +51,13 @@ impl Drop for Waiting<'_> {
 pub(super) async fn wait<C: Clone>(
     shared: &Shared,
     client: &Client,
+    allowance: &Allowance,
     route: impl Fn() -> Option<Next<C>>,
 ) -> Option<Next<C>> {
-    let Ok(_place) = shared.parking.places.try_acquire() else {
+    let (Some(_own), Ok(_place)) = (
+        allowance.park(&shared.limits),
+        shared.parking.places.try_acquire(),
+    ) else {
         shared.metrics.hit("parked");
         return None;
     };

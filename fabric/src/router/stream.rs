@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use keel_certs::Subject;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::clients::Client;
@@ -61,7 +62,7 @@ pub(super) async fn serve(
     let from = stamp(&mut leg.header, &client.identity);
     let turn = turn(&shared, &allowance, &leg.header).await;
     let next = match turn.and_then(|()| admit(&shared, &client, &mut leg.header)) {
-        Ok(()) => find(&shared, &client, &request(&leg.header)).await,
+        Ok(()) => find(&shared, &client, &allowance, &request(&leg.header)).await,
         Err(refusal) => Err(refusal),
     };
     match next {
@@ -108,27 +109,32 @@ fn stamp(header: &mut Header, peer: &Subject) -> Subject {
 async fn find(
     shared: &Shared,
     client: &Client,
+    allowance: &Allowance,
     request: &Request<'_>,
 ) -> Result<Next<Arc<Client>>, (RefuseCode, String)> {
     let route = || shared.table().route(request);
     match route() {
         Err(_) if request.known => {
-            let next = park::wait(shared, client, || route().ok()).await;
+            let next = park::wait(shared, client, allowance, || route().ok()).await;
             next.map_or_else(route, Ok)
         }
         decided => decided,
     }
 }
 
-/// Waits for the leg's turn: those of known flows come first, and do not count as new ones of their identity.
+/// Waits for the leg's turn: those of known flows come first, and do not count as new ones of their identity. One that
+/// brings more of them than its share has what others leave.
 async fn turn(
     shared: &Shared,
     allowance: &Allowance,
     header: &Header,
 ) -> Result<(), (RefuseCode, String)> {
     if header.is_of_known_flow() {
-        allowance.give_back();
-        let turn = shared.resumes.take().await;
+        let turn = if allowance.known(&shared.limits, Instant::now()) {
+            shared.resumes.take().await
+        } else {
+            shared.resumes.take_spare().await
+        };
         turn.map_err(|Crowded| (RefuseCode::Limit, "too many flows come back".to_owned()))?;
     } else if allowance.open() {
         shared.resumes.behind().await;

@@ -5,11 +5,16 @@
 use std::time::{Duration, Instant};
 
 use keel_fabric::consumer::Target;
+use keel_fabric::wire::{Frame, Generation, Open, Resume, Role};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use crate::admission::connect;
 use crate::backend::Backend;
+use crate::bounds::bytes;
+use crate::headers;
+use crate::limits::{answer, hits};
 use crate::world::{Consumer, World, publication, soon};
 
 fn long() -> bool {
@@ -194,6 +199,78 @@ fn an_identity_that_floods_does_not_slow_others() {
             "{beside:?} against {alone:?}"
         );
     });
+}
+
+/// Repeats opens of flows that nobody knows, as fast as it goes, until told to stop.
+async fn repeat(
+    addr: std::net::SocketAddr,
+    live: &keel_certs::LiveIdentity,
+    target: &Target,
+    stopped: tokio::sync::watch::Receiver<bool>,
+) {
+    let connection = crate::bounds::try_connect(addr, live).await.unwrap();
+    let _control = connection.open_bi().await.unwrap();
+    while !*stopped.borrow() {
+        let opened = tokio::time::timeout(Duration::from_millis(100), connection.open_bi()).await;
+        let Ok(Ok((mut send, mut recv))) = opened else {
+            continue;
+        };
+        let open = Open {
+            generation: Generation(2),
+            ..headers::open(target)
+        };
+        // One that is cut already is one more.
+        let _ = send.write_all(&bytes(&Frame::Open(Box::new(open)))).await;
+        send.finish();
+        recv.stop(0);
+    }
+}
+
+#[tokio::test]
+async fn an_identity_that_floods_with_known_flows_keeps_nobody_from_coming_back() {
+    let mut world = World::new();
+    world.router_limits.resumes_per_second = 200;
+    world.router_limits.resumes_burst = 20;
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = connection.open_bi().await.unwrap();
+    let open = headers::open(&target);
+    let (accepted, _first) = answer(&connection, Frame::Open(Box::new(open.clone()))).await;
+    assert!(matches!(accepted, Frame::Accept { .. }), "{accepted:?}");
+
+    let flooder = world.fabric.pod("z", "default", "flooder");
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let addr = router.addr;
+    let flooding = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(repeat(addr, &flooder, &target, stopped));
+    });
+    let cut = || {
+        let limits = hits(&world);
+        let resumes = limits.iter().find(|(name, _)| *name == "resumes");
+        resumes.map_or(0, |(_, times)| *times)
+    };
+    // It has used up what it may have at once.
+    crate::counters::until(|| cut() > 1000).await;
+    let mut legs = Vec::new();
+    for generation in 2..22 {
+        let generation = Generation(generation);
+        let resume = Resume {
+            generation,
+            proof: open.secret.prove(open.flow, generation, Role::Initiator),
+            ..headers::resume(&open)
+        };
+        let (resumed, leg) = answer(&connection, Frame::Resume(Box::new(resume))).await;
+        assert!(matches!(resumed, Frame::Resumed { .. }), "{resumed:?}");
+        legs.push(leg);
+    }
+    stop.send_replace(true);
+    flooding.join().unwrap();
 }
 
 /// Opens streams as fast as it goes, each with a byte, until told to stop; how many.
