@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use keel_certs::ServiceId;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::drain::Drain;
 use crate::quic::{Connection, RecvStream, SendStream};
@@ -51,6 +52,8 @@ pub(crate) struct Control {
     requests: mpsc::Sender<Request>,
     next_id: std::sync::atomic::AtomicU64,
     answer_time: Duration,
+    /// The router has said hello.
+    greeted: CancellationToken,
     /// Aborted when the handle is dropped. The lock only makes the handle shareable.
     _task: Mutex<JoinSet<()>>,
 }
@@ -69,8 +72,11 @@ impl Control {
     ) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
         let mut task = JoinSet::new();
+        let greeted = CancellationToken::new();
+        let heard = greeted.clone();
         task.spawn(async move {
-            if let Ended::ByRouter(why) = serve(send, recv, queue, (instance, drain)).await {
+            let ended = serve(send, recv, queue, (instance, drain), heard).await;
+            if let Ended::ByRouter(why) = ended {
                 connection.close(CloseCode::Protocol.to_wire(), why.as_bytes());
             }
         });
@@ -78,8 +84,14 @@ impl Control {
             requests,
             next_id: 1.into(),
             answer_time,
+            greeted,
             _task: Mutex::new(task),
         }
+    }
+
+    /// Waits until the router has said hello; for ever if it never does. Cancel safe.
+    pub(crate) async fn greeted(&self) {
+        self.greeted.cancelled().await;
     }
 
     /// A number for a publication, by which it is withdrawn.
@@ -148,6 +160,7 @@ async fn serve(
     mut recv: RecvStream,
     mut queue: mpsc::Receiver<Request>,
     (instance, drain): (u64, Drain),
+    greeted: CancellationToken,
 ) -> Ended {
     let cut = || Ended::ByRouter("the control stream has ended".to_owned());
     let mut out = BytesMut::new();
@@ -188,6 +201,7 @@ async fn serve(
                         Ok(Some(Message::Drain)) => drain.begin(),
                         Ok(Some(Message::Hello { version, software, .. })) => {
                             tracing::debug!(version, software, "router says hello");
+                            greeted.cancel();
                         }
                         Ok(Some(_)) => {}
                         Ok(None) => break,

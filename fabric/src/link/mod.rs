@@ -167,19 +167,29 @@ impl Links {
 
     /// Dials a fresh connection beside one that is worn. What is opened from now on goes over the fresh one; the old one may
     /// just have been given something to carry, and ends when nobody needs it.
+    ///
+    /// The old one is as good as ever, so it is used until the fresh one has had a word of the router.
     async fn refresh(&self, router: &RouterPeer) -> Result<(), LinkError> {
         let slot = self.slot(&router.node);
-        let mut state = slot.state.lock().await;
         let worn = |link: &Link| {
             !link.is_suspected()
                 && !link.is_draining()
                 && worn::is_worn(link.connection().streams())
         };
-        let Some(old) = state.link.clone().filter(worn) else {
+        let Some(old) = slot.state.lock().await.link.clone().filter(worn) else {
             return Ok(());
         };
         let instance = new_instance();
-        state.link = Some(self.dial(router, instance).await?);
+        let fresh = self.dial(router, instance).await?;
+        self.greeted(&fresh).await?;
+        let mut state = slot.state.lock().await;
+        let stands = |link: &Link| Arc::ptr_eq(&link.inner, &old.inner);
+        if !state.link.as_ref().is_some_and(stands) {
+            let code = crate::wire::CloseCode::Replaced.to_wire();
+            fresh.connection().close(code, b"there is another one");
+            return Ok(());
+        }
+        state.link = Some(fresh);
         state.instance = instance;
         tracing::debug!(router = %router.node, "a fresh connection stands beside one whose flows are over");
         old.inner.retired.cancel();
@@ -245,6 +255,18 @@ impl Links {
             .slots
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the router's first word on a connection: one that it does not want it closes instead.
+    async fn greeted(&self, link: &Link) -> Result<(), LinkError> {
+        let node = || link.node().clone();
+        tokio::select! {
+            () = link.control().greeted() => Ok(()),
+            lost = link.connection().closed() => Err(LinkError::Lost { node: node(), lost }),
+            () = tokio::time::sleep(self.inner.limits.answer_time) => {
+                Err(LinkError::TimedOut { node: node() })
+            }
+        }
     }
 
     async fn dial(&self, router: &RouterPeer, instance: u64) -> Result<Link, LinkError> {

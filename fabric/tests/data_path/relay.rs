@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use keel_fabric::link::RouterPeer;
@@ -40,6 +40,9 @@ struct Passes {
     down: AtomicBool,
     /// The next packet of a handshake ends the way down.
     handshake_cuts: AtomicBool,
+    /// Packets of handshakes do not pass; how many did not.
+    no_handshakes: AtomicBool,
+    handshakes_lost: AtomicUsize,
 }
 
 impl Relay {
@@ -57,6 +60,8 @@ impl Relay {
             up: true.into(),
             down: true.into(),
             handshake_cuts: false.into(),
+            no_handshakes: false.into(),
+            handshakes_lost: 0.into(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(carry(socket, router.addr, Arc::clone(&passes), line));
@@ -76,6 +81,16 @@ impl Relay {
     /// Lets nothing come down any more once another connection is dialled through here.
     pub(crate) fn cut_by_handshake(&self) {
         self.passes.handshake_cuts.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets no other connection be made through here; those that stand are carried.
+    pub(crate) fn lose_handshakes(&self) {
+        self.passes.no_handshakes.store(true, Ordering::Relaxed);
+    }
+
+    /// How many packets that has cost.
+    pub(crate) fn handshakes_lost(&self) -> usize {
+        self.passes.handshakes_lost.load(Ordering::Relaxed)
     }
 
     /// Whether what comes down passes.
@@ -167,7 +182,12 @@ async fn carry(near: Arc<UdpSocket>, router: SocketAddr, passes: Arc<Passes>, li
         };
         while tasks.try_join_next().is_some() {}
         // A long header (RFC 9000 section 17.2).
-        if packet[0] & 0x80 != 0 && passes.handshake_cuts.swap(false, Ordering::Relaxed) {
+        let handshake = packet[0] & 0x80 != 0;
+        if handshake && passes.no_handshakes.load(Ordering::Relaxed) {
+            passes.handshakes_lost.fetch_add(1, Ordering::Relaxed);
+            continue;
+        }
+        if handshake && passes.handshake_cuts.swap(false, Ordering::Relaxed) {
             passes.down.store(false, Ordering::Relaxed);
         }
         if passes.up.load(Ordering::Relaxed) {

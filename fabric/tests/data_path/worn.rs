@@ -1,6 +1,6 @@
 //! Connections that were made for a crowd, when it has gone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keel_fabric::EndReason;
 use keel_fabric::consumer::Target;
@@ -46,6 +46,27 @@ async fn a_connection_is_made_anew_when_its_crowd_has_gone() {
     let mut client = consumer.carried(&mut ends, &target).await;
     echoes(&mut client, b'b').await;
     assert_eq!(world.metrics.links_connected.get(), 4, "and only once");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_connection_that_is_made_anew() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let relay = Relay::to(&router).await;
+    let backend = Backend::echo().await;
+    let (_provider, mut target) = world.echo(&router, backend.addr).await;
+    target.router = relay.peer.clone();
+    let consumer = world.consumer();
+    crowd(&consumer, &target).await;
+    relay.lose_handshakes();
+    until(|| relay.handshakes_lost() > 0).await;
+    let mut ends = JoinSet::new();
+    let begun = Instant::now();
+    let mut client = consumer.carried(&mut ends, &target).await;
+    // An attempt takes five seconds.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{begun:?}");
+    client.shutdown().await.unwrap();
+    assert_eq!(end(&mut ends).await.unwrap().reason, EndReason::Done);
 }
 
 #[tokio::test]
