@@ -50,7 +50,7 @@ pub struct Seen {
     pub end: End,
     /// When it ended, from the start of the load.
     pub at: Duration,
-    /// Pauses of 100 ms and more between two arrivals: when each began on this connection, and how long it was.
+    /// Pauses of 100 ms and more between two arrivals: when each began, from the start of the load, and how long it was.
     pub pauses: Vec<(Duration, Duration)>,
 }
 
@@ -61,6 +61,7 @@ pub struct Running {
     enough: CancellationToken,
     thread: Option<JoinHandle<Vec<Seen>>>,
     flows: usize,
+    began: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -135,12 +136,14 @@ impl Load {
             arrived: (0..self.flows).map(|_| AtomicU64::new(0)).collect(),
             ..State::default()
         });
-        let enough = CancellationToken::new();
+        let (enough, began) = (CancellationToken::new(), Instant::now());
         let thread = std::thread::Builder::new().name("load".to_owned()).spawn({
             let (load, host) = (self.clone(), host.clone());
             let (state, enough) = (Arc::clone(&state), enough.clone());
             move || match (host.enter(), runtime()) {
-                (Ok(()), Ok(runtime)) => runtime.block_on(load.carry(server, &state, &enough)),
+                (Ok(()), Ok(runtime)) => {
+                    runtime.block_on(load.carry(server, began, &state, &enough))
+                }
                 (entered, runtime) => {
                     eprintln!("no load from {}: {entered:?} {runtime:?}", host.netns());
                     Vec::new()
@@ -152,16 +155,17 @@ impl Load {
             enough,
             thread: Some(thread),
             flows: self.flows,
+            began,
         })
     }
 
     async fn carry(
         &self,
         server: SocketAddr,
+        began: Instant,
         state: &Arc<State>,
         enough: &CancellationToken,
     ) -> Vec<Seen> {
-        let began = Instant::now();
         let mut flows = JoinSet::new();
         for index in 0..self.flows {
             let number = index as u64;
@@ -172,11 +176,11 @@ impl Load {
                 length: self.length.unwrap_or(0),
             };
             let (state, enough) = (Arc::clone(state), enough.clone());
-            let (deadline, mute) = (began + self.bound, self.mute);
+            let (times, mute) = ((began, began + self.bound), self.mute);
             flows.spawn(async move {
                 tokio::time::sleep(RAMP * number as u32).await;
                 let place = (&*state, &state.arrived[index]);
-                let (end, pauses) = flow(server, (manner, mute), deadline, place, &enough).await;
+                let (end, pauses) = flow(server, (manner, mute), times, place, &enough).await;
                 state.ended.fetch_add(1, Ordering::AcqRel);
                 Seen {
                     end,
@@ -192,7 +196,7 @@ impl Load {
 async fn flow(
     server: SocketAddr,
     (manner, mute): (Manner, bool),
-    deadline: Instant,
+    (began, deadline): (Instant, Instant),
     (state, arrived): (&State, &AtomicU64),
     enough: &CancellationToken,
 ) -> (End, Vec<(Duration, Duration)>) {
@@ -208,7 +212,7 @@ async fn flow(
     }
     state.connected.fetch_add(1, Ordering::AcqRel);
     let (from, to) = stream.into_split();
-    let mut judge = Judge::new(manner.answer(), deadline, arrived);
+    let mut judge = Judge::new(manner.answer(), (began, deadline), arrived);
     let mut writing = Box::pin(async {
         if mute {
             enough.cancelled().await;
@@ -240,6 +244,12 @@ async fn flow(
 }
 
 impl Running {
+    /// How long it runs.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// Bytes that came back until now.
     #[must_use]
     pub fn arrived(&self) -> u64 {
@@ -381,14 +391,36 @@ impl Report {
     #[must_use]
     pub fn stall(&self, part: f64) -> Duration {
         let pauses = self.flows.iter().flat_map(|flow| &flow.pauses);
-        let mut pauses: Vec<_> = pauses.map(|(_, pause)| *pause).collect();
-        pauses.sort_unstable();
-        let place = (pauses.len() as f64 * part).ceil() as usize;
-        pauses
-            .get(place.saturating_sub(1))
-            .copied()
-            .unwrap_or_default()
+        percentile(pauses.map(|(_, pause)| *pause).collect(), part)
     }
+
+    /// The same of the longest pause that each connection had after each of these times, which are from the start of the load
+    /// and in order: among all pauses those that harm nobody hide a few that are far too long. A pause belongs to the last
+    /// time before its end.
+    #[must_use]
+    pub fn stall_after(&self, times: &[Duration], part: f64) -> Duration {
+        let mut longest = Vec::new();
+        for flow in &self.flows {
+            let mut after = vec![None; times.len()];
+            for &(began, pause) in &flow.pauses {
+                let before = times.partition_point(|time| *time < began + pause);
+                if let Some(one) = before.checked_sub(1).and_then(|index| after.get_mut(index)) {
+                    *one = (*one).max(Some(pause));
+                }
+            }
+            longest.extend(after.into_iter().flatten());
+        }
+        percentile(longest, part)
+    }
+}
+
+fn percentile(mut pauses: Vec<Duration>, part: f64) -> Duration {
+    pauses.sort_unstable();
+    let place = (pauses.len() as f64 * part).ceil() as usize;
+    pauses
+        .get(place.saturating_sub(1))
+        .copied()
+        .unwrap_or_default()
 }
 
 impl fmt::Display for Report {
@@ -409,5 +441,35 @@ impl fmt::Display for Report {
             self.stall(0.99),
             self.stall(1.0)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_pauses_the_longest_after_each_time_counts() {
+        let millis = Duration::from_millis;
+        // A hundred short pauses on each connection, and one that is far too long after the second time.
+        let flow = |long| {
+            let mut pauses: Vec<_> = (0..100).map(|n| (millis(n * 200), millis(150))).collect();
+            pauses.push((millis(11_990), millis(long)));
+            Seen {
+                end: End::Exact,
+                at: millis(30_000),
+                pauses,
+            }
+        };
+        let report = Report {
+            flows: vec![flow(500), flow(9000)],
+            arrived: 0,
+            sent: 0,
+        };
+        let times = [millis(5000), millis(12_000)];
+        assert_eq!(report.stall(0.99), millis(150), "hidden by the others");
+        assert_eq!(report.stall_after(&times, 0.99), millis(9000));
+        assert_eq!(report.stall_after(&times, 0.5), millis(150));
+        assert_eq!(report.stall_after(&[], 0.99), Duration::ZERO);
     }
 }

@@ -109,7 +109,8 @@ async fn talk(mut stream: TcpStream, state: Arc<State>) {
     let (from, to) = stream.into_split();
     let (enough, sent) = (CancellationToken::new(), AtomicU64::new(0));
     let read = async {
-        let mut judge = Judge::new(manner, Instant::now() + FOREVER, &state.bytes);
+        let now = Instant::now();
+        let mut judge = Judge::new(manner, (now, now + FOREVER), &state.bytes);
         let end = judge.read(from).await;
         // With a length of its own the answer goes on; else the client's end is ours.
         if manner.length == 0 || end != End::Exact {

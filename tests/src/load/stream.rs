@@ -142,11 +142,15 @@ pub(super) struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    pub(super) fn new(manner: Manner, deadline: Instant, arrived: &'a AtomicU64) -> Self {
+    pub(super) fn new(
+        manner: Manner,
+        (began, deadline): (Instant, Instant),
+        arrived: &'a AtomicU64,
+    ) -> Self {
         let now = Instant::now();
         Self {
             manner,
-            began: now,
+            began,
             deadline,
             arrived,
             last: now,
