@@ -73,14 +73,17 @@ async fn a_provider_that_stops_starts_no_flow() {
     let mut world = World::new();
     world.grace = Duration::from_secs(60);
     let alone = Alone::new(&mut world).await;
-    alone.provider.stop.cancel();
-    let open = Open {
+    let open = || Open {
         from: Some("/node/a".parse().unwrap()),
         ..headers::open(&alone.target)
     };
-    let (answer, _leg) = answer(&alone.connection, Frame::Open(Box::new(open))).await;
-    let Frame::Refuse { code, .. } = answer else {
-        panic!("{answer:?}")
+    // It waits for this one.
+    let (accepted, _leg) = answer(&alone.connection, Frame::Open(Box::new(open()))).await;
+    assert!(matches!(accepted, Frame::Accept { .. }), "{accepted:?}");
+    alone.provider.stop.cancel();
+    let (refused, _leg) = answer(&alone.connection, Frame::Open(Box::new(open()))).await;
+    let Frame::Refuse { code, .. } = refused else {
+        panic!("{refused:?}")
     };
     assert_eq!(code, RefuseCode::Draining);
 }
