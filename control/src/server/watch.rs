@@ -23,7 +23,7 @@ use super::table::table;
 use super::watches::{Admitted, Watches};
 use crate::api::kind::Kind;
 use crate::api::{Revision, Status};
-use crate::http::{Body, BoxError};
+use crate::http::{Body, BoxError, full};
 use crate::store::{Event, EventKind, EventsError, Object, Store};
 
 /// How often a watcher that asked for bookmarks gets one.
@@ -85,8 +85,10 @@ struct Watch {
 
 /// Starts a watch.
 ///
+/// If the revision is compacted away, that is what the watch tells.
+///
 /// # Errors
-/// `Expired` if the revision is compacted away, `Timeout` with cause `ResourceVersionTooLarge` if it is ahead of the server.
+/// `Timeout` with cause `ResourceVersionTooLarge` if the revision is ahead of the server.
 pub(super) async fn start(
     store: Store,
     watches: &Watches,
@@ -99,12 +101,15 @@ pub(super) async fn start(
     }
     let (initial, cursor, initial_end) = match request.after {
         Some(after) if !request.initial_events => {
-            // Only to be told now, as an HTTP status, whether it can be resumed there.
-            store
-                .events_since(after, 1)
-                .await
-                .map_err(|error| events_status(&error))?;
-            (None, after, false)
+            // Only to be told now whether it can be resumed there.
+            match store.events_since(after, 1).await {
+                Ok(_) => (None, after, false),
+                // As an event, as Kubernetes does: told by an HTTP status, kube-rs would ask for the same for ever.
+                Err(error @ EventsError::Compacted { .. }) => {
+                    return Ok(full(failure(&events_status(&error))));
+                }
+                Err(error) => return Err(events_status(&error)),
+            }
         }
         None if request.only_new => (None, store.current(), false),
         _ => {
@@ -358,6 +363,11 @@ impl Watch {
 
     fn fail(&mut self, status: &Status) -> Bytes {
         self.done = true;
-        Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": status})))
+        failure(status)
     }
+}
+
+/// The last line of a watch that cannot go on.
+fn failure(status: &Status) -> Bytes {
+    Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": status})))
 }

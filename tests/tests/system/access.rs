@@ -170,7 +170,7 @@ fn who_may_do_what() -> anyhow::Result<()> {
             admin.curl(),
             &host,
             &[],
-            &format!("{ROUTERS}?watch=1&resourceVersion=1&timeoutSeconds=1")
+            &format!("{ROUTERS}?resourceVersion=1&resourceVersionMatch=Exact")
         )?,
         410,
         "long compacted"
