@@ -28,7 +28,10 @@ const VALUE: &str = "a valid label must be an empty string or consist of alphanu
 pub(crate) fn check(held: &Map<String, Value>, sent: &Map<String, Value>) -> Vec<FieldError> {
     let labels = entries(sent, "labels").flat_map(|(key, value)| {
         let was = text(held, "labels", key);
-        let key_faults = was.is_none().then(|| key_faults(key)).unwrap_or_default();
+        let key_faults = match was {
+            None => key_faults(key),
+            Some(_) => Vec::new(),
+        };
         let value_faults = match was == Some(value) {
             true => Vec::new(),
             false => value_faults(value),
