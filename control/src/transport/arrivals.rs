@@ -55,6 +55,11 @@ impl<T> Arrivals<T> {
         Ok(())
     }
 
+    /// Whether so many wait that those who may not be where they say would take the places of others.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.waiting.len() >= self.most.div_ceil(2)
+    }
+
     /// The next whose handshake may begin; never if none waits. Cancel safe.
     pub(super) async fn next(&mut self) -> T {
         if self.waiting.is_empty() {
@@ -82,6 +87,7 @@ mod tests {
     async fn a_herd_gets_in_at_the_pace_and_the_rest_is_given_back() {
         let mut arrivals = Arrivals::new(100);
         for number in 0..200 {
+            assert_eq!(arrivals.is_crowded(), number >= 100);
             assert_eq!(arrivals.push(number), Ok(()));
         }
         assert_eq!(arrivals.push(200), Err(200));

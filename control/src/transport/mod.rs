@@ -284,7 +284,8 @@ impl Quic {
             };
             let Some(incoming) = incoming else { break };
             // Half full: whoever comes now must show first that it receives at its address.
-            let crowded = self.permits.available_permits() < self.common.limits.connections / 2;
+            let crowded = arrivals.is_crowded()
+                || self.permits.available_permits() < self.common.limits.connections / 2;
             if crowded && !incoming.is_validated() {
                 self.common.metrics.limit_hit("unvalidated");
                 incoming.retry();

@@ -264,6 +264,8 @@ async fn a_herd_gets_in_in_its_turn_and_who_is_in_is_served() {
         within += usize::from(served.metrics.hits("handshakes_per_second") > 0);
     }
     assert!(within > 0, "nobody had to come again");
+    // Half of the places are only for those who have proven where they are.
+    assert!(served.metrics.hits("unvalidated") > 0);
     served.stop().await;
 }
 
