@@ -1,10 +1,9 @@
 //! The APIServer in a process of its own, which can be killed: this test's program, started once more.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -22,6 +21,8 @@ use kube::{Client, Config};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+
+use crate::again::{Again, ready};
 
 /// The test that is the server in the other process.
 const SERVER: &str = "server::serves";
@@ -60,9 +61,7 @@ async fn serves() {
         TransportMetrics::register(&mut Registry::default()),
     )
     .unwrap();
-    // One write, so that the line is whole or not there.
-    let line = format!("serving {}\n", server.local_addrs()[0]);
-    std::io::stdout().write_all(line.as_bytes()).unwrap();
+    ready(&server.local_addrs()[0].to_string());
     server.run(CancellationToken::new()).await;
 }
 
@@ -92,9 +91,7 @@ pub(crate) struct Server {
     /// Where clients look for it.
     home: SocketAddr,
     address: SocketAddr,
-    child: Option<Child>,
-    /// What it prints; a pipe that nobody holds would end it.
-    output: Option<Lines<BufReader<ChildStdout>>>,
+    process: Option<Again>,
 }
 
 impl Server {
@@ -107,8 +104,7 @@ impl Server {
             folder,
             home: nowhere,
             address: nowhere,
-            child: None,
-            output: None,
+            process: None,
         };
         server.start(Start::Elsewhere).await;
         server.home = server.address;
@@ -121,35 +117,21 @@ impl Server {
             Start::Elsewhere => "127.0.0.1:0".to_owned(),
             Start::Again | Start::Forgetful => self.home.to_string(),
         };
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args([SERVER, "--exact", "--nocapture"])
-            .env(FOLDER, self.folder.path())
-            .env(LISTEN, listen)
-            .stdout(Stdio::piped());
+        let mut variables = vec![
+            (FOLDER, self.folder.path().as_os_str()),
+            (LISTEN, OsStr::new(&listen)),
+        ];
         if how == Start::Forgetful {
-            command.env(FORGET, "1");
+            variables.push((FORGET, OsStr::new("1")));
         }
-        let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        self.child = Some(child);
-        let serving = tokio::task::spawn_blocking(move || {
-            let said = |line: String| Some(line.split_once("serving ")?.1.to_owned());
-            let address = lines.find_map(|line| said(line.ok()?));
-            (lines, address)
-        });
-        let (lines, address) = serving.await.unwrap();
-        self.output = Some(lines);
-        let address = address.expect("the server did not start");
+        let (process, address) = Again::start(SERVER, &variables).await;
+        self.process = Some(process);
         self.address = address.parse().unwrap();
     }
 
     /// Kills the process as `kill -9` does, and waits for its end.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        self.process = None;
     }
 
     /// A client of the server that runs, by a kubeconfig.
@@ -188,11 +170,5 @@ impl Server {
         let config = Kubeconfig::read_from(path).unwrap();
         let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
         Client::try_from(config.unwrap()).unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../again/mod.rs"]
+mod again;
 mod battery;
 mod both;
 mod crash;

@@ -1,8 +1,7 @@
 //! APIServers as processes of their own, which can be killed: this test's program, started once more.
 
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -16,13 +15,13 @@ use keel_control::server::{Api, ApiConfig};
 use keel_control::store::StoreConfig;
 use keel_control::transport::{ApiServer, Limits, TransportMetrics};
 use keel_fabric::quic::QuicKeys;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::plant::{Bug, Planted};
+use crate::again::{Again, ready};
 use crate::place::open;
 
 /// Set in the child: the store, the folder with its identity, its node's name and the bug that is planted in it.
@@ -62,9 +61,7 @@ pub(crate) async fn serve() {
         TransportMetrics::register(&mut Registry::default()),
     )
     .unwrap();
-    // One write, so that the line is whole or not there.
-    let line = format!("serving {}\n", server.local_addrs()[0]);
-    std::io::stdout().write_all(line.as_bytes()).unwrap();
+    ready(&server.local_addrs()[0].to_string());
     server.run(CancellationToken::new()).await;
 }
 
@@ -103,7 +100,7 @@ pub(crate) struct Slot {
     folder: PathBuf,
     url: String,
     bug: Bug,
-    child: Option<Child>,
+    process: Option<Again>,
     life: watch::Sender<Option<Arc<Life>>>,
 }
 
@@ -116,7 +113,7 @@ impl Slot {
             folder,
             url,
             bug,
-            child: None,
+            process: None,
             life: watch::Sender::new(None),
         }
     }
@@ -127,21 +124,15 @@ impl Slot {
 
     /// Starts the process and waits until it serves.
     pub(crate) async fn start(&mut self) {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([super::SERVER, "--exact", "--nocapture"])
-            .env(STORE, &self.url)
-            .env(FOLDER, &self.folder)
-            .env(NODE, &self.node)
-            .env(BUG, self.bug.name())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        self.child = Some(child);
-        let serving = tokio::task::spawn_blocking(move || {
-            lines.find_map(|line| Some(line.ok()?.split_once("serving ")?.1.to_owned()))
-        });
-        let address = serving.await.unwrap().expect("the server did not start");
+        let bug = self.bug.name();
+        let variables = [
+            (STORE, OsStr::new(&self.url)),
+            (FOLDER, self.folder.as_os_str()),
+            (NODE, OsStr::new(&self.node)),
+            (BUG, OsStr::new(&bug)),
+        ];
+        let (process, address) = Again::start(super::SERVER, &variables).await;
+        self.process = Some(process);
         self.life.send_replace(Some(Arc::new(Life {
             node: self.node.parse().unwrap(),
             address: address.parse().unwrap(),
@@ -150,17 +141,14 @@ impl Slot {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        if let Some(child) = &self.child {
-            kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        if let Some(process) = &self.process {
+            process.signal(signal);
         }
     }
 
     /// Kills the process as `kill -9` does, and waits for its end.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        self.process = None;
         if let Some(life) = self.life.send_replace(None) {
             life.gone.cancel();
         }
