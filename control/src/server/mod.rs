@@ -37,6 +37,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use keel_certs::{Identity, NodeName};
 use prometheus_client::metrics::gauge::Gauge;
 use tracing::{debug, error, info};
+use prometheus_client::metrics::counter::Counter;
 
 use crate::api::{Reason, Status};
 use crate::http::{Body, Caller, Handler, full};
@@ -60,6 +61,17 @@ pub struct ApiConfig {
 
 /// The API of one node.
 #[derive(Clone)]
+/// What the API counts.
+#[derive(Clone, Debug, Default)]
+pub struct ApiMetrics {
+    /// Open watches.
+    pub watches: Gauge,
+    /// Watches refused because their identity has as many as it may have.
+    pub watches_refused: Counter,
+    /// Statuses of other nodes refused because they come too often or are too much.
+    pub pushes_refused: Counter,
+}
+
 pub struct Api {
     inner: Arc<Inner>,
 }
@@ -83,23 +95,23 @@ impl fmt::Debug for Api {
 impl Api {
     /// An API over the store; `enroll` answers what is below `/v1/`.
     pub fn new(config: ApiConfig, store: Store, enroll: Arc<dyn Handler>) -> Self {
-        Self::counted(config, store, enroll, Gauge::default())
+        Self::counted(config, store, enroll, ApiMetrics::default())
     }
 
-    /// As [`Api::new`]; `watches` tells how many watches are open.
+    /// As [`Api::new`], counting into `metrics`.
     pub fn counted(
         config: ApiConfig,
         store: Store,
         enroll: Arc<dyn Handler>,
-        watches: Gauge,
+        metrics: ApiMetrics,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 config,
                 store,
                 enroll,
-                watches: Arc::new(Watches::counted(watches)),
-                pushes: Pushes::default(),
+                watches: Arc::new(Watches::counted(metrics.watches, metrics.watches_refused)),
+                pushes: Pushes::counted(metrics.pushes_refused),
             }),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 
 use crate::api::Status;
@@ -12,16 +14,27 @@ const REMEMBERED: usize = 1024;
 
 /// What each node pushed of late.
 #[derive(Debug, Default)]
-pub(super) struct Pushes(Mutex<HashMap<String, Pace>>);
+pub(super) struct Pushes {
+    paces: Mutex<HashMap<String, Pace>>,
+    refused: Counter,
+}
 
 impl Pushes {
+    /// Nothing yet; `refused` tells how many were.
+    pub(super) fn counted(refused: Counter) -> Self {
+        Self {
+            refused,
+            ..Self::default()
+        }
+    }
+
     /// Takes one push of `node`. A node's own Router reports a change at most fifty times a second, and tries again what is refused.
     ///
     /// # Errors
     /// It pushes too often, or too much: 429.
     pub(super) fn take(&self, node: &str) -> Result<(), Status> {
         let now = Instant::now();
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= REMEMBERED {
             all.retain(|_, pace| !pace.is_idle(now));
         }
@@ -29,6 +42,7 @@ impl Pushes {
             .entry(node.to_owned())
             .or_insert_with(|| Pace::new(STATUS_BURST));
         if !pace.is_open(now) {
+            self.refused.inc();
             let message =
                 format!("node {node:?} pushes its status too often or too much; try again later");
             return Err(Status::too_many(message));
@@ -39,7 +53,7 @@ impl Pushes {
 
     /// What `node` pushed had so many bytes.
     pub(super) fn wrote(&self, node: &str, bytes: usize) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pace) = all.get_mut(node) {
             pace.take(Instant::now(), status_bytes(bytes));
         }
@@ -81,12 +95,13 @@ mod tests {
             }
         };
         assert_eq!(refused.code, 429);
+        assert_eq!(pushes.refused.get(), 10_000 - taken as u64 + 1);
         pushes.take("other").unwrap();
         tokio::time::advance(Duration::from_secs(60)).await;
         for node in 0..2 * REMEMBERED {
             pushes.take(&node.to_string()).unwrap();
             tokio::time::advance(STATUS).await;
         }
-        assert!(pushes.0.lock().unwrap().len() <= REMEMBERED);
+        assert!(pushes.paces.lock().unwrap().len() <= REMEMBERED);
     }
 }

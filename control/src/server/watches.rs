@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use keel_certs::Identity;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::store_status;
@@ -21,16 +22,18 @@ type State = (Revision, Weak<Vec<Object>>);
 pub(super) struct Watches {
     open: Mutex<HashMap<Identity, usize>>,
     count: Gauge,
+    refused: Counter,
     /// The last state of each resource that a watch began with, for as long as one still sends it. The lock is held while it is
     /// read, so that watchers who come back together read it once.
     last: tokio::sync::Mutex<HashMap<&'static str, State>>,
 }
 
 impl Watches {
-    /// No watches yet; `count` tells how many there are.
-    pub(super) fn counted(count: Gauge) -> Self {
+    /// No watches yet; `count` tells how many there are, `refused` how many more there might have been.
+    pub(super) fn counted(count: Gauge, refused: Counter) -> Self {
         Self {
             count,
+            refused,
             ..Self::default()
         }
     }
@@ -43,6 +46,7 @@ impl Watches {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(identity.clone()).or_default();
         if *count >= MAX_WATCHES {
+            self.refused.inc();
             return Err(Status::too_many(format!(
                 "{identity} has {MAX_WATCHES} watches open: end some of them, or share one"
             )));
@@ -112,13 +116,15 @@ mod tests {
 
     #[test]
     fn the_gauge_goes_with_the_guards_and_a_refusal_leaves_it() {
-        let gauge = Gauge::default();
-        let watches = Arc::new(Watches::counted(gauge.clone()));
+        let (gauge, refused) = (Gauge::default(), Counter::default());
+        let watches = Arc::new(Watches::counted(gauge.clone(), refused.clone()));
         let identity: Identity = "spiffe://t/node/a".parse().unwrap();
         let admitted: Vec<_> = (0..MAX_WATCHES)
             .map(|_| watches.admit(&identity).unwrap())
             .collect();
+        assert_eq!(refused.get(), 0);
         assert!(watches.admit(&identity).is_err());
+        assert_eq!(refused.get(), 1);
         assert_eq!(gauge.get(), i64::try_from(MAX_WATCHES).unwrap());
         drop(admitted);
         assert_eq!(gauge.get(), 0);

@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -61,6 +62,8 @@ pub struct StoreConfig {
     pub compact_every: Duration,
     /// Bytes of the disk that are held back beside a SQLite file, for the day when it is full.
     pub ballast: u64,
+    /// Counts rows of a SQLite file that are not what was written.
+    pub damaged: Counter,
 }
 
 impl Default for StoreConfig {
@@ -76,6 +79,7 @@ impl Default for StoreConfig {
             compact_every: Duration::from_secs(60),
             // What the log grows to before it is moved into the file.
             ballast: 4 << 20,
+            damaged: Counter::default(),
         }
     }
 }

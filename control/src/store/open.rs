@@ -87,7 +87,8 @@ impl Store {
     /// # Errors
     /// An [`OpenError`] that says what to do. Another process must not have the store open: the data directory's lock sees to that.
     pub async fn open(path: &Path, config: StoreConfig) -> Result<Self, OpenError> {
-        let (database, readers, state) = sqlite::open(path, config.ballast).await?;
+        let (database, readers, state) =
+            sqlite::open(path, config.ballast, &config.damaged).await?;
         Ok(Self::start(
             path.display().to_string(),
             Database::Sqlite(database),

@@ -1,4 +1,4 @@
-//! What the transports count.
+//! What the transports count, and the API behind them.
 
 use std::sync::Arc;
 
@@ -7,6 +7,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+use crate::server::ApiMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LimitLabel {
@@ -24,10 +26,12 @@ pub struct TransportMetrics {
     connections: Family<TransportLabel, Gauge>,
     limits: Family<LimitLabel, Counter>,
     watches: Gauge,
+    damaged: Counter,
 }
 
 impl TransportMetrics {
-    /// Registers the metrics `keel_api_connections{transport}`, `keel_api_limit_hit_total{name}` and `keel_api_watches`.
+    /// Registers the metrics `keel_api_connections{transport}`, `keel_api_damaged_rows_total`, `keel_api_limit_hit_total{name}` and
+    /// `keel_api_watches`.
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Self::default();
         registry.register(
@@ -36,8 +40,13 @@ impl TransportMetrics {
             metrics.connections.clone(),
         );
         registry.register(
+            "keel_api_damaged_rows",
+            "Rows of the store that were not what was written",
+            metrics.damaged.clone(),
+        );
+        registry.register(
             "keel_api_limit_hit",
-            "How often a limit of the API's transports was hit",
+            "How often a limit of the API was hit",
             metrics.limits.clone(),
         );
         registry.register(
@@ -48,10 +57,21 @@ impl TransportMetrics {
         Arc::new(metrics)
     }
 
-    /// The gauge of open watches, for the API to keep.
+    /// What the API itself counts, among the transports'.
     #[must_use]
-    pub fn watches(&self) -> Gauge {
-        self.watches.clone()
+    pub fn api(&self) -> ApiMetrics {
+        let limit = |name| self.limits.get_or_create(&LimitLabel { name }).clone();
+        ApiMetrics {
+            watches: self.watches.clone(),
+            watches_refused: limit("watches"),
+            pushes_refused: limit("pushes"),
+        }
+    }
+
+    /// The counter of damaged rows, for the store to keep.
+    #[must_use]
+    pub fn damaged(&self) -> Counter {
+        self.damaged.clone()
     }
 
     pub(super) fn limit_hit(&self, name: &'static str) {

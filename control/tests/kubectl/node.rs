@@ -9,7 +9,7 @@ use keel_certs::fixture::Fabric;
 use keel_certs::{LiveIdentity, NodeName};
 use keel_control::client::{Client, ClientConfig};
 use keel_control::http::{Body, Caller, Handler, empty};
-use keel_control::server::{Api, ApiConfig};
+use keel_control::server::{Api, ApiConfig, ApiMetrics};
 use keel_control::store::{Store, StoreConfig};
 use keel_control::transport::{ApiServer, Limits, TransportMetrics};
 use keel_fabric::quic::QuicKeys;
@@ -71,7 +71,10 @@ impl Node {
             },
             store.clone(),
             Arc::new(Nobody),
-            watches.clone(),
+            ApiMetrics {
+                watches: watches.clone(),
+                ..ApiMetrics::default()
+            },
         );
         let metrics = TransportMetrics::register(&mut Registry::default());
         let listen = "127.0.0.1:0".parse().unwrap();

@@ -156,12 +156,15 @@ async fn data(store: &Store, name: &str) -> Option<Bytes> {
 async fn a_damaged_object_comes_back_from_its_last_event() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("store.db");
-    let store = Store::open(&path, config()).await.unwrap();
+    let config = config();
+    let store = Store::open(&path, config.clone()).await.unwrap();
     put(&store, "a", "one").await;
     let last = put(&store, "b", "two").await;
     spoil(&path, FLIP).await;
+    assert_eq!(config.damaged.get(), 0);
     assert_eq!(data(&store, "a").await.unwrap(), "one");
     assert_eq!(aside(&path).await, 1);
+    assert_eq!(config.damaged.get(), 1);
     // Whoever watches lists anew.
     let gone = store.events_since(last, 1).await;
     assert!(
@@ -192,7 +195,9 @@ async fn a_damaged_object_that_no_event_knows_is_set_aside_and_the_others_go_on(
     store.close().await;
     spoil(&path, FLIP).await;
     // Found by the opening.
-    let store = Store::open(&path, config()).await.unwrap();
+    let config = config();
+    let store = Store::open(&path, config.clone()).await.unwrap();
+    assert_eq!(config.damaged.get(), 1);
     assert_eq!(data(&store, "a").await, None);
     assert_eq!(data(&store, "b").await.unwrap(), "two");
     assert_eq!(aside(&path).await, 1);

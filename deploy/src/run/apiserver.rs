@@ -67,7 +67,7 @@ impl ControlPlane {
             ports::check(settings, part)?;
         }
         // Before the node is made: one that fails to start must not leave a trust domain behind, nor have used up a token.
-        let store = open(settings, &data).await?;
+        let store = open(settings, &data, &metrics).await?;
         let started = match stop
             .run_until_cancelled(Box::pin(identity::establish(&data, settings)))
             .await
@@ -132,7 +132,7 @@ impl ControlPlane {
             ApiConfig { node: node.clone() },
             store.clone(),
             Arc::new(enrolment.clone()),
-            metrics.watches(),
+            metrics.api(),
         );
         let expiry = api.clone();
         let keys = QuicKeys::load_or_create(&data.quic())
@@ -276,8 +276,15 @@ impl ControlPlane {
     }
 }
 
-async fn open(settings: &NodeSettings, data: &DataDir) -> anyhow::Result<Store> {
-    let config = StoreConfig::default();
+async fn open(
+    settings: &NodeSettings,
+    data: &DataDir,
+    metrics: &TransportMetrics,
+) -> anyhow::Result<Store> {
+    let config = StoreConfig {
+        damaged: metrics.damaged(),
+        ..StoreConfig::default()
+    };
     let path = match &settings.store {
         Some(StoreUrl::Postgres(url)) => {
             let store = Store::connect(url, config).await;

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use futures_util::TryStreamExt;
+use prometheus_client::metrics::counter::Counter;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Error};
 use tracing::error;
@@ -40,10 +41,11 @@ pub(super) async fn is_needed(connection: &mut SqliteConnection) -> Result<bool,
     Ok(verdict != "ok" || first.is_err() || !damaged(connection).await?.is_empty())
 }
 
-/// Mends objects and events; the history begins anew with this revision. Whether anything was damaged.
+/// Mends objects and events; the history begins anew with this revision. Whether anything was damaged; `count` tells how many rows.
 pub(super) async fn everything(
     connection: &mut SqliteConnection,
     revision: Revision,
+    count: &Counter,
 ) -> Result<bool, Failed> {
     let (last, sound) = history(connection).await?;
     if sound && !is_needed(connection).await? {
@@ -51,8 +53,9 @@ pub(super) async fn everything(
     }
     let last = if sound { last } else { HashMap::new() };
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    objects(&mut transaction, last).await?;
+    let mut rows = objects(&mut transaction, last).await?;
     if !sound {
+        rows += 1;
         error!("EVENTS OF THE STORE ARE DAMAGED: the history of all objects begins anew");
     }
     sqlx::query("UPDATE meta SET value = $1 WHERE key IN ('revision', 'compacted')")
@@ -60,6 +63,7 @@ pub(super) async fn everything(
         .execute(&mut *transaction)
         .await?;
     transaction.commit().await.map_err(Failed::Unknown)?;
+    count.inc_by(rows);
     Ok(true)
 }
 
@@ -102,17 +106,19 @@ async fn history(connection: &mut SqliteConnection) -> Result<(HashMap<Key, Even
     Ok((last, true))
 }
 
-/// Sets aside what is damaged, then brings back what the last events know and the table does not.
+/// Sets aside what is damaged, then brings back what the last events know and the table does not. How many were set aside.
 async fn objects(
     connection: &mut SqliteConnection,
     last: HashMap<Key, Event>,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     // A name that changed is not where its index has it.
     sqlx::raw_sql("REINDEX object")
         .execute(&mut *connection)
         .await?;
     sqlx::query(ASIDE).execute(&mut *connection).await?;
-    for (row, what) in damaged(connection).await? {
+    let damaged = damaged(connection).await?;
+    let count = damaged.len() as u64;
+    for (row, what) in damaged {
         error!(
             object = what,
             row,
@@ -151,5 +157,5 @@ async fn objects(
             error!(resource = %event.key.resource, name = event.key.name, "the object is restored from its last event");
         }
     }
-    Ok(())
+    Ok(count)
 }

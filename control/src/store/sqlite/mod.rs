@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Error, QueryBuilder, Sqlite};
 use tracing::{error, info, warn};
@@ -42,6 +43,7 @@ pub(super) struct Database {
     events: u64,
     ballast: Ballast,
     log: Log,
+    damaged: Counter,
 }
 
 /// What a failure of SQLite means here.
@@ -195,12 +197,13 @@ impl Database {
     /// Looks at every row, mends what can be mended, and sets aside what cannot: see [`mend`]. `None` if all is well.
     pub(super) async fn mend(&mut self) -> Result<Option<News>, Failed> {
         let revision = self.next;
+        let damaged = self.damaged.clone();
         let outcome = match self.ready().await {
-            Ok(connection) => mend::everything(connection, revision).await,
+            Ok(connection) => mend::everything(connection, revision, &damaged).await,
             Err(failed) => Err(failed),
         };
-        let damaged = self.settle(outcome).await?;
-        if !damaged {
+        let mended = self.settle(outcome).await?;
+        if !mended {
             return Ok(None);
         }
         self.next = revision.next();

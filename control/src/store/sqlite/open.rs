@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use prometheus_client::metrics::counter::Counter;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Error};
 use tracing::{error, warn};
@@ -56,15 +57,16 @@ enum Failure {
 pub(in crate::store) async fn open(
     path: &Path,
     ballast: u64,
+    damaged: &Counter,
 ) -> Result<(Database, SqlitePool, State), OpenError> {
-    let opened = match attempt(path).await {
+    let opened = match attempt(path, damaged).await {
         Err(Failure::Error(OpenError::Database { source, .. }))
             if trouble(&source) == Trouble::Full =>
         {
             // Opening writes a little: this is what the ballast is for.
             warn!(store = %path.display(), "the disk is full: the ballast is given up to open the store");
             Ballast::give_up(path);
-            attempt(path).await
+            attempt(path, damaged).await
         }
         outcome => outcome,
     };
@@ -77,7 +79,7 @@ pub(in crate::store) async fn open(
                 store = %path.display(), aside = %aside.display(), %why,
                 "THE STORE IS CORRUPT: it was set aside and a new, empty one takes its place; what only this node knew is lost"
             );
-            match attempt(path).await {
+            match attempt(path, damaged).await {
                 Ok(opened) => opened,
                 Err(Failure::Error(error)) => return Err(error),
                 Err(Failure::Corrupt(why)) => {
@@ -102,12 +104,16 @@ pub(in crate::store) async fn open(
         events,
         ballast: Ballast::hold(path, ballast),
         log: Log::new(),
+        damaged: damaged.clone(),
     };
     Ok((database, readers, state))
 }
 
 /// Opens the file; also says how many events there are.
-async fn attempt(path: &Path) -> Result<(SqliteConnection, State, u64), Failure> {
+async fn attempt(
+    path: &Path,
+    damaged: &Counter,
+) -> Result<(SqliteConnection, State, u64), Failure> {
     // SQLite gives its log and index files the mode of the database, so this one call keeps all three private.
     let created = OpenOptions::new()
         .create(true)
@@ -124,7 +130,7 @@ async fn attempt(path: &Path) -> Result<(SqliteConnection, State, u64), Failure>
     let mut connection = SqliteConnection::connect_with(&options(path))
         .await
         .map_err(|error| failure(path, error))?;
-    match prepare(path, &mut connection).await {
+    match prepare(path, &mut connection, damaged).await {
         Ok((state, events)) => Ok((connection, state, events)),
         Err(error) => {
             // Awaited, because the file may be moved next.
@@ -136,7 +142,11 @@ async fn attempt(path: &Path) -> Result<(SqliteConnection, State, u64), Failure>
     }
 }
 
-async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<(State, u64), Failure> {
+async fn prepare(
+    path: &Path,
+    connection: &mut SqliteConnection,
+    damaged: &Counter,
+) -> Result<(State, u64), Failure> {
     let version: i64 = number(path, connection, "PRAGMA user_version").await?;
     let application: i64 = number(path, connection, "PRAGMA application_id").await?;
     let tables: i64 = number(path, connection, "SELECT COUNT(*) FROM sqlite_master").await?;
@@ -192,7 +202,7 @@ async fn prepare(path: &Path, connection: &mut SqliteConnection) -> Result<(Stat
         .await
         .map_err(|error| failure(path, error))?
     {
-        mended(connection)
+        mended(connection, damaged)
             .await
             .map_err(|error| failure(path, error))?;
     }
@@ -291,14 +301,14 @@ async fn seal(connection: &mut SqliteConnection) -> Result<(), Error> {
 }
 
 /// Mends what is damaged. The history begins with the next number; the clock's, which the opening goes on with, is above it.
-async fn mended(connection: &mut SqliteConnection) -> Result<(), Error> {
+async fn mended(connection: &mut SqliteConnection, damaged: &Counter) -> Result<(), Error> {
     let revision: i64 = sqlx::query_scalar(
         "SELECT MAX((SELECT value FROM meta WHERE key = 'revision'), COALESCE((SELECT MAX(revision) FROM event), 0))",
     )
     .fetch_one(&mut *connection)
     .await?;
     let next = Revision(revision.unsigned_abs()).next();
-    match mend::everything(connection, next).await {
+    match mend::everything(connection, next, damaged).await {
         Ok(_) => Ok(()),
         Err(Failed::Undone(error) | Failed::Unknown(error)) => Err(error),
         Err(Failed::Full) => Err(Error::Protocol("the disk is full".into())),
