@@ -67,6 +67,9 @@ pub struct Limits {
     pub header: Duration,
     /// How long the body of a request may take.
     pub body: Duration,
+    /// How long what was sent over TCP may wait for its reader before the connection is cut; that of QUIC and HTTP/2 is cut sooner,
+    /// because its reader does not say either that it is still there.
+    pub unread: Duration,
     /// How long running requests may take to end once the server stops.
     pub drain: Duration,
 }
@@ -80,6 +83,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(5),
             header: Duration::from_secs(5),
             body: Duration::from_secs(30),
+            unread: Duration::from_secs(60),
             drain: Duration::from_secs(10),
         }
     }

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -43,6 +44,8 @@ pub(super) async fn serve(
     let remote = Remote::Tcp(address);
     // Small answers and events leave at once; without it they are only slower.
     let _ = tcp.set_nodelay(true);
+    // A process that is stopped keeps its kernel saying that there is no room: HTTP/1.1 would wait for ever.
+    let _ = SockRef::from(&tcp).set_tcp_user_timeout(Some(limits.unread));
     let stream = match timeout(limits.handshake, tls.accept(tcp)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return debug!(%remote, %error, "TLS handshake failed"),

@@ -201,6 +201,18 @@ impl Handler for TestHandler {
                     http::Response::new(StreamBody::new(stream).boxed_unsync())
                 })
             }
+            // A watch of which more comes than anybody reads.
+            "/flood" => {
+                let running = Running::new(&self.watches);
+                let chunk = Bytes::from_static(&[b'x'; 64 << 10]);
+                let stream = futures_util::stream::repeat_with(move || {
+                    let _running = &running;
+                    Ok::<_, BoxError>(Frame::data(chunk.clone()))
+                });
+                Box::pin(std::future::ready(http::Response::new(
+                    StreamBody::new(stream).boxed_unsync(),
+                )))
+            }
             _ => Box::pin(std::future::ready(
                 http::Response::builder()
                     .status(404)
