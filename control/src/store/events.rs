@@ -25,6 +25,12 @@ impl Bounds {
         bytes: i64::MAX,
     };
 
+    /// What others have written, and is taken into memory at once; of more, the last.
+    pub(super) const CATCH_UP: Self = Self {
+        events: 500,
+        bytes: 8 << 20,
+    };
+
     /// What one step of a compaction deletes: so little that writers wait for less than 50 ms. Freeing the pages of a few large
     /// objects takes as long as those of many small ones: 8 to 24 ms in a SQLite file, with objects of 500 bytes to 1 MiB, on two
     /// busy cores.
@@ -44,6 +50,13 @@ macro_rules! last_of_part {
          WHERE revision > $1 AND revision <= $2 ORDER BY revision LIMIT $3) AS sized) AS summed WHERE before < $4"
     };
 }
+
+/// The same from the other end: the part that ends with $2.
+const SELECT_LAST: &str = "SELECT revision, kind, resource, name, object, previous FROM event WHERE revision <= $2 AND revision >= (\
+     SELECT MIN(revision) FROM \
+     (SELECT revision, SUM(bytes) OVER (ORDER BY revision DESC) - bytes AS behind FROM \
+     (SELECT revision, COALESCE(LENGTH(object), 0) + COALESCE(LENGTH(previous), 0) AS bytes FROM event \
+     WHERE revision > $1 AND revision <= $2 ORDER BY revision DESC LIMIT $3) AS sized) AS summed WHERE behind < $4) ORDER BY revision";
 
 const SELECT: &str = concat!(
     "SELECT revision, kind, resource, name, object, previous FROM event WHERE revision > $1 AND revision <= (",
@@ -68,6 +81,21 @@ pub(super) async fn read(
     shared(&connection.rows(SELECT, &values).await?)
 }
 
+/// The last events after `after` up to `upto`, and whether there may be more before them.
+pub(super) async fn last(
+    connection: &mut impl Statements,
+    after: Revision,
+    upto: Revision,
+    bounds: Bounds,
+) -> Result<(Vec<Arc<Event>>, bool), Error> {
+    let values = [column(after), column(upto), bounds.events, bounds.bytes].map(Value::Number);
+    let events = shared(&connection.rows(SELECT_LAST, &values).await?)?;
+    let bytes: usize = events.iter().map(|event| event.objects()).sum();
+    let reached = |count: usize, bound: i64| i64::try_from(count).is_ok_and(|count| count >= bound);
+    let more = reached(events.len(), bounds.events) || reached(bytes, bounds.bytes);
+    Ok((events, more))
+}
+
 /// Deletes the first events up to `upto`: how many, and whether there are more.
 pub(super) async fn forget(
     connection: &mut impl Statements,
@@ -84,6 +112,68 @@ pub(super) async fn forget(
 }
 
 /// Reads `revision, kind, resource, name, object, previous` from all rows.
-pub(super) fn shared<R: Cells>(rows: &[R]) -> Result<Vec<Arc<Event>>, Error> {
+fn shared<R: Cells>(rows: &[R]) -> Result<Vec<Arc<Event>>, Error> {
     all(rows, |row| row.event().map(Arc::new))
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Connection;
+    use sqlx::sqlite::SqliteConnection;
+
+    use super::super::EventKind;
+    use super::super::seal::{Place, Seal};
+    use super::*;
+
+    /// Events 1 to 9 of 1,000 bytes each.
+    async fn history() -> SqliteConnection {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        let create = "CREATE TABLE event (revision INTEGER PRIMARY KEY, kind, resource, name, object, previous)";
+        connection.run(create, &[]).await.unwrap();
+        for number in 1..10 {
+            let seal = Seal {
+                place: Place::Event(EventKind::Added, false),
+                revision: Revision(number),
+                resource: "things",
+                name: "a",
+            };
+            let object = seal.put(&[b'x'; 992]);
+            let values = [
+                Value::Number(column(Revision(number))),
+                Value::Number(EventKind::Added.column()),
+                Value::Text("things"),
+                Value::Text("a"),
+                Value::Bytes(&object),
+            ];
+            let insert = "INSERT INTO event VALUES ($1, $2, $3, $4, $5, NULL)";
+            connection.run(insert, &values).await.unwrap();
+        }
+        connection
+    }
+
+    #[tokio::test]
+    async fn the_last_events_are_bounded_in_number_and_in_bytes() {
+        let mut connection = history().await;
+        for (after, upto, events, bytes, expected, more) in [
+            (0, 9, 100, 1_000_000, 1..=9, false),
+            (3, 7, 100, 1_000_000, 4..=7, false),
+            (0, 9, 2, 1_000_000, 8..=9, true),
+            (0, 8, 100, 2_500, 6..=8, true),
+            // One that is larger than the bound is there nevertheless.
+            (0, 9, 100, 1, 9..=9, true),
+        ] {
+            let bounds = Bounds { events, bytes };
+            let part = last(&mut connection, Revision(after), Revision(upto), bounds).await;
+            let (found, found_more) = part.unwrap();
+            let found: Vec<u64> = found.iter().map(|event| event.revision.0).collect();
+            assert_eq!(
+                (found, found_more),
+                (expected.collect(), more),
+                "{bounds:?}"
+            );
+        }
+        let none = last(&mut connection, Revision(9), Revision(9), Bounds::CATCH_UP);
+        let (none, more) = none.await.unwrap();
+        assert!(none.is_empty() && !more);
+    }
 }

@@ -142,6 +142,13 @@ pub struct Event {
     pub previous: Option<Bytes>,
 }
 
+impl Event {
+    /// Bytes of its objects.
+    fn objects(&self) -> usize {
+        self.object.len() + self.previous.as_ref().map_or(0, Bytes::len)
+    }
+}
+
 /// Why the store did not do it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {

@@ -65,7 +65,7 @@ impl Ring {
         let mut taken = 0;
         let part = self.events.range(start..).take(max).take_while(|event| {
             let begins = taken < bytes;
-            taken += objects(event);
+            taken += event.objects();
             begins
         });
         Some(part.cloned().collect())
@@ -73,9 +73,5 @@ impl Ring {
 }
 
 fn size(event: &Event) -> usize {
-    objects(event) + size_of::<Event>()
-}
-
-fn objects(event: &Event) -> usize {
-    event.object.len() + event.previous.as_ref().map_or(0, bytes::Bytes::len)
+    event.objects() + size_of::<Event>()
 }

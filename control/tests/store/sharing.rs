@@ -181,6 +181,43 @@ async fn a_write_that_nobody_told_of_is_found() {
     store.close().await;
 }
 
+/// More than what is taken into memory at once, so that the first of them are read later.
+#[tokio::test]
+async fn large_writes_of_another_are_told_whole_and_in_order() {
+    const WRITES: usize = 12;
+    let Some(place) = Place::postgres().await else {
+        return;
+    };
+    let stores = [
+        place.open(StoreConfig::default()).await,
+        place.open(StoreConfig::default()).await,
+    ];
+    let start = stores[1].current();
+    // At once, so that they are one batch.
+    let mut writes = JoinSet::new();
+    for number in 0..WRITES {
+        let store = stores[0].clone();
+        let data = Bytes::from(vec![b'a' + number as u8; 1 << 20]);
+        writes.spawn(async move {
+            let decide = move |_: Option<&_>, revision: Revision| (Change::Put(data), revision);
+            store.write(key(&number.to_string()), decide).await.unwrap()
+        });
+    }
+    let last = writes.join_all().await.into_iter().max().unwrap();
+    let seen = follow(&stores[1], start, last).await;
+    assert_eq!(seen.len(), WRITES);
+    for (revision, name, data) in seen {
+        let first = b'a' + name.parse::<u8>().unwrap();
+        assert!(
+            data.len() == 1 << 20 && data[0] == first,
+            "{revision} {name}"
+        );
+    }
+    for store in &stores {
+        store.close().await;
+    }
+}
+
 #[tokio::test]
 async fn what_one_forgets_the_others_do_not_tell() {
     let Some(place) = Place::postgres().await else {

@@ -7,9 +7,9 @@ use sqlx::{Connection, Error};
 
 use super::super::Gap;
 use super::super::database::{GAPS, News, column};
-use super::super::events::shared;
+use super::super::events::{self, Bounds};
 use super::super::statements::{Cells, all};
-use super::{CATCH_UP, notify};
+use super::notify;
 use crate::api::Revision;
 
 /// Locks what a batch, an opening and a compaction have in common: the last revision, and up to where events are forgotten.
@@ -118,30 +118,19 @@ pub(super) async fn since(
         .filter(|(low, high)| *low < published && published < *high)
         .map(|(_, high)| *high)
         .max();
-    let mut rows = sqlx::query(
-        "SELECT revision, kind, resource, name, object, previous FROM event \
-         WHERE revision > $1 AND revision <= $2 ORDER BY revision DESC LIMIT $3",
-    )
-    .bind(column(lost.unwrap_or(published)))
-    .bind(column(revision))
-    .bind(CATCH_UP)
-    .fetch_all(connection)
-    .await?;
-    rows.reverse();
+    let after = lost.unwrap_or(published);
+    let (events, more) = events::last(connection, after, revision, Bounds::CATCH_UP).await?;
+    let floor = match events.first().filter(|_| more) {
+        Some(first) => Some(Revision(first.revision.0 - 1)),
+        None => lost,
+    };
     let mut news = News {
-        events: shared(&rows)?,
-        floor: lost,
+        events,
+        floor,
         gaps,
         revision,
         compacted,
     };
-    if news.events.len() >= usize::try_from(CATCH_UP).unwrap_or(usize::MAX) {
-        // There may be more before the first.
-        news.floor = news
-            .events
-            .first()
-            .map(|event| Revision(event.revision.0 - 1));
-    }
     news.reach(published);
     Ok(news)
 }

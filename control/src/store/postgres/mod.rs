@@ -35,9 +35,6 @@ pub(super) use open::open;
 /// How long the database may take to answer. One that is gone without a word must not hold the writer for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Events of others that are taken into memory at once; of more, the last.
-const CATCH_UP: i64 = 500;
-
 /// The channel on which commits are told.
 const CHANNEL: &str = "keel";
 
