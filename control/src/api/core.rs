@@ -194,7 +194,7 @@ impl Typed for Event {
             Column::new(
                 "Last Seen",
                 "date",
-                ".lastTimestamp",
+                ".series.lastObservedTime|.lastTimestamp|.eventTime",
                 "When it happened last.",
             ),
             Column::new("Type", "string", ".type", "Normal or Warning."),

@@ -5,9 +5,10 @@ use std::sync::LazyLock;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::core::{Event, Namespace};
+use super::events;
 use super::frpserver::FrpServer;
 use super::protobuf;
 use super::review::{SelfSubjectAccessReview, SelfSubjectReview, SelfSubjectRulesReview};
@@ -16,7 +17,7 @@ use super::schema;
 use super::validate::FieldError;
 
 /// Every kind, those of a group and version beside each other.
-pub(crate) static KINDS: [Kind; 7] = [
+pub(crate) static KINDS: [Kind; 8] = [
     Kind::of::<Event>(),
     Kind::of::<Namespace>(),
     Kind::of::<SelfSubjectReview>(),
@@ -24,6 +25,7 @@ pub(crate) static KINDS: [Kind; 7] = [
     Kind::of::<SelfSubjectRulesReview>(),
     Kind::of::<Router>(),
     Kind::of::<FrpServer>(),
+    Kind::of::<events::Event>(),
 ];
 
 /// A Rust type that is the schema of a kind.
@@ -66,8 +68,19 @@ pub(crate) struct About {
     pub(crate) fields: &'static [&'static str],
     /// Fields that only who writes them is shown, as JSON pointers.
     pub(crate) secrets: &'static [&'static str],
+    /// What else its objects are, if they are another kind's in other words.
+    pub(crate) words: Option<&'static Words>,
     /// How it is written in Kubernetes' binary encoding, where clients insist on that.
     pub(crate) protobuf: Option<protobuf::Message>,
+}
+
+/// A kind's words for the objects of another one, which are kept as that one's.
+#[derive(Debug)]
+pub(crate) struct Words {
+    /// The resource that is kept, of the same version.
+    pub(crate) kept: &'static str,
+    /// Fields, as they are called here and as they are kept.
+    pub(crate) fields: &'static [(&'static str, &'static str)],
 }
 
 /// Where the objects of a kind live.
@@ -96,7 +109,8 @@ pub(crate) struct Column {
     pub(crate) kind: &'static str,
     /// 0 is always shown, 1 with `-o wide`.
     pub(crate) priority: u8,
-    /// Where the value stands, in Kubernetes' JSONPath as far as steps, `[*]` and `[?(@.name=="text")]` go.
+    /// Where the value stands, in Kubernetes' JSONPath as far as steps, `[*]` and `[?(@.name=="text")]` go; several places with a bar
+    /// between them.
     pub(crate) path: &'static str,
     pub(crate) about: &'static str,
 }
@@ -127,6 +141,7 @@ impl About {
         columns: &[],
         fields: &[],
         secrets: &[],
+        words: None,
         protobuf: None,
     };
 
@@ -144,6 +159,16 @@ impl About {
             "" => self.kind.to_owned(),
             group => format!("{}.{group}", self.kind),
         }
+    }
+
+    /// Whether Kubernetes has it too, so that its clients know it by type.
+    pub(crate) fn is_builtin(&self) -> bool {
+        self.group.is_empty() || self.group.ends_with(".k8s.io")
+    }
+
+    /// The resource as which the store knows its objects.
+    pub(crate) fn kept(&self) -> &'static str {
+        self.words.map_or(self.resource, |words| words.kept)
     }
 
     /// Verbs on objects.
@@ -171,12 +196,52 @@ impl About {
     }
 }
 
+impl About {
+    /// Puts a kept object into this kind's words.
+    pub(crate) fn tell(&self, object: &mut Map<String, Value>) {
+        if let Some(words) = self.words {
+            let fields = words.fields.iter().map(|(here, kept)| (*kept, *here));
+            reword(object, self, fields);
+        }
+    }
+}
+
+/// Makes an object one of this kind whose fields are called otherwise.
+fn reword<'a>(
+    object: &mut Map<String, Value>,
+    about: &About,
+    fields: impl Iterator<Item = (&'a str, &'a str)>,
+) {
+    for (from, to) in fields {
+        if let Some(value) = object.remove(from) {
+            object.insert(to.to_owned(), value);
+        }
+    }
+    object.insert("apiVersion".into(), about.api_version().into());
+    object.insert("kind".into(), about.kind.into());
+}
+
 impl Kind {
     const fn of<T: Typed>() -> Self {
         Self {
             about: T::ABOUT,
             schema: LazyLock::new(schema::of::<T> as fn() -> Value),
             check: check::<T>,
+        }
+    }
+
+    /// The kind as which its objects are kept: itself, or the one that it has other words for.
+    pub(crate) fn kept(&'static self) -> &'static Self {
+        let kept = self.about.kept();
+        let mut all = KINDS.iter();
+        all.find(|kind| kind.about.resource == kept).unwrap_or(self)
+    }
+
+    /// Puts an object into the words in which it is kept.
+    pub(crate) fn keep(&'static self, object: &mut Map<String, Value>) {
+        if let Some(words) = self.about.words {
+            let fields = words.fields.iter().copied();
+            reword(object, &self.kept().about, fields);
         }
     }
 
@@ -289,10 +354,11 @@ impl KindNames {
     }
 }
 
-/// The kinds that are kept.
+/// The kinds that are kept, without those that are another one's in other words.
 pub fn kept_kinds() -> impl Iterator<Item = KindNames> {
     let kept = KINDS.iter().map(|kind| &kind.about);
-    kept.filter(|about| about.is_stored).map(|about| KindNames {
+    let kept = kept.filter(|about| about.is_stored && about.words.is_none());
+    kept.map(|about| KindNames {
         group: about.group,
         version: about.version,
         kind: about.kind,

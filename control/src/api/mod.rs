@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod core;
 pub(crate) mod decode;
+pub mod events;
 pub mod frpserver;
 pub(crate) mod kind;
 pub mod meta;

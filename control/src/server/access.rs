@@ -95,6 +95,7 @@ const REVIEWS: &[&str] = &[
 /// What every identity of the fabric may read.
 const READABLE: &[&str] = &[
     "events",
+    "events.events.k8s.io",
     "frpservers.tunnel.kubeinfra.io",
     "frpservers.tunnel.kubeinfra.io/status",
     "namespaces",
@@ -224,7 +225,10 @@ mod tests {
         }
         let kept = ["events", "namespaces", "frpservers", "routers"];
         let is_kept = kept.iter().any(|kept| resource.starts_with(kept));
-        if matches!(verb, "get" | "list" | "watch") && is_kept && resource != "events/status" {
+        if matches!(verb, "get" | "list" | "watch")
+            && is_kept
+            && !(resource.starts_with("events") && resource.ends_with("/status"))
+        {
             return Some(Full);
         }
         if verb == "create" && resource.starts_with("selfsubject") && !resource.ends_with("/status")

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::change::{self, Outcome, Preconditions, Written};
+use super::form::Form;
 use super::list::List;
 use super::path::{Collection, Named};
 use super::query::Options;
@@ -71,7 +72,7 @@ impl Inner {
             let audit = Audit::new("deletecollection", identity);
             self.delete_one(collection.named(name), audit, how.clone())
         });
-        let mut list = List::new(about, Sight::of(identity), None);
+        let mut list = List::new(about, Sight::of(identity), Form::Whole);
         let mut deleted = stream::iter(deletions).buffered(AT_ONCE);
         while let Some(written) = deleted.next().await {
             match written {

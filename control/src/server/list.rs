@@ -11,9 +11,10 @@ use http::{Response, StatusCode};
 use keel_certs::Identity;
 use serde_json::{Value, json};
 
+use super::form::{Form, metadata, metadata_list};
 use super::path::Collection;
-use super::query::{Continue, Include, Match, Options};
-use super::read::{parse, wants_table};
+use super::query::{Continue, Match, Options};
+use super::read::parse;
 use super::secret::Sight;
 use super::table::{definitions, row};
 use super::watch::events_status;
@@ -40,8 +41,8 @@ impl Inner {
         self.reach(&options).await?;
         options.narrow(collection)?;
         let about = &collection.kind.about;
-        let table = wants_table(headers).then_some((options.include, SystemTime::now()));
-        let mut list = List::new(about, Sight::of(identity), table);
+        let form = Form::asked(headers, options.include);
+        let mut list = List::new(about, Sight::of(identity), form);
         let add =
             |objects: Vec<(String, Bytes)>| list.add(objects.iter().map(|(_, object)| object));
         let selected = self.select(about, &options, add).await?;
@@ -85,7 +86,7 @@ impl Inner {
                 more,
             } = self
                 .store
-                .page(about.resource, at, &after, max)
+                .page(about.kept(), at, &after, max)
                 .await
                 .map_err(|error| page_status(&error, options))?;
             at = Some(revision);
@@ -128,7 +129,7 @@ impl Inner {
         };
         // As in Kubernetes, which does not count what it has not selected yet.
         if options.selector.is_everything() {
-            let behind = self.store.behind(about.resource, revision, &after).await;
+            let behind = self.store.behind(about.kept(), revision, &after).await;
             let behind = behind.map_err(|error| store_status(&error))?;
             metadata["remainingItemCount"] = behind.into();
         }
@@ -159,22 +160,20 @@ fn page_status(error: &EventsError, options: &Options) -> Status {
 pub(super) struct List {
     about: &'static About,
     sight: Sight,
-    /// What rows carry and of when they are, if a Table is asked for.
-    table: Option<(Include, SystemTime)>,
+    form: Form,
+    /// Of when the ages in a Table are.
+    now: SystemTime,
     /// The objects, encoded, with the commas between them.
     pieces: VecDeque<Bytes>,
 }
 
 impl List {
-    pub(super) fn new(
-        about: &'static About,
-        sight: Sight,
-        table: Option<(Include, SystemTime)>,
-    ) -> Self {
+    pub(super) fn new(about: &'static About, sight: Sight, form: Form) -> Self {
         Self {
             about,
             sight,
-            table,
+            form,
+            now: SystemTime::now(),
             pieces: VecDeque::new(),
         }
     }
@@ -197,25 +196,25 @@ impl List {
             piece.push(b',');
         }
         let object = self.sight.show(self.about, object);
-        match self.table {
+        let shown = match self.form {
             // Objects are stored as they are sent, so a list is put together without reading them.
-            None => piece.extend_from_slice(&object),
-            Some((include, now)) => {
-                let row = row(self.about, &parse(&object), include, now);
-                piece.extend_from_slice(row.to_string().as_bytes());
-            }
-        }
+            Form::Whole => return piece.extend_from_slice(&object),
+            Form::Metadata => metadata(&parse(&object)),
+            Form::Table(include) => row(self.about, &parse(&object), include, self.now),
+        };
+        piece.extend_from_slice(shown.to_string().as_bytes());
     }
 
-    pub(super) fn finish(mut self, metadata: &Value) -> Response<Body> {
-        let head = match self.table {
-            None => format!(
-                "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+    pub(super) fn finish(mut self, about_it: &Value) -> Response<Body> {
+        let head = match self.form {
+            Form::Metadata => metadata_list(about_it),
+            Form::Whole => format!(
+                "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{about_it},\"items\":[",
                 self.about.kind,
                 self.about.api_version(),
             ),
-            Some(_) => format!(
-                "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"columnDefinitions\":{},\"rows\":[",
+            Form::Table(_) => format!(
+                "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{about_it},\"columnDefinitions\":{},\"rows\":[",
                 definitions(self.about),
             ),
         };

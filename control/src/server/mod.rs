@@ -10,6 +10,7 @@ mod change;
 mod delete;
 mod discovery;
 mod expiry;
+mod form;
 mod list;
 mod name;
 mod openapi;
@@ -24,6 +25,7 @@ mod reviews;
 mod secret;
 mod selector;
 mod status;
+mod strategic;
 mod table;
 mod watch;
 mod watches;
@@ -35,9 +37,9 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use keel_certs::{Identity, NodeName};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tracing::{debug, error, info};
-use prometheus_client::metrics::counter::Counter;
 
 use crate::api::{Reason, Status};
 use crate::http::{Body, Caller, Handler, full};
@@ -59,8 +61,6 @@ pub struct ApiConfig {
     pub node: NodeName,
 }
 
-/// The API of one node.
-#[derive(Clone)]
 /// What the API counts.
 #[derive(Clone, Debug, Default)]
 pub struct ApiMetrics {
@@ -72,6 +72,8 @@ pub struct ApiMetrics {
     pub pushes_refused: Counter,
 }
 
+/// The API of one node.
+#[derive(Clone)]
 pub struct Api {
     inner: Arc<Inner>,
 }

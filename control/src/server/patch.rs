@@ -1,4 +1,5 @@
-//! Patches: JSON merge patch (RFC 7396), JSON patch (RFC 6902) and configurations to apply, with bounds on what they may cost.
+//! Patches: JSON merge patch (RFC 7396), JSON patch (RFC 6902), strategic merge patch and configurations to apply, with bounds on what
+//! they may cost.
 
 use json_patch::PatchOperation;
 use serde::Deserialize;
@@ -8,6 +9,7 @@ use super::ownership::{self, Writer};
 use super::path::Named;
 use super::query::Options;
 use super::secret::Sight;
+use super::strategic;
 use super::write::unsupported;
 use crate::api::decode::{self, Decoded, Extent, FieldValidation, Format, MAX_DEPTH};
 use crate::api::kind::Kind;
@@ -44,6 +46,7 @@ enum Form {
     },
     Json(json_patch::Patch),
     Merge(Value),
+    Strategic(Map<String, Value>),
 }
 
 impl Patch {
@@ -64,7 +67,7 @@ impl Patch {
             let why = "force: Forbidden: may not be specified for non-apply patch";
             return Err(invalid_options(why));
         }
-        let is_strategic = media == STRATEGIC && kind.about.group.is_empty();
+        let is_strategic = media == STRATEGIC && kind.about.is_builtin();
         if !is_strategic && !ACCEPTED.contains(&media) {
             return Err(unsupported(media, &ACCEPTED.join(", ")));
         }
@@ -96,10 +99,14 @@ impl Patch {
                 }
                 Form::Json(patch)
             }
-            // For maps it says the same as a merge patch; lists are what it is strategic about, and what it marks with a dollar.
             _ => match value {
-                patch @ Value::Object(_) if !has_directives(&patch) => Form::Merge(patch),
-                _ => return Err(unsupported(media, &ACCEPTED.join(", "))),
+                Value::Object(patch) => Form::Strategic(patch),
+                _ => {
+                    return Err(Status::failure(
+                        Reason::BadRequest,
+                        "a strategic merge patch must be an object",
+                    ));
+                }
             },
         };
         Ok(Self { form, duplicates })
@@ -132,8 +139,8 @@ impl Patch {
         matches!(self.form, Form::Apply { .. })
     }
 
-    /// The held object, as far as its sender is shown it, with the patch applied; checked like a replacement, and the warnings of that
-    /// check. A JSON patch can copy from anywhere to anywhere, and test for anything.
+    /// The held object, as far as its sender is shown it, with the patch applied, as it is kept; checked like a replacement, and the
+    /// warnings of that check. A JSON patch can copy from anywhere to anywhere, and test for anything.
     ///
     /// # Errors
     /// `Conflict` if fields would be changed that others own, `Invalid` if a step does not apply, `RequestEntityTooLarge` if the object would get too large or too deep, and what
@@ -148,10 +155,15 @@ impl Patch {
     ) -> Result<Decoded, Status> {
         let mut held = held.clone();
         sight.hide(&named.kind.about, &mut held);
+        // Who owns what is noted in the words in which an object is kept; all else is said in those of the kind that was asked for.
+        let (kind, kept) = (named.kind, named.kind.kept());
+        if !self.is_apply() {
+            kind.about.tell(&mut held);
+        }
         let value = match self.form {
-            Form::Apply { config, force } => {
-                let mut object =
-                    ownership::apply(named.kind, &held, &config.object, writer, force)?;
+            Form::Apply { mut config, force } => {
+                kind.keep(&mut config.object);
+                let mut object = ownership::apply(kept, &held, &config.object, writer, force)?;
                 // What it says about which object it means is checked by whoever writes it.
                 if let (Some(meta), Some(sent)) = (
                     object.get_mut("metadata").and_then(Value::as_object_mut),
@@ -168,7 +180,7 @@ impl Patch {
                     duplicates: Vec::new(),
                 };
                 let ignore = FieldValidation::Ignore;
-                let whole = decode::object(named.kind, parsed, ignore, Extent::Whole)?;
+                let whole = decode::object(kept, parsed, ignore, Extent::Whole)?;
                 return Ok(Decoded {
                     warnings: config.warnings,
                     ..whole
@@ -179,6 +191,13 @@ impl Patch {
                 let mut value = Value::Object(held);
                 json_patch::merge(&mut value, &patch);
                 value
+            }
+            Form::Strategic(patch) => {
+                strategic::merge(&mut held, patch).map_err(|why| {
+                    let message = format!("this is no strategic merge patch: {why}");
+                    Status::about(&named.kind.about, Reason::BadRequest, &named.name, message)
+                })?;
+                Value::Object(held)
             }
             Form::Json(patch) => {
                 let mut value = Value::Object(held);
@@ -192,24 +211,15 @@ impl Patch {
             value,
             duplicates: self.duplicates,
         };
-        decode::object(named.kind, parsed, validation, Extent::Whole)
+        let mut decoded = decode::object(kind, parsed, validation, Extent::Whole)?;
+        kind.keep(&mut decoded.object);
+        Ok(decoded)
     }
 }
 
 fn invalid_options(why: &str) -> Status {
     let message = format!("PatchOptions.meta.k8s.io \"\" is invalid: {why}");
     Status::failure(Reason::Invalid, message)
-}
-
-/// Whether some key is an order to a strategic merge. A body is not deep, so recursion is safe.
-fn has_directives(patch: &Value) -> bool {
-    match patch {
-        Value::Object(fields) => fields
-            .iter()
-            .any(|(name, value)| name.starts_with('$') || has_directives(value)),
-        Value::Array(_) => true,
-        _ => false,
-    }
 }
 
 fn apply(value: &mut Value, step: PatchOperation, named: &Named) -> Result<(), Status> {

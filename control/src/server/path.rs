@@ -108,10 +108,18 @@ impl Collection {
 }
 
 impl Named {
+    /// The object in the words in which it is kept.
+    pub(super) fn kept(&self) -> Self {
+        Self {
+            kind: self.kind.kept(),
+            ..self.clone()
+        }
+    }
+
     /// How the store calls it.
     pub(super) fn key(&self) -> Key {
         Key {
-            resource: Cow::Borrowed(self.kind.about.resource),
+            resource: Cow::Borrowed(self.kind.about.kept()),
             name: match &self.namespace {
                 // No name has a slash.
                 Some(namespace) => format!("{namespace}/{}", self.name),

@@ -145,6 +145,7 @@ impl Options {
     /// `BadRequest` if its kind has no such field to select by.
     pub(super) fn narrow(&mut self, collection: &Collection) -> Result<(), Status> {
         self.selector.check(&collection.kind.about)?;
+        self.selector.keep(&collection.kind.about);
         self.selector.namespace(collection.namespace.as_deref());
         Ok(())
     }

@@ -2,11 +2,12 @@
 
 use std::time::SystemTime;
 
-use http::header::{ACCEPT, HeaderMap};
+use http::header::HeaderMap;
 use http::{Response, StatusCode};
 use keel_certs::Identity;
 use serde_json::Value;
 
+use super::form::{Form, metadata};
 use super::path::{Collection, Named};
 use super::query::Options;
 use super::secret::Sight;
@@ -40,18 +41,21 @@ impl Inner {
             return Err(Status::not_found(about, &named.name));
         };
         let data = Sight::of(identity).show(about, &object.data);
-        if !wants_table(headers) {
-            return Ok(ok(data));
-        }
-        let rows = table(
-            about,
-            &[parse(&data)],
-            Some(&object.revision.to_string()),
-            options.include,
-            true,
-            SystemTime::now(),
-        );
-        Ok(reply::json(StatusCode::OK, &rows))
+        Ok(match Form::asked(headers, options.include) {
+            Form::Metadata => reply::json(StatusCode::OK, &metadata(&parse(&data))),
+            Form::Table(include) => {
+                let rows = table(
+                    about,
+                    &[parse(&data)],
+                    Some(&object.revision.to_string()),
+                    include,
+                    true,
+                    SystemTime::now(),
+                );
+                reply::json(StatusCode::OK, &rows)
+            }
+            Form::Whole => ok(data),
+        })
     }
 
     pub(super) async fn watch(
@@ -72,7 +76,7 @@ impl Inner {
             only_new: options.initial_events == Some(false),
             bookmarks: options.bookmarks,
             timeout: options.timeout,
-            table: wants_table(headers).then_some(options.include),
+            form: Form::asked(headers, options.include),
             sight: Sight::of(identity),
         };
         let body = watch::start(self.store.clone(), &self.watches, admitted, request).await?;
@@ -96,37 +100,4 @@ impl Inner {
 /// Reads a stored object. What is stored was encoded here; if it cannot be read, it is shown as nothing.
 pub(super) fn parse(object: &[u8]) -> Value {
     serde_json::from_slice(object).unwrap_or_default()
-}
-
-/// Whether the client asks for a Table before plain JSON.
-pub(super) fn wants_table(headers: &HeaderMap) -> bool {
-    let accepts = headers
-        .get_all(ACCEPT)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok());
-    let media = accepts
-        .flat_map(|value| value.split(','))
-        .map(|media| media.replace(' ', ""));
-    for media in media {
-        let mut parts = media.split(';');
-        if !matches!(
-            parts.next(),
-            Some("application/json" | "*/*" | "application/*")
-        ) {
-            continue;
-        }
-        let parameters: Vec<&str> = parts.collect();
-        let has = |parameter: &str| parameters.contains(&parameter);
-        match (has("as=Table"), has("g=meta.k8s.io") && has("v=v1")) {
-            (true, true) => return true,
-            // Another version of Table, or another transformation: the client lists what else it takes.
-            (true, false) => {}
-            (false, _)
-                if parameters
-                    .iter()
-                    .any(|parameter| parameter.starts_with("as=")) => {}
-            (false, _) => return false,
-        }
-    }
-    false
 }

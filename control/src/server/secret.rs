@@ -1,4 +1,4 @@
-//! What only admins are shown.
+//! What is shown of a stored object, and what only admins are shown.
 
 use bytes::Bytes;
 use keel_certs::{Identity, Subject};
@@ -27,14 +27,17 @@ impl Sight {
         }
     }
 
-    /// The stored object as it is shown.
+    /// The stored object as it is shown, in the words of the kind.
     pub(super) fn show(self, about: &About, object: &Bytes) -> Bytes {
-        if self == Self::Everything || !about.secrets.iter().any(|one| mentions(object, one)) {
+        let hides =
+            self != Self::Everything && about.secrets.iter().any(|one| mentions(object, one));
+        if !hides && about.words.is_none() {
             return object.clone();
         }
         let Ok(mut shown) = serde_json::from_slice(object) else {
             return object.clone();
         };
+        about.tell(&mut shown);
         self.hide(about, &mut shown);
         Value::Object(shown).to_string().into()
     }

@@ -75,6 +75,23 @@ impl Selector {
         }
     }
 
+    /// Names fields as they are kept.
+    pub(super) fn keep(&mut self, about: &About) {
+        let renamed = about.words.map_or(&[][..], |words| words.fields);
+        for field in &mut self.fields {
+            let (first, rest) = match field.path.split_once('.') {
+                Some((first, rest)) => (first, Some(rest)),
+                None => (field.path.as_str(), None),
+            };
+            if let Some((_, kept)) = renamed.iter().find(|(here, _)| *here == first) {
+                field.path = match rest {
+                    Some(rest) => format!("{kept}.{rest}"),
+                    None => (*kept).to_owned(),
+                };
+            }
+        }
+    }
+
     /// Whether the object is meant.
     pub(super) fn matches(&self, object: &Value) -> bool {
         self.labels

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use super::form::metadata;
 use super::query::Include;
 use crate::api::Time;
 use crate::api::kind::{About, Column, KindNames, find};
@@ -95,17 +96,18 @@ pub(super) fn row(about: &About, object: &Value, include: Include, now: SystemTi
     let carried = match include {
         Include::None => return json!({"cells": cells}),
         Include::Object => object.clone(),
-        Include::Metadata => json!({
-            "kind": "PartialObjectMetadata",
-            "apiVersion": "meta.k8s.io/v1",
-            "metadata": object.get("metadata").cloned().unwrap_or_default(),
-        }),
+        Include::Metadata => metadata(object),
     };
     json!({"cells": cells, "object": carried})
 }
 
 fn cell(object: &Value, kind: &str, path: &str, now: SystemTime) -> Value {
-    let found = select(object, path);
+    // Of several, the first that is there.
+    let found = path
+        .split('|')
+        .map(|path| select(object, path))
+        .find(|found| found.iter().any(|value| !value.is_null()))
+        .unwrap_or_default();
     match kind {
         "date" => {
             let Some(text) = found.first().and_then(|value| value.as_str()) else {

@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::form::{Form, metadata};
 use super::query::Include;
+use super::read::parse;
 use super::secret::Sight;
 use super::selector::Selector;
 use super::store_status;
@@ -53,8 +55,7 @@ pub(super) struct Request {
     pub(super) only_new: bool,
     pub(super) bookmarks: bool,
     pub(super) timeout: Option<Duration>,
-    /// Send Tables.
-    pub(super) table: Option<Include>,
+    pub(super) form: Form,
     pub(super) sight: Sight,
 }
 
@@ -72,7 +73,7 @@ struct Watch {
     at: usize,
     /// Whether the end of the beginning is still to be told.
     initial_end: bool,
-    table: Option<Include>,
+    form: Form,
     sight: Sight,
     /// Whether a Table's columns were sent.
     columns_sent: bool,
@@ -113,7 +114,7 @@ pub(super) async fn start(
         }
         None if request.only_new => (None, store.current(), false),
         _ => {
-            let (objects, revision) = watches.state(&store, request.kind.about.resource).await?;
+            let (objects, revision) = watches.state(&store, request.kind.about.kept()).await?;
             (
                 Some(objects),
                 revision,
@@ -132,7 +133,7 @@ pub(super) async fn start(
         initial,
         at: 0,
         initial_end,
-        table: request.table,
+        form: request.form,
         sight: request.sight,
         columns_sent: false,
         bookmark_at: request.bookmarks.then(|| now + BOOKMARK_EVERY),
@@ -266,7 +267,7 @@ impl Watch {
         let mut chunk = BytesMut::new();
         while let Some(event) = self.read.pop_front() {
             self.cursor = event.revision;
-            if event.key.resource == self.kind.about.resource
+            if event.key.resource == self.kind.about.kept()
                 && let Some(kind) = self.meant(&event)
             {
                 self.line(&mut chunk, kind, &event.object);
@@ -304,12 +305,12 @@ impl Watch {
         chunk.put_slice(b"{\"type\":\"");
         chunk.put_slice(kind.as_bytes());
         chunk.put_slice(b"\",\"object\":");
-        match self.table {
-            None => chunk.put_slice(&object),
-            Some(include) => {
-                let object: Value = serde_json::from_slice(&object).unwrap_or_default();
-                chunk.put_slice(&self.rows(&[object], None, include));
+        match self.form {
+            Form::Metadata => chunk.put_slice(metadata(&parse(&object)).to_string().as_bytes()),
+            Form::Table(include) => {
+                chunk.put_slice(&self.rows(&[parse(&object)], None, include));
             }
+            Form::Whole => chunk.put_slice(&object),
         }
         chunk.put_slice(b"}\n");
     }
@@ -332,16 +333,17 @@ impl Watch {
     fn bookmark(&mut self, initial_end: bool) -> Bytes {
         self.bookmark_at = self.bookmark_at.map(|_| Instant::now() + BOOKMARK_EVERY);
         let revision = self.cursor.to_string();
-        let mut metadata = json!({"resourceVersion": revision, "creationTimestamp": null});
+        let mut place = json!({"resourceVersion": revision, "creationTimestamp": null});
         if initial_end {
-            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+            place["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let about = &self.kind.about;
-        let object = match self.table {
-            None => {
-                json!({"kind": about.kind, "apiVersion": about.api_version(), "metadata": metadata})
+        let object = match self.form {
+            Form::Metadata => metadata(&json!({ "metadata": place })),
+            Form::Whole => {
+                json!({"kind": about.kind, "apiVersion": about.api_version(), "metadata": place})
             }
-            Some(include) => {
+            Form::Table(include) => {
                 let with_columns = !std::mem::replace(&mut self.columns_sent, true);
                 let mut rows = table(
                     about,
@@ -351,7 +353,7 @@ impl Watch {
                     with_columns,
                     SystemTime::now(),
                 );
-                rows["metadata"] = metadata;
+                rows["metadata"] = place;
                 rows
             }
         };

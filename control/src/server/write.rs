@@ -37,7 +37,7 @@ impl Inner {
         let about = &collection.kind.about;
         self.check(identity, "create", &collection.named(""), "")?;
         let writer = writer(identity, &request, options, Part::Main);
-        let decoded = self.decode(collection, request, options).await?;
+        let mut decoded = self.decode(collection, request, options).await?;
         if !about.is_stored {
             return Ok(self.review(identity, collection.kind, decoded.object));
         }
@@ -71,7 +71,8 @@ impl Inner {
                 message,
             ));
         }
-        let (birth, dry_run, subject) = (birth(), options.dry_run, named.clone());
+        let (birth, dry_run, subject) = (birth(), options.dry_run, named.kept());
+        collection.kind.keep(&mut decoded.object);
         let audit = Some(Audit::new("create", identity));
         let mut written = self
             .decide(&named, audit, move |current, revision| {
@@ -174,20 +175,20 @@ impl Inner {
         request: Request<Body>,
         options: &Options,
     ) -> Result<Written, Status> {
-        let (dry_run, validation, subject) = (options.dry_run, options.validation, named.clone());
+        let (dry_run, validation, subject) = (options.dry_run, options.validation, named.kept());
         let writer = writer(identity, &request, options, part);
         if *request.method() == Method::PATCH {
             let media = media_type(&request);
             let patch = Patch::parse(named.kind, &media, &body(request).await?, options)?;
             // Who is not shown everything writes statuses only, so nothing is lost of what the patch does not see.
-            let sight = Sight::of(identity);
+            let (sight, asked) = (Sight::of(identity), named.clone());
             self.decide(named, audit, move |current, revision| {
                 let owned = match patch.is_apply() {
                     true => Owned::Applied,
                     false => Owned::Changed(&writer),
                 };
                 let next = |held: &Map<String, Value>| {
-                    let patched = patch.apply(&subject, held, validation, &writer, sight)?;
+                    let patched = patch.apply(&asked, held, validation, &writer, sight)?;
                     admit::check_identity(&subject, held, &patched.object)?;
                     Ok(patched)
                 };
@@ -200,7 +201,8 @@ impl Inner {
             })
             .await
         } else {
-            let decoded = self.decode(&named.collection(), request, options).await?;
+            let mut decoded = self.decode(&named.collection(), request, options).await?;
+            named.kind.keep(&mut decoded.object);
             self.decide(named, audit, move |current, revision| {
                 let owned = Owned::Changed(&writer);
                 let next = |held: &Map<String, Value>| {

@@ -1,13 +1,14 @@
 //! Namespaces and events, by the types that k8s-openapi has of them.
 
 use k8s_openapi::api::core::v1::{Event, Namespace, ObjectReference};
+use k8s_openapi::api::events::v1::Event as NewerEvent;
 use kube::api::{Api, ListParams, ObjectMeta, PostParams};
 use kube::core::DynamicObject;
 use kube::runtime::events::{Event as News, EventType, Recorder};
 use kube::{Resource, ResourceExt};
 
+use crate::discovery;
 use crate::server::Server;
-use crate::{discovery, refused};
 
 #[tokio::test]
 async fn tells_events() {
@@ -51,15 +52,29 @@ async fn tells_events() {
     assert_eq!(found.items, [written]);
     assert_eq!(found.items[0].involved_object, about);
 
-    // Its events are of a group that is not served: a controller is told so, and has to do without.
-    let recorder = Recorder::new(client, "controller".into());
+    // Its events are of another group, and are the same ones.
+    let recorder = Recorder::new(client.clone(), "controller".into());
     let news = News {
-        type_: EventType::Normal,
-        reason: "Tested".into(),
-        note: None,
+        type_: EventType::Warning,
+        reason: "Recorded".into(),
+        note: Some("Twice".into()),
         action: "Testing".into(),
         secondary: None,
     };
-    let status = refused(recorder.publish(&news, &about).await);
-    assert_eq!(status.code, 404, "{status:?}");
+    recorder.publish(&news, &about).await.unwrap();
+    recorder.publish(&news, &about).await.unwrap();
+    let events: Api<Event> = Api::namespaced(client.clone(), "default");
+    let selected = ListParams::default().fields("involvedObject.name=node-1,reason=Recorded");
+    let found = events.list(&selected).await.unwrap().items;
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].involved_object, about);
+    assert_eq!(found[0].message.as_deref(), Some("Twice"));
+    assert_eq!(found[0].series.as_ref().unwrap().count, Some(2));
+    let newer: Api<NewerEvent> = Api::namespaced(client, "default");
+    let selected = ListParams::default().fields("regarding.name=node-1,reason=Recorded");
+    let newer = newer.list(&selected).await.unwrap().items;
+    assert_eq!(newer.len(), 1);
+    assert_eq!(newer[0].metadata, found[0].metadata);
+    assert_eq!(newer[0].regarding.as_ref(), Some(&about));
+    assert_eq!(newer[0].reporting_controller.as_deref(), Some("controller"));
 }

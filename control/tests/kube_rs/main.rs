@@ -7,6 +7,7 @@ mod again;
 mod diary;
 mod discovery;
 mod events;
+mod metadata;
 mod objects;
 mod server;
 mod watches;

@@ -103,6 +103,8 @@ pub(crate) fn namespaces_and_events(admin: &Kubectl) {
         "3"
     );
 
+    lists_of_namespaces(admin);
+
     let router = admin.file(
         "router.yaml",
         "apiVersion: edge.example.com/v1\nkind: Router\nmetadata: {name: eventful}\n",
@@ -130,11 +132,59 @@ pub(crate) fn namespaces_and_events(admin: &Kubectl) {
             .contains("Started")
     );
     assert!(admin.ok(&["get", "events", "-A"]).contains("prod"));
+    assert!(
+        admin
+            .ok(&[
+                "events",
+                "-n",
+                "prod",
+                "--for",
+                "router.edge.example.com/eventful"
+            ])
+            .contains("It runs now.")
+    );
+    let newer = [
+        "get",
+        "events.events.k8s.io",
+        "-n",
+        "prod",
+        "-o",
+        "jsonpath={.items[0].note}",
+    ];
+    assert_eq!(admin.ok(&newer), "It runs now.");
     let empty = admin.run(&["get", "events", "-n", "test"]);
     assert!(text(&empty.stderr).contains("No resources found in test namespace"));
     admin.quiet(&["delete", "event", "eventful.1", "-n", "prod"]);
     admin.quiet(&["delete", "ns", "prod", "test"]);
     admin.quiet(&["delete", "rt", "eventful"]);
+}
+
+/// What kubectl patches by type, and what its patches say of lists.
+fn lists_of_namespaces(admin: &Kubectl) {
+    let finalizers = |all: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: kept, finalizers: [{all}], annotations: {{a: b}}}}\n"
+        );
+        admin.file("kept.yaml", &text)
+    };
+    let found = || {
+        let path = "jsonpath={.metadata.finalizers}{.metadata.annotations.note}";
+        admin.ok(&["get", "ns", "kept", "-o", path])
+    };
+    admin.quiet(&["apply", "-f", &finalizers("x.y/a, x.y/b")]);
+    admin.quiet(&["annotate", "ns", "kept", "note=hello"]);
+    assert_eq!(found(), "[\"x.y/a\",\"x.y/b\"]hello");
+    admin.quiet(&["apply", "-f", &finalizers("x.y/b, x.y/c")]);
+    assert_eq!(found(), "[\"x.y/b\",\"x.y/c\"]hello");
+    admin.quiet(&["annotate", "ns", "kept", "note-"]);
+    let patch = "{\"metadata\":{\"finalizers\":[\"x.y/d\"]}}";
+    admin.quiet(&["patch", "ns", "kept", "--type=strategic", "-p", patch]);
+    assert_eq!(found(), "[\"x.y/b\",\"x.y/c\",\"x.y/d\"]");
+    admin.edit(&["edit", "ns", "kept"], "/x.y.c/d");
+    assert_eq!(found(), "[\"x.y/b\",\"x.y/d\"]");
+    let patch = "{\"metadata\":{\"finalizers\":null}}";
+    admin.quiet(&["patch", "ns", "kept", "-p", patch]);
+    admin.quiet(&["delete", "ns", "kept"]);
 }
 
 pub(crate) fn access(admin: &Kubectl, pod: &Kubectl) {

@@ -65,6 +65,149 @@ async fn a_namespace_is_active_and_keeps_its_labels() {
 }
 
 #[tokio::test]
+async fn a_namespace_takes_the_patches_that_kubectl_sends_for_its_type() {
+    let server = Server::new().await;
+    let sent = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "prod", "finalizers": ["x.y/a", "x.y/b"]}});
+    create(&server, NAMESPACES, &sent).await.expect(201);
+    let patch = async |patch: Value| {
+        let (path, media) = (
+            format!("{NAMESPACES}/prod"),
+            "application/strategic-merge-patch+json",
+        );
+        server
+            .call(ADMIN, "PATCH", &path, media, patch.to_string())
+            .await
+    };
+    let patched = patch(json!({"metadata": {
+        "labels": {"tier": "1"},
+        "finalizers": ["x.y/c"],
+        "$deleteFromPrimitiveList/finalizers": ["x.y/a"],
+        "$setElementOrder/finalizers": ["x.y/b", "x.y/c"],
+    }}));
+    let patched = patched.await.expect(200);
+    assert_eq!(patched["metadata"]["finalizers"], json!(["x.y/b", "x.y/c"]));
+    assert_eq!(patched["metadata"]["labels"], json!({"tier": "1"}));
+    let refused = patch(json!({"metadata": {"$shuffle/finalizers": []}})).await;
+    assert_eq!(refused.code, 400);
+    assert_eq!(
+        refused.message(),
+        "this is no strategic merge patch: there is no order $shuffle/finalizers"
+    );
+    assert_eq!(patch(json!([])).await.code, 400);
+}
+
+#[tokio::test]
+async fn events_are_told_in_both_words() {
+    const NEWER: &str = "/apis/events.k8s.io/v1/namespaces/a/events";
+    let server = Server::new().await;
+    let path = format!("{NAMESPACES}/a/events");
+    let start = server.store.current();
+    create(&server, &path, &event("one", "edge-a"))
+        .await
+        .expect(201);
+    let newer = server.get(ADMIN, &format!("{NEWER}/one")).await.expect(200);
+    assert_eq!(newer["apiVersion"], "events.k8s.io/v1");
+    assert_eq!(newer["regarding"]["name"], "edge-a");
+    assert_eq!(newer["note"], "It runs.");
+    assert_eq!(newer["deprecatedCount"], 2);
+    assert!(newer.get("involvedObject").is_none() && newer.get("message").is_none());
+
+    let told = json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "two"},
+        "regarding": {"kind": "Router", "name": "edge-b"}, "reason": "Stopped", "note": "It rests.", "type": "Warning",
+        "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "keel", "reportingInstance": "keel-1", "action": "Stop",
+    });
+    let made = create(&server, NEWER, &told).await.expect(201);
+    assert_eq!(made["note"], "It rests.");
+    let older = server.get(POD, &format!("{path}/two")).await.expect(200);
+    assert_eq!(older["kind"], "Event");
+    assert_eq!(older["apiVersion"], "v1");
+    assert_eq!(older["message"], "It rests.");
+    assert_eq!(older["reportingComponent"], "keel");
+    // An unknown word is unknown: this kind has others.
+    let mut wrong = told.clone();
+    wrong["metadata"]["name"] = "three".into();
+    wrong["message"] = "It rests.".into();
+    let strict = format!("{NEWER}?fieldValidation=Strict");
+    assert!(
+        create(&server, &strict, &wrong)
+            .await
+            .message()
+            .contains("unknown field \"message\"")
+    );
+
+    let object = format!("{NEWER}/two");
+    let media = "application/strategic-merge-patch+json";
+    for (media, patch, note) in [
+        (MERGE, json!({"note": "One."}), "One."),
+        (media, json!({"note": "Two."}), "Two."),
+        (
+            "application/json-patch+json",
+            json!([{"op": "replace", "path": "/note", "value": "Three."}]),
+            "Three.",
+        ),
+    ] {
+        let patched = server.call(ADMIN, "PATCH", &object, media, patch.to_string());
+        assert_eq!(patched.await.expect(200)["note"], note, "{media}");
+    }
+    let apply = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "two"}, "note": "Four."});
+    let forced = format!("{object}?fieldManager=test&force=true");
+    let apply = server.call(
+        ADMIN,
+        "PATCH",
+        &forced,
+        "application/apply-patch+yaml",
+        apply.to_string(),
+    );
+    let applied = apply.await.expect(200);
+    assert_eq!(
+        (&applied["note"], &applied["type"]),
+        (&json!("Four."), &json!("Warning"))
+    );
+    let mut replaced = applied;
+    replaced["note"] = "Five.".into();
+    let put = server.call(
+        ADMIN,
+        "PUT",
+        &object,
+        "application/json",
+        replaced.to_string(),
+    );
+    assert_eq!(put.await.expect(200)["note"], "Five.");
+
+    let selected = format!("{NEWER}?fieldSelector=regarding.name=edge-b,reportingController=keel");
+    let list = server.get(POD, &selected).await.expect(200);
+    assert_eq!(list["apiVersion"], "events.k8s.io/v1");
+    assert_eq!(list["items"][0]["note"], "Five.");
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    let watch = format!("{NEWER}?watch=1&timeoutSeconds=1&resourceVersion={start}");
+    let seen = String::from_utf8(server.get(POD, &watch).await.body.to_vec()).unwrap();
+    let notes: Vec<Value> = seen
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["object"]["note"].clone())
+        .collect();
+    let expected = [
+        "It runs.",
+        "It rests.",
+        "One.",
+        "Two.",
+        "Three.",
+        "Four.",
+        "Five.",
+    ];
+    assert_eq!(json!(notes), json!(expected));
+    for name in ["one", "two"] {
+        let object = format!("{NEWER}/{name}");
+        server
+            .call(ADMIN, "DELETE", &object, "", "")
+            .await
+            .expect(200);
+    }
+    let list = server.get(POD, &path).await.expect(200);
+    assert_eq!(list["items"], json!([]));
+}
+
+#[tokio::test]
 async fn events_that_are_over_are_deleted_and_watchers_see_it() {
     let server = Server::new().await;
     let path = format!("{NAMESPACES}/a/events");
