@@ -7,8 +7,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{Connection, QueryBuilder, Sqlite};
 use tempfile::TempDir;
 
-use crate::WRITE_P99;
 use crate::measure::{Delays, Figures, Load, data};
+use crate::{API_P99, WRITE_P99};
 
 pub(crate) async fn connect(folder: &TempDir, schema: &'static str) -> SqliteConnection {
     let options = SqliteConnectOptions::new()
@@ -64,7 +64,9 @@ pub(crate) async fn paced(folder: &TempDir, load: &Load, rate: u32, figures: &mu
         }
         done += batch;
     }
-    figures.add(WRITE_P99, "bare SQLite", delays.share(0.99));
+    for what in [WRITE_P99, API_P99] {
+        figures.add(what, "bare SQLite", delays.share(0.99));
+    }
     bare.connection.close().await.unwrap();
 }
 

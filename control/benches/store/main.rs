@@ -1,4 +1,5 @@
-//! How much a store costs: ours beside bare SQLite with the same batches, and beside kine's schema and queries, on the same disk.
+//! How much a store costs: ours beside bare SQLite with the same batches, and beside kine's schema and queries, on the same disk;
+//! and what is left of that at the other end of the API.
 //!
 //! `cargo bench -p keel-control --bench store -- [--seconds N] [--rounds N] [--dir FOLDER]`. Every round measures everything once,
 //! in turn, so that a machine that changes its speed changes it for all; the tables give medians over the rounds, and ratios of
@@ -10,10 +11,13 @@
     reason = "a program for developers"
 )]
 
+mod api;
 mod bare;
 mod keel;
 mod kine;
 mod measure;
+#[path = "../watches/server.rs"]
+mod server;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,6 +40,8 @@ const GENTLE: u32 = 500;
 /// What must be kept.
 const BORNE: &str = "1. updates/s borne of 2,000/s";
 const WRITE_P99: &str = "2. write p99 ms at 2,000/s";
+const API_BORNE: &str = "API 1. statuses/s borne of 2,000/s";
+const API_P99: &str = "API 2. status p99 ms at 2,000/s";
 
 struct Arguments {
     seconds: u64,
@@ -77,12 +83,16 @@ impl Arguments {
 }
 
 fn main() -> Result<(), String> {
-    let arguments = Arguments::parse()?;
-    let time = Duration::from_secs(arguments.seconds);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .unwrap();
+    if server::is_asked_for() {
+        runtime.block_on(server::serve());
+        return Ok(());
+    }
+    let arguments = Arguments::parse()?;
+    let time = Duration::from_secs(arguments.seconds);
     let mut figures = Figures::default();
     for round in 0..arguments.rounds {
         eprintln!("round {} of {}", round + 1, arguments.rounds);
@@ -99,6 +109,7 @@ fn main() -> Result<(), String> {
             bare::paced(&folder(), &load, RATE, &mut figures).await;
             keel::measure(&folder(), &load, &mut figures).await;
             kine::measure(&folder(), &load, &mut figures).await;
+            api::measure(&folder(), &load, &mut figures).await;
         });
     }
     println!(
@@ -108,9 +119,15 @@ fn main() -> Result<(), String> {
         arguments.dir.display()
     );
     figures.print();
-    let borne = figures.held(BORNE, (0.99 * f64::from(RATE), f64::INFINITY));
-    let soon = figures.held(WRITE_P99, (0.0, 25.0));
-    if borne && soon {
+    let rate = (0.99 * f64::from(RATE), f64::INFINITY);
+    let bounds = [
+        (BORNE, rate),
+        (WRITE_P99, (0.0, 25.0)),
+        (API_BORNE, rate),
+        (API_P99, (0.0, 25.0)),
+    ];
+    let held = bounds.map(|(what, bounds)| figures.held(what, bounds));
+    if held.iter().all(|held| *held) {
         Ok(())
     } else {
         Err("a figure is not what it must be".to_owned())
