@@ -66,8 +66,8 @@ pub(crate) struct Pump {
     read_open: bool,
     write_open: bool,
     undecided: bool,
-    /// What the owner knows of the wish for another leg.
-    leg_wanted: bool,
+    /// What the owner knows: whether another leg is wanted, and whether there is one.
+    legs: (bool, bool),
     over: bool,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -93,7 +93,7 @@ impl Pump {
             read_open: true,
             write_open: true,
             undecided: true,
-            leg_wanted: false,
+            legs: (false, false),
             over: false,
             timer: None,
         }
@@ -142,13 +142,13 @@ impl Pump {
         self.meter = meter;
         self.leg = None;
         self.undecided = true;
-        self.leg_wanted = false;
+        self.legs = (false, false);
         self.over = false;
     }
 
     /// Uses a new leg; the one before is abandoned.
     pub(crate) fn attach(&mut self, leg: Leg) {
-        self.leg_wanted = false;
+        self.legs = (false, true);
         if let Some(udp) = &mut self.udp {
             udp.attach(&leg);
         }
@@ -196,7 +196,9 @@ impl Pump {
             return Some(Event::Decided);
         }
         let wanted = self.flow.wants_leg();
-        if std::mem::replace(&mut self.leg_wanted, wanted) != wanted {
+        // A flow that wants another leg and then loses the one it has looks for it in other places.
+        let legs = (wanted, self.flow.has_leg());
+        if std::mem::replace(&mut self.legs, legs) != legs {
             return Some(Event::Legs);
         }
         if wanted || self.leg.is_some() {

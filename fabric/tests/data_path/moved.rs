@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::backend::{Backend, noise};
-use crate::world::{Consumer, RunningRouter, World, publication, soon, target};
+use crate::world::{Consumer, RunningRouter, World, echoes, publication, soon, target};
 
 /// What a stall may last in a test that runs beside many others. The whole-system test has the documented bound.
 const STALL: Duration = Duration::from_secs(3);
@@ -123,6 +123,22 @@ async fn a_drained_router_hands_its_flows_over_before_it_ends() {
     println!("20 flows moved in {took:?}, longest stall {stall:?}");
     assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(stall < STALL, "{stall:?}");
+}
+
+/// The provider's end asks for a leg elsewhere, and there is no elsewhere.
+#[tokio::test]
+async fn a_flow_that_was_asked_to_move_and_cannot_goes_on_where_it_was() {
+    let mut world = World::new();
+    let mut router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = everywhere(&mut world, &[&router], &backend).await;
+    let mut tasks = JoinSet::new();
+    let mut client = world.consumer().carried(&mut tasks, &target).await;
+    for byte in 0..5 {
+        router.stopped().await;
+        router = world.router_at("r", router.addr.into());
+        echoes(&mut client, byte).await;
+    }
 }
 
 #[tokio::test]
