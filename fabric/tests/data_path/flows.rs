@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use keel_fabric::EndReason;
-use keel_fabric::wire::Frame;
+use keel_fabric::consumer::OpenError;
+use keel_fabric::wire::{AbortCode, Frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
@@ -11,7 +12,8 @@ use crate::admission::connect;
 use crate::backend::{Backend, exchange, noise, sha256};
 use crate::headers;
 use crate::limits::answer;
-use crate::world::{World, end, publication, soon, target};
+use crate::resets::reset;
+use crate::world::{World, echoes, end, publication, soon, target};
 
 #[tokio::test]
 async fn a_flow_carries_bytes_both_ways_and_ends_clean() {
@@ -248,4 +250,71 @@ async fn an_urgent_byte_stays_in_the_stream() {
     let mut answer = Vec::new();
     soon(client.read_to_end(&mut answer)).await.unwrap();
     assert_eq!(answer, b"abcDef");
+}
+
+#[tokio::test]
+async fn of_a_hundred_flows_on_one_connection_one_is_reset_and_the_others_are_exact() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let (mut ends, mut clients) = (JoinSet::new(), Vec::new());
+    for _ in 0..100 {
+        clients.push(consumer.carried(&mut ends, &target).await);
+    }
+    let which = rand::random_range(0..clients.len());
+    println!("the one is {which}");
+    let doomed = clients.swap_remove(which);
+    let mut exchanges = JoinSet::new();
+    for (seed, mut client) in (0..).zip(clients) {
+        exchanges.spawn(async move {
+            let bytes = noise(seed, 100_000);
+            let answer = exchange(&mut client, &bytes).await.unwrap();
+            assert!(answer == bytes, "flow {seed}");
+        });
+    }
+    // Into the middle of the others.
+    soon(exchanges.join_next()).await.unwrap().unwrap();
+    reset(doomed);
+    while let Some(done) = soon(exchanges.join_next()).await {
+        done.unwrap();
+    }
+    let mut reasons = Vec::new();
+    while let Some(end) = soon(ends.join_next()).await {
+        reasons.push(end.unwrap().unwrap().reason);
+    }
+    let done = reasons.iter().filter(|reason| **reason == EndReason::Done);
+    assert_eq!(done.count(), 99, "{reasons:?}");
+    assert!(reasons.contains(&EndReason::Aborted(AbortCode::Reset)));
+}
+
+/// As port scanners and simple health checks do.
+#[tokio::test]
+async fn connections_that_are_closed_at_once_leave_nothing_and_disturb_nobody() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let backend = Backend::echo().await;
+    let (_provider, target) = world.echo(&router, backend.addr).await;
+    let consumer = world.consumer();
+    let (mut early, mut ends) = (JoinSet::new(), JoinSet::new());
+    let mut neighbour = consumer.carried(&mut early, &target).await;
+    let made = world.metrics.links_connected.get();
+    let count = if std::env::var_os("KEEL_LONG").is_some() {
+        10_000
+    } else {
+        1_000
+    };
+    for _ in 0..count {
+        drop(consumer.connect(&mut ends, &target).await);
+        // A client of a real listener makes one after the other.
+        let ended = soon(ends.join_next()).await.unwrap().unwrap();
+        assert!(
+            ended.is_ok() || matches!(ended, Err(OpenError::ClientGone)),
+            "{ended:?}"
+        );
+    }
+    echoes(&mut neighbour, b'n').await;
+    let now = world.metrics.links_connected.get();
+    assert_eq!(now, made, "nobody lost its connection");
 }
