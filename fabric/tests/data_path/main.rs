@@ -30,5 +30,6 @@ mod resets;
 mod resume;
 mod udp;
 mod unread;
+mod versions;
 mod world;
 mod worn;
