@@ -413,6 +413,21 @@ impl Process {
         Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
     }
 
+    /// Processor time that it has used, all its threads together.
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        /// Of the kernel's clock for this, on every architecture (`USER_HZ`).
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // Behind the name, which may hold anything: state, ten others, then user and system time.
+        let (_, rest) = stat.rsplit_once(')').context("no name")?;
+        let ticks = rest.split_whitespace().skip(11).take(2);
+        let ticks = ticks.map(str::parse::<u32>).sum::<Result<u32, _>>()?;
+        Ok(TICK * ticks)
+    }
+
     /// Resident memory in KiB (`VmRSS`).
     ///
     /// # Errors

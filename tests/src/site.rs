@@ -63,8 +63,22 @@ impl Node {
     /// # Errors
     /// If it does not get ready.
     pub fn up(host: &Host, name: &str, flags: &[&str]) -> anyhow::Result<Self> {
+        Self::up_behind([], host, name, flags)
+    }
+
+    /// The same with another command in front (see [`Program::behind`]).
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub fn up_behind<const N: usize>(
+        front: [&str; N],
+        host: &Host,
+        name: &str,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let process = Self::command(host, name, folder.path(), flags)?.start()?;
+        let command = Self::command(host, name, folder.path(), flags)?;
+        let process = command.behind(front).start()?;
         let mut node = Self {
             process,
             host: host.clone(),
@@ -210,9 +224,24 @@ impl Sidecar {
     /// # Errors
     /// If it cannot be started.
     pub fn joining(host: &Host, pod: &str, first: &Node, flags: &[&str]) -> anyhow::Result<Self> {
+        Self::joining_behind([], host, pod, first, flags)
+    }
+
+    /// The same with another command in front (see [`Program::behind`]).
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn joining_behind<const N: usize>(
+        front: [&str; N],
+        host: &Host,
+        pod: &str,
+        first: &Node,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         let token = first.token(&["--sidecar", &format!("default/{pod}")])?;
         let join = format!("@{}", token.path().display());
-        let mut sidecar = Self::start(
+        let mut sidecar = Self::start_behind(
+            front,
             Program::ours("keel-sidecar")?,
             host,
             pod,
@@ -231,6 +260,16 @@ impl Sidecar {
     /// # Errors
     /// If it cannot be started.
     pub fn start(program: Program, host: &Host, pod: &str, flags: &[&str]) -> anyhow::Result<Self> {
+        Self::start_behind([], program, host, pod, flags)
+    }
+
+    fn start_behind<const N: usize>(
+        front: [&str; N],
+        program: Program,
+        host: &Host,
+        pod: &str,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         let state = tempfile::tempdir()?;
         let program = program
             .env("POD_NAME", pod)
@@ -238,7 +277,8 @@ impl Sidecar {
             .args(["--state-dir"])
             .arg(state.path())
             .args(flags)
-            .on(host);
+            .on(host)
+            .behind(front);
         let process = program.start()?;
         Ok(Self {
             process,

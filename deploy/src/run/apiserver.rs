@@ -137,10 +137,10 @@ impl ControlPlane {
         let expiry = api.clone();
         let keys = QuicKeys::load_or_create(&data.quic())
             .context("cannot have the APIServer's QUIC keys")?;
-        let mut limits = Limits::default();
-        if let Some(connections) = settings.apiserver_connections {
-            limits.connections = usize::try_from(connections.get()).unwrap_or(usize::MAX);
-        }
+        let limits = Limits {
+            connections: settings.apiserver_connections,
+            ..Limits::default()
+        };
         let server = ApiServer::bind(
             &settings.apiserver_listen,
             &live,

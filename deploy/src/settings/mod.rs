@@ -9,6 +9,7 @@ mod file;
 mod limits;
 mod node;
 mod options;
+mod room;
 mod scalar;
 mod sidecar;
 mod store;

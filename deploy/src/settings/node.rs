@@ -13,6 +13,7 @@ use keel_fabric::units::Rate;
 use serde::Deserialize;
 
 use super::limits::{self, LimitSetting};
+use super::room::{self, Room};
 use super::store::StoreUrl;
 use super::values::{self, ObjectName, PeerArg, Span, TokenSource};
 use super::{FileError, Wanted, or_list, read_file};
@@ -244,8 +245,8 @@ pub struct NodeSettings {
     pub limits: Limits,
     /// Bandwidth of one identity at the Router.
     pub identity_limit: Option<Rate>,
-    /// Connections that the APIServer takes at once, if not as many as by default.
-    pub apiserver_connections: Option<NonZero<u32>>,
+    /// Connections that the APIServer takes at once.
+    pub apiserver_connections: usize,
     /// How long events are kept that are not told again.
     pub event_ttl: Duration,
     /// Life of leaves issued here.
@@ -338,6 +339,7 @@ impl NodeFlags {
                 "--event-ttl 0s is out of range: write at least 1ms".into(),
             ));
         }
+        let room = Room::of_process();
         Ok(NodeSettings {
             node: self.node_name,
             host,
@@ -365,9 +367,9 @@ impl NodeFlags {
             local_namespaces: self.local_namespaces,
             status_interval,
             drain_timeout: self.drain_timeout.map_or(DRAIN_TIMEOUT, |span| span.0),
-            limits: limits::set(Limits::default(), self.set_limit)?,
+            limits: limits::set(room.fit(Limits::default(), room::OF_NODE), self.set_limit)?,
             identity_limit: self.identity_limit,
-            apiserver_connections: self.apiserver_connections,
+            apiserver_connections: room.api_connections(self.apiserver_connections),
             event_ttl,
             leaf_life,
         })

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::limits::{self, LimitSetting};
 use super::options;
+use super::room::Room;
 use super::values::{self, Span, TokenSource};
 use super::{FileError, or_list, read_file};
 use crate::errors::{Usage, chain};
@@ -231,7 +232,9 @@ impl SidecarFlags {
         let services = services.chain(config.published.iter().map(|one| &one.target.service));
         let only = config.options.only_about(services);
         only.map_err(wrong("--service-option"))?;
-        config.limits = limits::set(config.limits, self.set_limit)?;
+        let users = u64::from(!config.mapped.is_empty()) + u64::from(!config.published.is_empty());
+        let fitting = Room::of_process().fit(config.limits, users);
+        config.limits = limits::set(fitting, self.set_limit)?;
         config.max_associations = MaxAssociations {
             port: config.limits.consumer.associations,
             client: config.limits.consumer.associations_per_client,

@@ -5,6 +5,7 @@
 
 mod address;
 mod crowd;
+mod files;
 mod ground;
 mod kills;
 mod outage;
