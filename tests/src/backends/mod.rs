@@ -60,6 +60,17 @@ impl Backend {
         Self::serve(listener, manner)
     }
 
+    /// Starts one on all addresses of `host`.
+    ///
+    /// # Errors
+    /// If the port is taken.
+    pub fn anywhere(host: &Host, port: u16, manner: Manner) -> anyhow::Result<Self> {
+        Self::serve(
+            host.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))??,
+            manner,
+        )
+    }
+
     /// Starts one on loopback of this machine, on a free port.
     ///
     /// # Errors

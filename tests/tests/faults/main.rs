@@ -14,3 +14,4 @@ mod plain;
 mod rebinding;
 mod rolling;
 mod rough;
+mod trickle;
