@@ -90,12 +90,19 @@ impl Walk {
 
     /// Gives the host one address and takes the other.
     fn moves(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        self.moves_all(&[from.to_owned()], &[to.to_owned()])
+    }
+
+    /// The same with several of each.
+    fn moves_all(&self, from: &[String], to: &[String]) -> anyhow::Result<()> {
         let (host, before) = (&self.consumer.host, self.noticed());
-        host.remove_address(from)?;
-        host.add_address(to)?;
+        from.iter()
+            .try_for_each(|address| host.remove_address(address))?;
+        to.iter()
+            .try_for_each(|address| host.add_address(address))?;
         let back = Instant::now();
         self.notices(before)?;
-        self.goes_on(back, &format!("from {from} to {to}"))
+        self.goes_on(back, &format!("from {from:?} to {to:?}"))
     }
 
     /// No connection stood still for much longer than the longest of its faults.
@@ -132,6 +139,35 @@ fn another_address_is_a_pause() -> anyhow::Result<()> {
     walk.notices(before)?;
     walk.goes_on(back, "without any address for 3 s")?;
     walk.end(out)
+}
+
+/// What addresses a network gives to a host: the letters of `46` that are in the name.
+fn addresses(network: &str, number: usize) -> Vec<String> {
+    let four = format!("198.51.100.{}/24", 100 + number);
+    let six = format!("2001:db8::1:{number}/64");
+    let given = [('4', four), ('6', six)];
+    let given = given
+        .into_iter()
+        .filter(|(family, _)| network.contains(*family));
+    given.map(|(_, address)| address).collect()
+}
+
+#[test]
+fn every_kind_of_network_is_left_for_every_other() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    // Each of the nine ways from one kind to another once; the short form takes those that the test above does not.
+    let all = ["4", "4", "6", "6", "46", "46", "4", "46", "6", "4"];
+    let networks = if need::long() { &all[..] } else { &all[3..7] };
+    let walk = Walk::new()?;
+    let mut now = vec![format!("{}/24", walk.consumer.host.address)];
+    for (number, network) in networks.iter().enumerate() {
+        let next = addresses(network, number);
+        walk.moves_all(&now, &next)?;
+        now = next;
+    }
+    walk.end(Duration::ZERO)
 }
 
 #[test]

@@ -121,6 +121,53 @@ fn a_rolling_restart_of_all_routers_resets_nothing() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How soon flows are at another router after theirs was killed without a word.
+const LEFT: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_router_that_is_killed_for_good_is_left_for_the_next() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let flows = if long() { 100 } else { 20 };
+    let mut lab = Lab::new()?;
+    let first = public("a", &mut lab, None)?;
+    let second = public("b", &mut lab, Some(&first.0))?;
+    let mut nodes = [first, second];
+    let (servers, apps) = (lab.host("p")?, lab.host("d")?.resolves_by(Some(DNS))?);
+    let server = Server::on(&servers, 2003)?;
+    let published_service = ["--published-services", "echo=127.0.0.1:2003"];
+    let _provider = Sidecar::joining(&servers, "provider", &nodes[0].0, &published_service)?;
+    let mapped = ["--mapped-services", "echo"];
+    let consumer = Sidecar::joining(&apps, "consumer", &nodes[0].0, &mapped)?;
+    published(&nodes)?;
+    let address = consumer.listens("echo", 2003)?;
+    let load = Load::steady(flows, 21).start(&apps, address)?;
+    load.moves(flows as u64 * 20_000, SOON)?;
+
+    // A sidecar takes its own node's router first.
+    let at = load.elapsed();
+    nodes[0].0.process.kill()?;
+    let bound = if long() { LEFT } else { LEFT * 2 };
+    let took = load
+        .all_move(bound)
+        .with_context(|| consumer.process.log())?;
+    load.moves(flows as u64 * 20_000, SOON)?;
+    let report = load.finish()?;
+    println!("all {flows} were elsewhere after {took:.1?}: {report}");
+    report.exact().with_context(|| consumer.process.log())?;
+    let stall = report.stall_after(&[at], 1.0);
+    // Otherwise they were at the other one before.
+    anyhow::ensure!(
+        stall > Duration::from_millis(200),
+        "nobody noticed: {stall:?}"
+    );
+    anyhow::ensure!(stall <= bound, "{stall:?}, {report}");
+    wait::until("every connection ends at the server", SOON, || {
+        server.open() == 0
+    })
+}
+
 /// A flow that ends in the router itself can go nowhere: it keeps the router until the deadline, or until somebody has no
 /// patience.
 #[test]
