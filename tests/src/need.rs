@@ -2,7 +2,8 @@
 //!
 //! libtest knows no "skipped": such a test returns early, and the line it leaves in `$KEEL_SKIPPED` is what
 //! `tests/run` counts. `KEEL_REQUIRE=all` (set in CI) turns every skip into a failure, but for `kubectl`, which no
-//! Debian package carries: it is required only when named (`KEEL_REQUIRE=all,kubectl`).
+//! Debian package carries, and `previous`, the binaries of an earlier version: they are required only when named
+//! (`KEEL_REQUIRE=all,kubectl`).
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -38,6 +39,8 @@ pub enum Need {
     Faketime,
     /// `chronyd`, a time server and client.
     Chrony,
+    /// The binaries of an earlier version, which `tests/previous` builds.
+    Previous,
 }
 
 impl Need {
@@ -48,7 +51,7 @@ impl Need {
             Self::MariaDb => "mariadb-server",
             Self::Dig => "dig",
             Self::Curl => "curl",
-            Self::Kubectl => "kubectl",
+            Self::Kubectl => KUBECTL,
             Self::CurlCffi => "curl_cffi",
             Self::Aioquic => "aioquic",
             Self::Qh3 => "qh3",
@@ -56,6 +59,7 @@ impl Need {
             Self::Caddy => "caddy",
             Self::Faketime => "faketime",
             Self::Chrony => "chronyd",
+            Self::Previous => PREVIOUS,
         }
     }
 
@@ -74,9 +78,22 @@ impl Need {
                 .into_iter()
                 .all(|tool| find(tool).is_some()),
             Self::CurlCffi | Self::Aioquic | Self::Qh3 | Self::Schemathesis => imports(self.name()),
+            Self::Previous => previous().is_some(),
             other => find(other.name()).is_some(),
         }
     }
+}
+
+const KUBECTL: &str = "kubectl";
+const PREVIOUS: &str = "previous";
+/// What `all` does not require.
+const ONLY_BY_NAME: [&str; 2] = [KUBECTL, PREVIOUS];
+
+/// The directory with the binaries of an earlier version: `$KEEL_PREVIOUS`.
+#[must_use]
+pub fn previous() -> Option<PathBuf> {
+    let folder = PathBuf::from(std::env::var_os("KEEL_PREVIOUS")?);
+    Some(folder).filter(|folder| folder.join("keel").is_file())
 }
 
 /// Finds a program on the path or where Debian keeps the programs of root.
@@ -131,7 +148,7 @@ pub fn lacking(needs: &[Need]) -> bool {
     let required: Vec<_> = required.split(',').collect();
     for name in &missing {
         let must =
-            required.contains(name) || (required.contains(&"all") && *name != Need::Kubectl.name());
+            required.contains(name) || (required.contains(&"all") && !ONLY_BY_NAME.contains(name));
         assert!(
             !must,
             "{test} needs {name}, which is required here (KEEL_REQUIRE) and missing"

@@ -15,3 +15,4 @@ mod rebinding;
 mod rolling;
 mod rough;
 mod trickle;
+mod versions;
