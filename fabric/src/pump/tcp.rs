@@ -179,3 +179,25 @@ pub(super) fn poll_write<'a>(
 pub(super) fn end_write(tcp: &TcpStream) -> io::Result<()> {
     SockRef::from(tcp).shutdown(std::net::Shutdown::Write)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an idle connection needs to notice that its other end is gone, and an application to see no difference.
+    #[tokio::test]
+    async fn every_proxied_socket_has_its_options() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        prepare(&tcp).unwrap();
+        let socket = SockRef::from(&tcp);
+        assert!(socket.keepalive().unwrap());
+        let silence = socket.tcp_keepalive_time().unwrap()
+            + socket.tcp_keepalive_interval().unwrap() * socket.tcp_keepalive_retries().unwrap();
+        assert_eq!(silence, Duration::from_secs(60));
+        assert!(socket.tcp_nodelay().unwrap() && socket.out_of_band_inline().unwrap());
+        assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
+    }
+}
