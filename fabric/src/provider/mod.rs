@@ -7,6 +7,7 @@ mod publish;
 mod reach;
 mod remembered;
 mod serve;
+pub(crate) mod table;
 pub(crate) mod terminator;
 
 use std::collections::{BTreeMap, HashMap};

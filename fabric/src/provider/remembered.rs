@@ -10,7 +10,7 @@ use std::time::Duration;
 use keel_certs::Subject;
 use tokio::time::Instant;
 
-use super::terminator::Key;
+use super::table::Key;
 use crate::flow::Finished;
 
 /// The records of flows that are over, and who their initiators are.

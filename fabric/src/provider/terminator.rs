@@ -1,6 +1,5 @@
 //! Flows that end in this process: found by id, started once.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,8 +11,8 @@ use tokio::time::Instant;
 
 use super::Backend;
 use super::arrivals::{Arrival, Arrivals, Turned};
-use super::remembered::Remembered;
 use super::serve::{self, Start};
+use super::table::{self, Key, Table};
 use crate::flow::{Finished, FlowLimits};
 use crate::leg::{Header, IncomingLeg};
 use crate::limits::ProviderLimits;
@@ -22,16 +21,13 @@ use crate::memory::Memory;
 use crate::meter::Passing;
 use crate::metrics::{CodeLabels, FabricMetrics, RoleLabels, Side};
 use crate::pace::{Limit, Paces};
-use crate::wire::{FlowId, Frame, Generation, GoneCode, Open, RefuseCode, ResetCode};
+use crate::wire::{FlowId, Frame, GoneCode, Open, RefuseCode, ResetCode};
 
 /// Time for the last frames of flows that are cut to leave, before their connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// How often it is looked for flows that need not be remembered any more.
 const TIDY: Duration = Duration::from_secs(5);
-
-/// A flow is its initiator's: nobody else finds it, whatever id he guesses.
-pub(super) type Key = (Arc<Subject>, FlowId);
 
 /// The table of flows that end here.
 #[derive(Debug)]
@@ -41,7 +37,7 @@ pub(crate) struct Terminator {
     pub(super) paces: Arc<Paces>,
     pub(super) memory: Arc<Memory>,
     pub(super) metrics: Arc<FabricMetrics>,
-    table: Arc<Mutex<Table>>,
+    table: Arc<Mutex<Tidied>>,
     tasks: Arc<Mutex<JoinSet<()>>>,
     /// Tidies the table and the tasks while there is anything in the table.
     tidying: Mutex<JoinSet<()>>,
@@ -51,24 +47,14 @@ pub(crate) struct Terminator {
     draining: AtomicBool,
 }
 
+/// The table, and whether a task tidies it.
 #[derive(Debug)]
-struct Table {
-    live: HashMap<Key, Arc<Arrivals>>,
-    remembered: Remembered,
-    /// A task tidies it.
+struct Tidied {
+    flows: Table<Arc<Arrivals>>,
     tidied: bool,
 }
 
-impl Table {
-    /// The flow runs no more, and nothing is known of its end if that was not entered before.
-    fn forget_live(&mut self, key: &Key) {
-        if self.live.remove(key).is_some() {
-            self.remembered.lost(Instant::now());
-        }
-    }
-}
-
-/// What the table says of a flow that a leg asks for.
+/// What becomes of a leg that asks for a flow.
 #[derive(Debug)]
 enum Found {
     Live(Arc<Arrivals>),
@@ -113,15 +99,15 @@ impl Terminator {
         (paces, memory): (Arc<Paces>, Arc<Memory>),
         metrics: Arc<FabricMetrics>,
     ) -> Arc<Self> {
+        let flows = Table::new(flow_limits, limits.remembered, Instant::now());
         Arc::new(Self {
             limits,
             flow_limits,
             paces,
             memory,
             metrics,
-            table: Arc::new(Mutex::new(Table {
-                live: HashMap::new(),
-                remembered: Remembered::new(Instant::now()),
+            table: Arc::new(Mutex::new(Tidied {
+                flows,
                 tidied: false,
             })),
             tasks: Arc::default(),
@@ -173,7 +159,7 @@ impl Terminator {
                 tracing::debug!(%flow, from = %via.from, %code, text, "flow refused");
                 let labels = CodeLabels { code: code.name() };
                 self.metrics.provider_refusals.get_or_create(&labels).inc();
-                let age = lock(&self.table).remembered.age(Instant::now());
+                let age = lock(&self.table).flows.age(Instant::now());
                 leg.refuse(code, text, age).await;
             }
             (Found::Finished(code), _) => gone(leg, code, &self.metrics).await,
@@ -191,47 +177,50 @@ impl Terminator {
         backend: Option<Backend>,
     ) -> (Key, Found) {
         let mut table = lock(&self.table);
-        let key = (table.remembered.subject(from), flow);
         if !table.tidied {
             table.tidied = true;
             self.tidy_in_time();
         }
-        let found = self.find_in(&mut table, &key, open, backend);
+        let flows = &mut table.flows;
+        let key = flows.key(from, flow);
+        let found = self.find_in(flows, &key, open, backend);
         (key, found)
     }
 
     fn find_in(
         &self,
-        table: &mut Table,
+        flows: &mut Table<Arc<Arrivals>>,
         key: &Key,
         open: Option<&Open>,
         backend: Option<Backend>,
     ) -> Found {
-        if let Some(live) = table.live.get(key) {
-            return Found::Live(live.clone());
-        }
-        let finished = table.remembered.get(key).map(|finished| finished.code);
-        let repeated = open.is_some_and(|open| open.generation > Generation::FIRST);
-        if repeated && finished.is_none_or(|code| code == GoneCode::Unknown) {
-            // The first one may have been taken by a process that is gone, or come later: it must not start here.
-            let stranger = Finished::never_arrived(&self.flow_limits, Instant::now());
-            self.remember(table, key, stranger);
-            let text = "only a repeated open came here".to_owned();
-            return Found::Refused(RefuseCode::NeverArrived, text);
-        }
-        if let Some(code) = finished {
-            return Found::Finished(code);
-        }
-        let Some(open) = open else {
-            return Found::Unknown;
-        };
-        match self.admit(open, &key.0, backend, table.live.len()) {
-            Ok(backend) => {
-                let legs = Arc::<Arrivals>::default();
-                table.live.insert(key.clone(), Arc::clone(&legs));
-                Found::New(backend, legs)
+        let generation = open.map(|open| open.generation);
+        match (flows.find(key, generation, Instant::now()), open) {
+            (table::Found::Live(live), _) => Found::Live(live),
+            (table::Found::Finished(code), _) => Found::Finished(code),
+            (table::Found::NeverArrived { forgot }, _) => {
+                self.forgot(forgot);
+                let text = "only a repeated open came here".to_owned();
+                Found::Refused(RefuseCode::NeverArrived, text)
             }
-            Err((code, text)) => Found::Refused(code, text),
+            (table::Found::New, Some(open)) => {
+                match self.admit(open, &key.0, backend, flows.live()) {
+                    Ok(backend) => {
+                        let legs = Arc::<Arrivals>::default();
+                        flows.begin(key, Arc::clone(&legs));
+                        Found::New(backend, legs)
+                    }
+                    Err((code, text)) => Found::Refused(code, text),
+                }
+            }
+            (table::Found::New | table::Found::Unknown, _) => Found::Unknown,
+        }
+    }
+
+    /// Counts a record that had to make room.
+    fn forgot(&self, early: bool) {
+        if early {
+            self.metrics.hit("remembered");
         }
     }
 
@@ -284,22 +273,8 @@ impl Terminator {
 
     /// The flow is over; later legs are answered from its record.
     pub(super) fn over(&self, key: &Key, finished: Option<Finished>) {
-        let mut table = lock(&self.table);
-        match finished {
-            Some(finished) => {
-                table.live.remove(key);
-                self.remember(&mut table, key, finished);
-            }
-            None => table.forget_live(key),
-        }
-    }
-
-    /// Enters a flow that is over, or never was here.
-    fn remember(&self, table: &mut Table, key: &Key, finished: Finished) {
-        let (now, most) = (Instant::now(), self.limits.remembered);
-        if table.remembered.insert(key, finished, now, most) {
-            self.metrics.hit("remembered");
-        }
+        let early = lock(&self.table).flows.over(key, finished, Instant::now());
+        self.forgot(early);
     }
 
     fn tidy_in_time(&self) {
@@ -311,9 +286,8 @@ impl Terminator {
                 tokio::time::sleep(TIDY).await;
                 join_ended(&mut lock(&tasks));
                 let mut table = lock(&table);
-                table.tidied = table.remembered.tidy(Instant::now());
+                table.tidied = table.flows.tidy(Instant::now());
                 if !table.tidied {
-                    table.live.shrink_to_fit();
                     return;
                 }
             }
@@ -322,7 +296,7 @@ impl Terminator {
 
     /// The flow's task has ended.
     pub(super) fn ended(&self, key: &Key) {
-        lock(&self.table).forget_live(key);
+        lock(&self.table).flows.forget_live(key, Instant::now());
         self.ended.notify_one();
     }
 
@@ -333,7 +307,7 @@ impl Terminator {
 
     /// How many flows end here now.
     pub(crate) fn live(&self) -> usize {
-        lock(&self.table).live.len()
+        lock(&self.table).flows.live()
     }
 
     /// Waits until no flow is left. For one waiter; cancel safe.

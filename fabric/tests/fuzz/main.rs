@@ -45,7 +45,8 @@ impl Drop for Shown<'_> {
     }
 }
 
-/// Runs `target` with so many inputs on two threads.
+/// Runs `target` with so many inputs on two threads: one tries the same inputs every time, the other new ones, or those of
+/// `$KEEL_SEED`.
 fn drive(
     name: &str,
     inputs: u64,
@@ -54,12 +55,15 @@ fn drive(
 ) {
     let long = std::env::var_os("KEEL_LONG").is_some();
     let inputs = if long { inputs } else { inputs / SHORT };
+    let fresh = std::env::var("KEEL_SEED").map(|seed| seed.parse());
+    let fresh: u64 = fresh.map_or_else(|_| rand::random(), Result::unwrap);
+    println!("{name}: KEEL_SEED={fresh}");
     let began = Instant::now();
     std::thread::scope(|scope| {
-        for thread in 0..2 {
+        for seed in [0, fresh] {
             let (make, target) = (&make, &target);
             scope.spawn(move || {
-                let mut mutator = Mutator::new(Random::new(thread));
+                let mut mutator = Mutator::new(Random::new(seed));
                 for _ in 0..inputs / 2 {
                     let bytes = make(&mut mutator);
                     let shown = Shown {

@@ -7,9 +7,10 @@ use tokio::time::Instant;
 use super::bugs::{Bug, sabotage};
 use super::check::{App, Ending};
 use super::legs::Bound;
-use super::world::{Served, World};
-use crate::flow::{Finished, Flow};
-use crate::wire::{Frame, Generation, GoneCode, Open, RefuseCode, Role};
+use super::world::{Served, World, initiator};
+use crate::flow::Flow;
+use crate::provider::table::Found;
+use crate::wire::{FlowId, Frame, Generation, GoneCode, Open, RefuseCode, Role};
 
 impl World {
     /// Everything that arrived by now, on any leg, also on those that are fenced.
@@ -105,29 +106,27 @@ impl World {
             return Ok(());
         }
         self.past.header(frame);
-        let known = self
-            .served
-            .get_mut(&id)
-            .filter(|_| self.bug != Some(Bug::DoubleDial));
-        let outcome = match (known, self.finished.get(&id), frame) {
-            (Some(served), _, Frame::Open(open)) => served.flow.attach_open(open, self.now),
-            (Some(served), _, Frame::Resume(resume)) => served.flow.attach(resume, self.now),
-            (None, None, Frame::Open(open))
-                if generation > Generation::FIRST && self.bug != Some(Bug::DoubleDial) =>
-            {
-                let known = Finished::never_arrived(&self.limits, self.now);
-                self.finished.insert(id, known);
+        let open = match frame {
+            Frame::Open(open) => Some(open),
+            _ => None,
+        };
+        let key = self.table.key(&initiator(), id);
+        let found = match open {
+            // As if nobody had looked.
+            Some(_) if self.bug == Some(Bug::DoubleDial) => Found::New,
+            _ => self
+                .table
+                .find(&key, open.map(|open| open.generation), self.now),
+        };
+        let outcome = match (found, open) {
+            (Found::Live(()), _) => self.attach(id, frame),
+            (Found::NeverArrived { .. }, Some(open)) => {
                 self.stranger(index, open);
                 return Ok(());
             }
-            (None, Some(finished), Frame::Open(open))
-                if generation > Generation::FIRST && finished.code == GoneCode::Unknown =>
-            {
-                self.stranger(index, open);
-                return Ok(());
-            }
-            (None, Some(finished), _) if self.bug != Some(Bug::DoubleDial) => Err(finished.code),
-            (None, _, Frame::Open(open)) => {
+            (Found::Finished(code), _) => Err(code),
+            (Found::New, Some(open)) => {
+                self.table.begin(&key, ());
                 self.admit(open);
                 Ok(())
             }
@@ -153,12 +152,21 @@ impl World {
         }
     }
 
+    /// A leg of a flow that runs.
+    fn attach(&mut self, id: FlowId, header: &Frame) -> Result<(), GoneCode> {
+        match (self.served.get_mut(&id), header) {
+            (Some(served), Frame::Open(open)) => served.flow.attach_open(open, self.now),
+            (Some(served), Frame::Resume(resume)) => served.flow.attach(resume, self.now),
+            _ => Err(GoneCode::Unknown),
+        }
+    }
+
     /// A repeated open of a flow that the provider's process does not know.
     fn stranger(&mut self, index: usize, open: &Open) {
         self.report.strangers += 1;
-        let age = match self.provider_since {
-            Some(since) if self.bug != Some(Bug::YoungProcessBelieved) => self.now - since,
-            _ => Duration::from_secs(3600),
+        let age = match self.bug {
+            Some(Bug::YoungProcessBelieved) => Duration::from_secs(3600),
+            _ => self.table.age(self.now),
         };
         let proof = open
             .secret

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::bugs::Bug;
 use super::check::Ending;
 use super::legs::Bound;
-use super::world::World;
+use super::world::{World, table};
 use crate::flow::{self, Violation};
 use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof, Resume, Secret};
 
@@ -378,8 +378,7 @@ impl World {
         let begun = self.served.iter().filter(|(_, served)| !served.refuse);
         self.lost.extend(begun.map(|(id, _)| *id));
         self.served.clear();
-        self.finished.clear();
-        self.provider_since = Some(self.now);
+        self.table = table(self.limits, self.now);
         self.past.headers.clear();
         for leg in &mut self.legs {
             leg.cut(self.now, &mut self.random);

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::check::Ending;
-use super::world::{World, is_through};
+use super::world::{World, initiator, is_through};
 use crate::flow::{State, TERMINATOR_GRACE};
+use crate::provider::table::Found;
 use crate::wire::{AbortCode, EARLY};
 
 impl World {
@@ -69,6 +70,16 @@ impl World {
 
     /// I7: flows that are through leave the table, and nothing stays behind a consumer that is gone.
     pub(super) fn leave_table(&mut self) -> Result<bool, String> {
+        for (id, served) in &self.served {
+            if is_through(&served.flow) {
+                let key = self.table.key(&initiator(), *id);
+                if self.table.find(&key, None, self.now) == Found::Live(()) {
+                    let finished = served.flow.finished(self.now);
+                    self.table.over(&key, finished, self.now);
+                }
+            }
+        }
+        self.table.tidy(self.now);
         let Some(ended) = self.consumer_ended else {
             return Ok(false);
         };
@@ -76,13 +87,6 @@ impl World {
         let window = self.limits.resume_window + TERMINATOR_GRACE;
         if !through && self.now > ended + window + Duration::from_secs(15) {
             return Err("I7: the provider's end outlived the window".to_owned());
-        }
-        for (id, served) in &self.served {
-            if is_through(&served.flow)
-                && let Some(finished) = served.flow.finished(self.now)
-            {
-                self.finished.entry(*id).or_insert(finished);
-            }
         }
         Ok(through)
     }

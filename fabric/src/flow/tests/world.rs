@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use keel_certs::Subject;
 use tokio::time::Instant;
 
 use super::bugs::Bug;
@@ -10,7 +11,9 @@ use super::check::{App, Ending, Peer};
 use super::faults::{Fault, Faults, Past};
 use super::legs::{Bound, Leg, Random};
 use super::trace::Trace;
-use crate::flow::{Finished, Flow, FlowLimits, State};
+use crate::flow::{Flow, FlowLimits, State};
+use crate::limits::ProviderLimits;
+use crate::provider::table::Table;
 use crate::wire::{FlowId, Generation, Open, Protocol, RefuseCode, Secret, VERSION};
 
 /// One flow at the provider's process.
@@ -59,13 +62,12 @@ pub(super) struct World {
     pub(super) consumer: Flow,
     pub(super) app: App,
     pub(super) served: BTreeMap<FlowId, Served>,
-    pub(super) finished: BTreeMap<FlowId, Finished>,
+    /// As the provider's process has it, which decides by it what becomes of a leg.
+    pub(super) table: Table<()>,
     /// By all processes that the provider had.
     pub(super) dials: BTreeMap<FlowId, u32>,
     /// Flows that were begun by a process that is gone.
     pub(super) lost: BTreeSet<FlowId>,
-    /// Since when the provider's process is there, if it was not always.
-    pub(super) provider_since: Option<Instant>,
     pub(super) legs: Vec<Leg>,
     pub(super) redial_at: Option<Instant>,
     /// Faults that are still allowed; a world that breaks for ever proves nothing about the end.
@@ -132,10 +134,9 @@ impl World {
             limits,
             app,
             served: BTreeMap::new(),
-            finished: BTreeMap::new(),
+            table: table(limits, start - PROCESS_AGE),
             dials: BTreeMap::new(),
             lost: BTreeSet::new(),
-            provider_since: None,
             legs: Vec::new(),
             redial_at: None,
             faults_left,
@@ -337,6 +338,20 @@ fn flush(served: &mut Served, id: FlowId, legs: &mut [Leg], now: Instant, random
         }
         leg.down.finished |= is_through(&served.flow);
     }
+}
+
+/// The table of a provider's process that starts now.
+pub(super) fn table(limits: FlowLimits, now: Instant) -> Table<()> {
+    Table::new(limits, ProviderLimits::default().remembered, now)
+}
+
+/// How long the provider's process was there before the flow. One that is as young as the flow may have been another one when
+/// it began.
+const PROCESS_AGE: Duration = Duration::from_secs(3600);
+
+/// Whose flows these are.
+pub(super) fn initiator() -> Subject {
+    "/node/edge-a".parse().expect("a subject")
 }
 
 /// A fault once in so many steps.
