@@ -74,11 +74,14 @@ pub(super) fn merge_status(
             status["source"] = json!({ "revision": revision.0 });
         }
     }
-    let mut object = held.clone();
-    match status {
-        Value::Null => object.remove("status"),
-        status => object.insert("status".into(), status),
-    };
+    // Without the status that goes: it is most of an object.
+    let rest = held.iter().filter(|(field, _)| *field != "status");
+    let mut object: Map<String, Value> = rest
+        .map(|(field, value)| (field.clone(), value.clone()))
+        .collect();
+    if !status.is_null() {
+        object.insert("status".into(), status);
+    }
     Ok(Some(object))
 }
 
