@@ -5,7 +5,7 @@ use keel_fabric::quic::HostPort;
 use crate::api::{Reason, Status};
 
 /// Why a call of the API failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ClientError {
     /// No connection to the server.
     #[error("cannot reach the APIServer {server}: {why}")]

@@ -8,6 +8,7 @@ mod fuzz;
 mod lines;
 mod post;
 mod routers;
+mod slot;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -20,12 +21,12 @@ use bytes::Bytes;
 use http::{Method, Uri, header};
 use keel_certs::{LiveIdentity, NodeName};
 use keel_fabric::quic::{BindError, Endpoint, HostPort, Profile};
-use tokio::sync::Mutex;
 use tokio::sync::watch::Receiver;
 
 use crate::http::Body;
 use crate::transport::ALPN_H3;
 use connection::{Connection, Failed};
+use slot::Slot;
 
 pub use backoff::{Backoff, Hurry};
 pub use error::{Class, ClientError};
@@ -59,8 +60,7 @@ struct Shared {
     config: ClientConfig,
     tls: Arc<rustls::ClientConfig>,
     endpoint: Endpoint,
-    /// The lock is held while connecting, so that many calls make one connection.
-    connection: Mutex<Option<Arc<Connection>>>,
+    connection: Slot,
 }
 
 impl fmt::Debug for Client {
@@ -86,7 +86,7 @@ impl Client {
                 config,
                 tls,
                 endpoint,
-                connection: Mutex::new(None),
+                connection: Slot::default(),
             }),
             hurry: None,
         })
@@ -140,7 +140,7 @@ impl Client {
                         }
                     };
                     // A connection on which nothing comes back is not used for new calls; what runs on it may go on.
-                    self.forget(&connection).await;
+                    self.shared.connection.forget(&connection);
                     let error = failed.into();
                     if !repeat {
                         return Err(error);
@@ -164,28 +164,14 @@ impl Client {
     }
 
     async fn connection(&self) -> Result<Arc<Connection>, ClientError> {
-        let mut slot = self.shared.connection.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_gone()) {
-            return Ok(connection.clone());
-        }
-        *slot = None;
-        let connection = Connection::open(
-            &self.shared.endpoint,
-            self.server(),
-            self.shared.tls.clone(),
-        )
-        .await?;
-        Ok(slot.insert(Arc::new(connection)).clone())
-    }
-
-    async fn forget(&self, connection: &Arc<Connection>) {
-        let mut slot = self.shared.connection.lock().await;
-        if slot
-            .as_ref()
-            .is_some_and(|current| Arc::ptr_eq(current, connection))
-        {
-            *slot = None;
-        }
+        let open = || {
+            let shared = Arc::clone(&self.shared);
+            async move {
+                let (server, tls) = (&shared.config.server, shared.tls.clone());
+                Connection::open(&shared.endpoint, server, tls).await
+            }
+        };
+        self.shared.connection.get(open).await
     }
 }
 

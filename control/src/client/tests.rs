@@ -354,3 +354,25 @@ async fn errors_say_what_can_be_done() {
     }
     served.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_does_not_wait_for_one_that_nobody_polls() {
+    // Takes what comes and says nothing, as a peer that is away.
+    let away = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let fabric = Fabric::new();
+    let client = Client::new(super::ClientConfig {
+        server: away.local_addr().unwrap().into(),
+        expect: "there".parse().unwrap(),
+        live: fabric.node("here"),
+    })
+    .unwrap();
+    let mut events = client.watch_routers(WatchFrom::Snapshot);
+    assert!(futures_util::poll!(events.next()).is_pending());
+    // The watch is connecting now, and is left alone.
+    let answer = soon(client.get_router(&"there".parse().unwrap())).await;
+    assert!(
+        matches!(answer, Err(ClientError::Unreachable { .. })),
+        "{answer:?}"
+    );
+    drop(events);
+}
