@@ -139,6 +139,12 @@ pub struct RouterLimits {
     pub parked: usize,
     /// How long they wait (`park_time`).
     pub park_time: Duration,
+    /// Bytes of the flows of one identity that were read and wait for a slow reader (`identity_passing_buffers`). Beyond it
+    /// they are read packet by packet.
+    pub passing_identity: u64,
+    /// Bytes of all flows that were read and wait for a slow reader (`passing_buffers`); an identity has no more of them than
+    /// the others leave.
+    pub passing: u64,
 }
 
 impl Default for RouterLimits {
@@ -164,6 +170,9 @@ impl Default for RouterLimits {
             parked: 4096,
             // A provider that was told of the restart is back sooner; the consumer's end tries again anyway.
             park_time: Duration::from_secs(1),
+            // A flow that is stuck holds one read, some forty kilobytes: as many as four hundred of them.
+            passing_identity: 16 << 20,
+            passing: 64 << 20,
         }
     }
 }

@@ -184,6 +184,8 @@ keys! {
     "hops" Count router.hops [1, 64] "hops" "routers that a flow may pass";
     "parkedResumes" Count router.parked [0, 1_000_000] "parked" "resumes at once that wait for their provider to come back, up to half of them of one identity";
     "parkTime" Time router.park_time [10, 60 * SECOND] "park_time" "time that such a resume waits";
+    "identityPassingBuffers" Bytes router.passing_identity [64 * KIB, 64 * GIB] "identity_passing_buffers" "bytes of one identity's flows that a router has read and that wait for a slow reader; beyond it they are read packet by packet";
+    "passingBuffers" Bytes router.passing [64 * KIB, 64 * GIB] "passing_buffers" "bytes of all flows that a router has read and that wait for a slow reader; an identity has no more of them than the others leave";
     "resumesPerSecond" Count router.resumes_per_second, provider.resumes_per_second [1, 10_000_000] "resumes" "legs of known flows per second; more wait a moment, new flows behind them, and are cut then; at a router a quarter is one identity's, and what others leave";
     "resumesBurst" Count router.resumes_burst, provider.resumes_burst [1, 10_000_000] "resumes" "legs of known flows at once beyond the rate";
     "headers" Count provider.headers [1, 65_536] "headers" "new flows of one connection at once whose header is awaited, at a provider";
@@ -197,7 +199,7 @@ keys! {
     "associationsPerClient" Count consumer.associations_per_client [1, 65_536] "associations_per_client" "UDP associations of one client's address at one port";
     "flowWindow" Bytes flow.window [64 * KIB, 16 * MIB] "" "credit and replay of one flow at its start";
     "flowWindowMax" Bytes flow.max_window [64 * KIB, 16 * MIB] "" "credit and replay to which a flow may grow";
-    "connectionWindow" Bytes windows.connection [MIB, 256 * MIB] "" "bytes of one connection on their way to this process";
+    "connectionWindow" Bytes windows.connection [MIB, 256 * MIB] "connection_window" "bytes of one connection on their way to this process; at a router the third connection of an identity has a quarter of it, the fourth a ninth, and so on down to 1 MiB";
     "incomingBuffer" Bytes windows.incoming [64 * KIB, GIB] "" "bytes of packets of peers whose handshake waits; more are lost, as on the way";
     "queuedPackets" Count windows.packets [1, 65_536] "" "UDP packets of one association that wait to leave on one connection; more are dropped as `queue`";
     "queuedPacketBytes" Bytes windows.packet_bytes [64 * KIB, GIB] "" "bytes of all UDP packets that wait to leave on one connection; more are dropped as `queue`";

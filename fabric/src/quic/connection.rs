@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use super::datagrams::Datagrams;
 use super::error::{ConnectError, Lost};
 use super::stream::{Half, Opener};
+use super::transport::Whole;
 use super::{Profile, RecvStream, SendStream, Windows};
 use crate::wire::CloseCode;
 
@@ -128,6 +129,7 @@ struct Shared {
     peer: Option<Result<PeerIdentity, IdentityError>>,
     streams: Arc<Streams>,
     datagrams: Arc<Datagrams>,
+    whole: Whole,
     /// Ends the connection at the peer's not-after; aborted when the last clone is dropped.
     expiry: Mutex<JoinSet<()>>,
 }
@@ -220,6 +222,7 @@ impl Connection {
                 peer,
                 streams,
                 datagrams,
+                whole: profile.whole(windows),
                 expiry: Mutex::new(expiry),
             }),
         }
@@ -234,6 +237,12 @@ impl Connection {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         expiry.spawn(expire(self.inner.clone(), not_after));
+    }
+
+    /// Bytes of packets that left so far.
+    #[cfg(test)]
+    pub(super) fn sent(&self) -> u64 {
+        self.inner.stats().udp_tx.bytes
     }
 
     /// The peer's identity; `None` if it showed no certificate.
@@ -281,6 +290,15 @@ impl Connection {
             eliciting: sent.stream + sent.datagram + sent.reset_stream + pings + credit,
             rtt: stats.path.rtt,
         }
+    }
+
+    /// Lets it hold what the `rank`th of its peer's connections may, the oldest being the first.
+    pub(crate) fn set_rank(&self, rank: u32) {
+        let part = self.shared.whole.part(rank);
+        self.inner
+            .set_receive_window(VarInt::from_u32(part.receive));
+        self.inner.set_send_window(part.send);
+        self.shared.datagrams.set_queue(part.datagrams);
     }
 
     /// The datagrams beside its streams.

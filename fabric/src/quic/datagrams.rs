@@ -100,6 +100,11 @@ impl Datagrams {
         })
     }
 
+    /// Lets no more than so many bytes wait to leave.
+    pub(super) fn set_queue(&self, bytes: usize) {
+        lock(&self.shared.queue).set_bytes(bytes);
+    }
+
     /// Hands the packets of `stream` to `sink` for as long as the route lives.
     pub(crate) fn route(
         self: &Arc<Self>,

@@ -227,7 +227,7 @@ impl Endpoint {
         config.transport_config(
             self.inner
                 .profile
-                .transport(addr.ip().is_loopback(), self.inner.windows),
+                .dialling(addr.ip().is_loopback(), self.inner.windows),
         );
         let connecting = endpoint
             .connect_with(config, addr, server_name)
@@ -306,9 +306,9 @@ fn server_configs(
     network
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size_total(windows.incoming())
-        .transport_config(profile.transport(false, windows));
+        .transport_config(profile.accepting(false, windows));
     let mut loopback = network.clone();
-    loopback.transport_config(profile.transport(true, windows));
+    loopback.transport_config(profile.accepting(true, windows));
     Ok(ServerConfigs {
         network: Arc::new(network),
         loopback: Arc::new(loopback),

@@ -250,3 +250,43 @@ async fn datagrams_reach_their_stream_and_one_for_nobody_is_counted() {
     })
     .await;
 }
+
+/// How much of what nobody reads the peer lets through: all is sent, or nothing moves any more.
+async fn let_through(near: &Connection) -> u64 {
+    let (mut before, mut still) = (near.sent(), 0);
+    let stopped = async {
+        while still < 10 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let now = near.sent();
+            // An acknowledgement or a keep-alive at most.
+            still = if now - before < 1000 { still + 1 } else { 0 };
+            before = now;
+        }
+    };
+    soon(stopped).await;
+    before
+}
+
+#[tokio::test]
+async fn the_later_connections_of_a_peer_hold_less() {
+    const MIB: u64 = 1 << 20;
+    let (near, far, _endpoints) = pair().await;
+    let mut streams = tokio::task::JoinSet::new();
+    for _ in 0..10 {
+        let (mut send, recv) = near.open_bi().await.unwrap();
+        streams.spawn(async move {
+            send.write_all(&vec![0; 2 << 20]).await.unwrap();
+            std::future::pending::<()>().await;
+            drop((send, recv));
+        });
+    }
+    // Nobody has said yet who the peer is.
+    let through = let_through(&near).await;
+    assert!((MIB..MIB * 5 / 4).contains(&through), "{through}");
+    far.set_rank(4);
+    let through = let_through(&near).await;
+    assert!((7 * MIB..8 * MIB).contains(&through), "{through}");
+    far.set_rank(2);
+    let through = let_through(&near).await;
+    assert!(through > 20 * MIB, "{through}");
+}

@@ -2,7 +2,8 @@
 //!
 //! Memory of one connection is at most `receive_window + send_window + both datagram buffers`: received bytes that nobody
 //! has read, sent bytes that nobody has acknowledged, and datagrams both ways. Everything else per connection is a few
-//! kilobytes plus about 100 bytes for each stream that the peer may open.
+//! kilobytes plus about 100 bytes for each stream that the peer may open. Who has many connections to a router has smaller
+//! windows on the later ones, see [`Whole::part`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,11 @@ const MTU_NETWORK: u16 = 1472;
 /// Largest UDP payload that is looked for on loopback.
 const MTU_LOOPBACK: u16 = 6500;
 const _: () = assert!(MTU_LOOPBACK <= UDP_MAX / SEGMENTS);
+
+/// Connection window of a peer that a router does not know yet, and the least of those that it knows.
+const LEAST_WINDOW: u32 = MIB;
+/// Least bytes of datagrams that may wait to leave on a connection.
+const LEAST_QUEUE: usize = 64 << 10;
 
 /// Bytes of datagrams that wait for the congestion window, all flows in one line; so this is kept short.
 const DATAGRAMS_OUT: usize = 64 << 10;
@@ -94,6 +100,39 @@ impl Windows {
     }
 }
 
+/// What a connection may hold, either direction: all that its endpoint allows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whole {
+    receive: u32,
+    send: u64,
+    datagrams: usize,
+}
+
+/// What one connection may hold of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) receive: u32,
+    pub(super) send: u64,
+    pub(super) datagrams: usize,
+}
+
+impl Whole {
+    /// For the oldest connection of a peer (`rank` 1) and its later ones. Two have all of it, as one is made beside another
+    /// that it is to replace; the third has a quarter, the fourth a ninth, and so on: all together hold little more than
+    /// three, however many there are.
+    pub(super) fn part(self, rank: u32) -> Part {
+        let steps = u64::from(rank.saturating_sub(1).max(1));
+        let of = |whole: u64, least: u64| (whole / (steps * steps)).max(least.min(whole));
+        let least = u64::from(LEAST_WINDOW);
+        Part {
+            // No more than it was.
+            receive: of(self.receive.into(), least) as u32,
+            send: of(self.send, least),
+            datagrams: of(self.datagrams as u64, LEAST_QUEUE as u64) as usize,
+        }
+    }
+}
+
 struct Numbers {
     stream_window: u32,
     receive_window: u32,
@@ -160,10 +199,38 @@ impl Profile {
         (numbers.bidi_at_start, numbers.bidi_max)
     }
 
-    /// The parameters towards a peer on this host or elsewhere.
-    pub(super) fn transport(self, loopback: bool, windows: Windows) -> Arc<TransportConfig> {
+    fn numbers_with(self, windows: Windows) -> Numbers {
         let mut numbers = self.numbers();
         windows.over(&mut numbers);
+        numbers
+    }
+
+    /// What one of its connections may hold.
+    pub(super) fn whole(self, windows: Windows) -> Whole {
+        let numbers = self.numbers_with(windows);
+        Whole {
+            receive: numbers.receive_window,
+            send: numbers.send_window,
+            datagrams: windows.packets.bytes(),
+        }
+    }
+
+    /// The parameters of a server towards a peer on this host or elsewhere. A router knows who that is after the handshake
+    /// only, and what it has granted by then it cannot take back.
+    pub(super) fn accepting(self, loopback: bool, windows: Windows) -> Arc<TransportConfig> {
+        let mut numbers = self.numbers_with(windows);
+        if self == Self::Router {
+            numbers.receive_window = numbers.receive_window.min(LEAST_WINDOW);
+        }
+        Self::config(&numbers, loopback)
+    }
+
+    /// The parameters towards a peer that is dialled on this host or elsewhere.
+    pub(super) fn dialling(self, loopback: bool, windows: Windows) -> Arc<TransportConfig> {
+        Self::config(&self.numbers_with(windows), loopback)
+    }
+
+    fn config(numbers: &Numbers, loopback: bool) -> Arc<TransportConfig> {
         let mtu = if loopback { MTU_LOOPBACK } else { MTU_NETWORK };
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(mtu);

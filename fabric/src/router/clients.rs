@@ -67,6 +67,19 @@ impl Client {
     }
 }
 
+/// Connections of one identity that have the whole of their windows.
+const WHOLE: u32 = 2;
+
+/// Gives the connections of an identity what they may hold, by their age; how many there are.
+fn rank(all: &BTreeMap<u64, Arc<Client>>, identity: &Subject) -> u32 {
+    let mut rank = 0;
+    for client in all.values().filter(|client| client.identity == *identity) {
+        rank += 1;
+        client.connection.set_rank(rank);
+    }
+    rank
+}
+
 impl Clients {
     pub(super) fn new(started: SystemTime, metrics: Arc<FabricMetrics>) -> Self {
         Self {
@@ -91,7 +104,12 @@ impl Clients {
             instance: OnceLock::new(),
             uses: Mutex::default(),
         });
-        lock(&self.all).insert(id, Arc::clone(&client));
+        let mut all = lock(&self.all);
+        all.insert(id, Arc::clone(&client));
+        if rank(&all, &client.identity) > WHOLE {
+            self.metrics.hit("connection_window");
+        }
+        drop(all);
         client
     }
 
@@ -109,7 +127,9 @@ impl Clients {
     }
 
     pub(super) fn remove(&self, client: &Client) {
-        lock(&self.all).remove(&client.id);
+        let mut all = lock(&self.all);
+        all.remove(&client.id);
+        rank(&all, &client.identity);
     }
 
     pub(super) fn len(&self) -> usize {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use keel_certs::Subject;
 use tokio::time::Instant;
 
+use super::held::Holding;
 use crate::limits::RouterLimits;
 use crate::metrics::FabricMetrics;
 use crate::pace::Limit;
@@ -14,14 +15,11 @@ use crate::units::Rate;
 /// The budgets of all identities that are connected, or were a short time ago.
 #[derive(Debug)]
 pub(super) struct Identities {
-    all: Mutex<HashMap<Subject, Known>>,
+    all: Mutex<HashMap<Subject, Allowance>>,
     /// Bandwidth of each.
     rate: Option<Rate>,
     metrics: Arc<FabricMetrics>,
 }
-
-/// What is counted of an identity, and its bandwidth if that is limited.
-type Known = (Arc<Mutex<Budget>>, Option<Arc<Limit>>);
 
 #[derive(Debug)]
 struct Budget {
@@ -73,6 +71,8 @@ pub(super) struct Allowance {
     budget: Arc<Mutex<Budget>>,
     /// The identity's bandwidth, if it is limited.
     pub(super) limit: Option<Arc<Limit>>,
+    /// What its flows hold here.
+    pub(super) holding: Holding,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -97,12 +97,12 @@ impl Identities {
         now: Instant,
     ) -> Option<Share> {
         let mut all = lock(&self.all);
-        all.retain(|_, (budget, _)| {
-            let budget = lock(budget);
+        all.retain(|_, known| {
+            let budget = lock(&known.budget);
             budget.connections > 0
                 || now.saturating_duration_since(budget.left) <= limits.flood_time
         });
-        let (budget, limit) = all.entry(subject.clone()).or_insert_with(|| {
+        let known = all.entry(subject.clone()).or_insert_with(|| {
             let budget = Budget {
                 connections: 0,
                 opens: Bucket::full(limits.opens_burst, now),
@@ -113,17 +113,20 @@ impl Identities {
                 left: now,
             };
             let limit = |rate| Limit::new("identity".to_owned(), Some(rate), &self.metrics);
-            (Arc::new(Mutex::new(budget)), self.rate.map(limit))
+            Allowance {
+                budget: Arc::new(Mutex::new(budget)),
+                limit: self.rate.map(limit),
+                holding: Holding::new(limits, &self.metrics),
+            }
         });
-        let (budget, limit) = (Arc::clone(budget), limit.clone());
+        let allowance = known.clone();
         drop(all);
-        let mut held = lock(&budget);
+        let mut held = lock(&allowance.budget);
         if held.connections >= limits.connections_per_identity {
             return None;
         }
         held.connections += 1;
         drop(held);
-        let allowance = Allowance { budget, limit };
         Some(Share { allowance })
     }
 }

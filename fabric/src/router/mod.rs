@@ -8,6 +8,7 @@ mod control;
 mod datagrams;
 mod door;
 mod drain;
+mod held;
 mod identities;
 mod park;
 mod route;

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 
+use super::held::{Held, Holding};
 use crate::meter::Meter;
 use crate::pace::Gate;
 use crate::quic::{Connection, RecvStream, SendStream, WriteError};
@@ -42,12 +43,13 @@ pub(super) enum Spliced {
 /// ended is left alone, so that an end's last words get through even if its connection is lost right behind them.
 /// Dropping the future abandons both streams.
 ///
-/// `limits` are the bandwidth of both directions, up first.
+/// `limits` are the bandwidth of both directions, up first; what waits for a slow reader counts in `holding`.
 pub(super) async fn splice(
     near: Side<'_>,
     far: Side<'_>,
     (up, down): (&Meter, &Meter),
     limits: Option<(Gate, Gate)>,
+    holding: &Holding,
 ) -> Spliced {
     let ((near_send, near_recv), (far_send, far_recv)) = (near.stream, far.stream);
     let (limit_up, limit_down) = limits.unzip();
@@ -58,8 +60,8 @@ pub(super) async fn splice(
         }
     });
     let mut ways = [
-        Way::new(near_recv, far_send, up, limit_up),
-        Way::new(far_recv, near_send, down, limit_down),
+        Way::new((near_recv, far_send), up, limit_up, holding),
+        Way::new((far_recv, near_send), down, limit_down, holding),
     ];
     let cut = poll_fn(|cx| {
         let mut pending = false;
@@ -109,17 +111,27 @@ struct Way<'a> {
     from: RecvStream,
     to: SendStream,
     waiting: Bytes,
+    /// Bytes of memory behind `waiting`, which is freed as a whole; 0 for a chunk as it came, whose memory others share.
+    behind: usize,
+    held: Held<'a>,
     meter: &'a Meter,
     limit: Option<Gate>,
     done: bool,
 }
 
 impl<'a> Way<'a> {
-    const fn new(from: RecvStream, to: SendStream, meter: &'a Meter, limit: Option<Gate>) -> Self {
+    fn new(
+        (from, to): (RecvStream, SendStream),
+        meter: &'a Meter,
+        limit: Option<Gate>,
+        holding: &'a Holding,
+    ) -> Self {
         Self {
             from,
             to,
             waiting: Bytes::new(),
+            behind: 0,
+            held: Held::new(holding),
             meter,
             limit,
             done: false,
@@ -141,10 +153,10 @@ impl<'a> Way<'a> {
                 continue;
             }
             let mut chunks = [const { Bytes::new() }; CHUNKS];
-            let mut most = CHUNKS;
+            let mut most = if self.held.is_free() { CHUNKS } else { 1 };
             if let Some(limit) = &mut self.limit {
                 // What is there is not known before it is read: a turn of the usual size is taken, and what comes is paid.
-                most = (ready!(limit.poll(cx, usize::MAX)) / CHUNK).clamp(1, CHUNKS);
+                most = (ready!(limit.poll(cx, usize::MAX)) / CHUNK).clamp(1, most);
             }
             let read = self.from.poll_read_chunks(cx, &mut chunks[..most]);
             if let Some(limit) = &mut self.limit {
@@ -156,6 +168,7 @@ impl<'a> Way<'a> {
             match ready!(read) {
                 Ok(Some(count)) => {
                     self.waiting = join(&mut chunks[..count]);
+                    self.behind = if count > 1 { self.waiting.len() } else { 0 };
                     self.meter.add(self.waiting.len() as u64);
                 }
                 Ok(None) => {
@@ -173,7 +186,11 @@ impl<'a> Way<'a> {
     fn write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
         while !self.waiting.is_empty() {
             let waiting = std::slice::from_mut(&mut self.waiting);
-            match ready!(self.to.poll_write_chunks(cx, waiting)) {
+            let written = self.to.poll_write_chunks(cx, waiting);
+            if written.is_pending() {
+                self.hold();
+            }
+            match ready!(written) {
                 Ok(_) => {}
                 // The reader has what it wants, as after a refusal. What it still says must get through.
                 Err(WriteError::Stopped(code)) => {
@@ -184,7 +201,21 @@ impl<'a> Way<'a> {
                 Err(WriteError::Lost(_) | WriteError::Closed) => return Poll::Ready(Err(Cut)),
             }
         }
+        self.held.set(0);
         Poll::Ready(Ok(()))
+    }
+
+    /// Counts what waits for the reader, once: most of what is read never does.
+    fn hold(&mut self) {
+        if self.held.bytes() > 0 {
+            return;
+        }
+        if self.behind == 0 {
+            // It would keep all packets that came with it.
+            self.waiting = Bytes::copy_from_slice(&self.waiting);
+            self.behind = self.waiting.len();
+        }
+        self.held.set(self.behind);
     }
 
     fn cut(mut self, code: u64) {

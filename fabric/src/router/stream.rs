@@ -15,7 +15,7 @@ use super::route::{Next, Request, ServiceKey};
 use super::splice::{Side, Spliced, Stream, splice};
 use crate::leg::{Header, HeaderError, IncomingLeg};
 use crate::metrics::CodeLabels;
-use crate::pace::{Limit, Pace};
+use crate::pace::Pace;
 use crate::provider::terminator::Via;
 use crate::quic::{Connection, RecvStream, SendStream};
 use crate::turns::Crowded;
@@ -83,7 +83,7 @@ pub(super) async fn serve(
             shared.own.take(leg, via, backend).await;
         }
         Ok(Next::Provider(provider)) => {
-            forward(&shared, &client, &provider, allowance.limit, leg).await;
+            forward(&shared, &client, &provider, allowance, leg).await;
         }
         Err((code, text)) => refuse(&shared, &client, leg, code, text).await,
     }
@@ -246,9 +246,10 @@ async fn forward(
     shared: &Shared,
     client: &Client,
     provider: &Client,
-    limit: Option<Arc<Limit>>,
+    allowance: Allowance,
     mut leg: IncomingLeg,
 ) {
+    let Allowance { limit, holding, .. } = allowance;
     if let Header::Open(open) = &mut leg.header {
         lower(open, &provider.connection);
     }
@@ -310,7 +311,7 @@ async fn forward(
         }
     };
     let spliced = tokio::select! {
-        spliced = splice(near, far, (&passing.up, &passing.down), limits) => spliced,
+        spliced = splice(near, far, (&passing.up, &passing.down), limits, &holding) => spliced,
         // Dropped, both streams are cut, and the ends go on over another leg.
         () = narrowed => Spliced::Cut,
     };

@@ -35,7 +35,7 @@ pub(crate) async fn only(world: &World, name: &'static str, times: u64) {
 }
 
 /// Which limits were hit at all.
-fn names(world: &World) -> Vec<&'static str> {
+pub(crate) fn names(world: &World) -> Vec<&'static str> {
     hits(world).into_iter().map(|(name, _)| name).collect()
 }
 
@@ -455,7 +455,12 @@ const ELSEWHERE: [&str; 3] = [
 
 #[test]
 fn every_limit_has_a_test() {
-    let tests = [include_str!("bounds.rs"), include_str!("limits.rs")].concat();
+    let tests = [
+        include_str!("bounds.rs"),
+        include_str!("budgets.rs"),
+        include_str!("limits.rs"),
+    ]
+    .concat();
     for key in KEYS.iter().filter(|key| !key.metric.is_empty()) {
         let named = tests.matches(&format!("\"{}\"", key.metric)).count();
         assert!(named > 0 || ELSEWHERE.contains(&key.metric), "{}", key.name);

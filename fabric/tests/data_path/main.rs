@@ -12,6 +12,7 @@ mod backend;
 mod bad_links;
 mod bandwidth;
 mod bounds;
+mod budgets;
 mod counters;
 mod drain;
 mod fairness;

@@ -24,6 +24,12 @@ impl QueueLimits {
     }
 }
 
+impl QueueLimits {
+    pub(in crate::quic) const fn bytes(self) -> usize {
+        self.bytes
+    }
+}
+
 impl Default for QueueLimits {
     fn default() -> Self {
         Self::of(&WindowLimits::default())
@@ -51,6 +57,11 @@ impl Queue {
             bytes: 0,
             sending: false,
         }
+    }
+
+    /// Takes no more than so many bytes from now on.
+    pub(super) const fn set_bytes(&mut self, bytes: usize) {
+        self.limits.bytes = bytes;
     }
 
     pub(super) fn is_idle(&self) -> bool {
