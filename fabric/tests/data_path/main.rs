@@ -22,6 +22,7 @@ mod headers;
 mod hijack;
 mod legs;
 mod limits;
+mod malformed;
 mod moved;
 mod offers;
 mod publications;
