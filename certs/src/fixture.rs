@@ -95,12 +95,18 @@ impl Fabric {
     /// The identity `/node/<node>/ns/<namespace>/pod/<pod>`.
     #[must_use]
     pub fn pod(&self, node: &str, namespace: &str, pod: &str) -> LiveIdentity {
+        self.pod_for(node, namespace, pod, LEAF_LIFE)
+    }
+
+    /// The identity `/node/<node>/ns/<namespace>/pod/<pod>` with a life of its own.
+    #[must_use]
+    pub fn pod_for(&self, node: &str, namespace: &str, pod: &str, life: Duration) -> LiveIdentity {
         let authority = self.node_authority(node);
         let namespace = Namespace::new(namespace).expect("a test gives valid names");
         let pod = PodName::new(pod).expect("a test gives valid names");
         self.live(|key| {
             authority
-                .sign_pod(&key.csr().expect("signs"), &namespace, &pod, LEAF_LIFE)
+                .sign_pod(&key.csr().expect("signs"), &namespace, &pod, life)
                 .expect("signs")
         })
     }

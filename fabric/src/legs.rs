@@ -15,6 +15,7 @@ use crate::flow::Flow;
 use crate::link::{Link, Links, Rider, RouterPeer, Standing};
 use crate::metrics::{FabricMetrics, RoleLabels, Side};
 use crate::quic::{RecvStream, SendStream};
+use crate::wire::Place;
 
 /// Knows the routers that list a provider, now.
 pub trait Ways: Send + Sync + fmt::Debug {
@@ -62,8 +63,10 @@ pub(crate) enum Why {
     Suspected,
     /// The network has changed: every router is as doubtful as this one.
     Doubted,
-    /// The router stops, or the other end asks to move.
+    /// The router stops, or the other end asks to leave it.
     Asked,
+    /// Its connection comes to its end and another one stands beside it, here or at the other end.
+    Replaced,
 }
 
 /// What came of a search.
@@ -159,7 +162,7 @@ impl Seek {
         self.active = true;
         self.last = last.clone();
         self.why = why;
-        if !matches!(why, Why::LinkLost | Why::Doubted) {
+        if !matches!(why, Why::LinkLost | Why::Doubted | Why::Replaced) {
             self.tried(&last.node).times += 1;
         }
         if why == Why::Suspected {
@@ -167,7 +170,12 @@ impl Seek {
             let suspicions = &self.metrics.flow_suspicions;
             suspicions.get_or_create(&RoleLabels { role }).inc();
         }
-        let spread = SPREAD.min(SPREAD_EACH * u32::try_from(crowd).unwrap_or(u32::MAX));
+        let spread = SPREAD_EACH.saturating_mul(u32::try_from(crowd).unwrap_or(u32::MAX));
+        let spread = match why {
+            // Nobody waits for them.
+            Why::Replaced => spread,
+            _ => SPREAD.min(spread),
+        };
         self.next_at = Instant::now() + self.pause + spread.mul_f64(rand::random_range(0.0..1.0));
         self.begun = 0;
         // A search that has to be made again soon was in vain.
@@ -274,9 +282,7 @@ impl Seek {
         tried.state = TriedState::Running;
         self.begun += 1;
         self.metrics.legs_dialled.inc();
-        if matches!(self.why, Why::Suspected | Why::Doubted | Why::Asked)
-            || !self.running.is_empty()
-        {
+        if !matches!(self.why, Why::LinkLost | Why::LegLost) || !self.running.is_empty() {
             self.metrics.legs_raced.inc();
         }
         self.next_at = Instant::now() + if self.begun == 1 { HEAD_START } else { STEP };
@@ -413,6 +419,14 @@ pub(crate) fn why(flow: &Flow, current: Option<&Current>) -> Option<Why> {
         Standing::Silent => Some(Why::Suspected),
         Standing::Doubted => Some(Why::Doubted),
         Standing::Good if flow.is_suspected() => Some(Why::Suspected),
-        Standing::Good => (draining || flow.move_requested()).then_some(Why::Asked),
+        Standing::Good if draining => Some(Why::Asked),
+        Standing::Good => match flow.move_requested() {
+            Some(Place::Elsewhere) => Some(Why::Asked),
+            Some(Place::Anywhere) => Some(Why::Replaced),
+            None => current
+                // One that has no answer yet would have to ask again.
+                .is_some_and(|current| current.link.is_retired() && flow.is_accepted())
+                .then_some(Why::Replaced),
+        },
     }
 }

@@ -82,8 +82,8 @@ impl Flow {
         if let Some(offset) = self.send.next_fin() {
             return Some(Frame::Fin { offset });
         }
-        if std::mem::take(&mut self.outbox.request_move) {
-            return Some(Frame::Move);
+        if let Some(place) = self.outbox.request_move.take() {
+            return Some(Frame::Move(place));
         }
         std::mem::take(&mut self.outbox.ping).then_some(Frame::Ping)
     }
@@ -206,7 +206,7 @@ impl Flow {
     /// ([`next_timeout`](Self::next_timeout) names the time).
     pub fn wants_leg(&self) -> bool {
         let lost = self.leg == Leg::None && (!self.is_over() || self.outbox.abort.is_some());
-        let leave = self.move_requested || self.suspicion.is_suspected();
+        let leave = self.move_requested.is_some() || self.suspicion.is_suspected();
         self.role == Role::Initiator && (lost || (leave && self.may_move()))
     }
 
@@ -237,7 +237,7 @@ impl Flow {
             self.generation = self.generation.next();
         }
         self.leg = Leg::Header(header, self.opened);
-        self.move_requested = false;
+        self.move_requested = None;
         self.suspicion.forget();
         Some(self.generation)
     }
@@ -335,9 +335,9 @@ impl Flow {
                 State::Opening
             };
         }
-        self.move_requested = false;
+        self.move_requested = None;
         // It was about the leg before.
-        self.outbox.request_move = false;
+        self.outbox.request_move = None;
         self.resumes += 1;
     }
 

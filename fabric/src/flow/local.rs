@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{Flow, Header, Leg, Outbox, RecvHalf, State};
-use crate::wire::{AbortCode, EARLY, Open, RefuseCode, Role};
+use crate::wire::{AbortCode, EARLY, Open, Place, RefuseCode, Role};
 
 impl Flow {
     /// Bytes that [`write`](Self::write) may be given now. 0 means: do not read the application's socket (also not in
@@ -177,9 +177,9 @@ impl Flow {
         true
     }
 
-    /// Asks the other end for another leg (MOVE), for example because this end's router stops.
-    pub fn request_move(&mut self) {
-        self.outbox.request_move = true;
+    /// Asks the other end for another leg (MOVE): this end's router stops, or its connection there comes to its end.
+    pub fn request_move(&mut self, place: Place) {
+        self.outbox.request_move = self.outbox.request_move.max(Some(place));
     }
 
     /// Sends a PING; the other end answers it with an ACK at once.

@@ -63,7 +63,7 @@ use recv::RecvHalf;
 use send::SendHalf;
 use suspicion::{Look, Owed, Suspicion};
 
-use crate::wire::{AbortCode, EARLY, FlowId, Generation, Open, RefuseCode, Role, Secret};
+use crate::wire::{AbortCode, EARLY, FlowId, Generation, Open, Place, RefuseCode, Role, Secret};
 
 /// One end of a flow; see the [module](self) for the order of calls.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ pub struct Flow {
     send: SendHalf,
     recv: RecvHalf,
     outbox: Outbox,
-    move_requested: bool,
+    move_requested: Option<Place>,
     suspicion: Suspicion,
     resumes: u32,
 }
@@ -167,7 +167,7 @@ struct Outbox {
     unconfirmed: Option<AbortCode>,
     /// Without a leg: how long one is looked for in order to tell the ABORT.
     tell_until: Option<Instant>,
-    request_move: bool,
+    request_move: Option<Place>,
     ping: bool,
 }
 
@@ -321,7 +321,7 @@ impl Flow {
             send: SendHalf::new(limit, limits.window, limits.max_window),
             recv,
             outbox: Outbox::default(),
-            move_requested: false,
+            move_requested: None,
             suspicion: Suspicion::new(),
             resumes: 0,
         }
@@ -364,8 +364,8 @@ impl Flow {
         self.max_datagram
     }
 
-    /// Whether the other end (or a router) asked for another leg. The next [`resume`](Self::resume) clears it.
-    pub fn move_requested(&self) -> bool {
+    /// Where the other end asked for another leg. The next [`resume`](Self::resume) clears it.
+    pub fn move_requested(&self) -> Option<Place> {
         self.move_requested
     }
 

@@ -99,8 +99,8 @@ impl Flow {
                 self.check_complete();
                 Ok(())
             }
-            Frame::Move => {
-                self.move_requested = true;
+            Frame::Move(place) => {
+                self.move_requested = self.move_requested.max(Some(place));
                 Ok(())
             }
             Frame::Ping => {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::wire::Message;
+use crate::wire::{Message, Place};
 
-/// What one link knows of its router's stop. Cheap to clone.
+/// What one link knows of its router's stop, and of another link that takes its place. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Drain {
     begun: CancellationToken,
+    /// The flows that end here should have another leg, for the one reason or the other.
+    leave: CancellationToken,
     riders: Arc<watch::Sender<Riders>>,
 }
 
@@ -45,6 +47,26 @@ impl Drain {
     /// The router has said that it stops.
     pub(super) fn begin(&self) {
         self.begun.cancel();
+        self.leave.cancel();
+    }
+
+    /// All that was published over the link is published over a newer one: legs that come from now on come there.
+    pub(crate) fn replace(&self) {
+        self.leave.cancel();
+    }
+
+    /// Whether flows were asked to leave a router that goes on: who comes over the link nevertheless has no better way.
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.leave.is_cancelled() && !self.has_begun()
+    }
+
+    /// Waits until the flows that end here should have another leg; where. Cancel safe.
+    pub(crate) async fn leave(&self) -> Place {
+        self.leave.cancelled().await;
+        match self.has_begun() {
+            true => Place::Elsewhere,
+            false => Place::Anywhere,
+        }
     }
 
     pub(super) fn has_begun(&self) -> bool {

@@ -1,12 +1,14 @@
 //! Whether the router at the other end of a link still answers, known long before QUIC gives the connection up.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use super::ending::Ending;
 use super::worn::Worn;
 use crate::quic::{Connection, Traffic};
 
@@ -35,6 +37,8 @@ pub(super) enum Reason {
     Suspected,
     /// It has nothing to carry after a crowd.
     Worn,
+    /// A certificate of the connection ends before long.
+    Ending,
 }
 
 /// Dials the link's router afresh; the new link takes the place of the old one, which is closed then.
@@ -62,12 +66,14 @@ pub(super) struct Health {
 impl Health {
     pub(super) fn start(
         connection: Connection,
+        (ending, retired): (Ending, CancellationToken),
         renew: impl Fn(Reason) -> Renew + Send + 'static,
     ) -> Self {
         let (state, standing) = watch::channel(Standing::Good);
         let doubt = Arc::new(Notify::new());
         let mut task = JoinSet::new();
-        task.spawn(observe(connection, state, Arc::clone(&doubt), renew));
+        let life = (ending, retired);
+        task.spawn(observe(connection, life, state, Arc::clone(&doubt), renew));
         Self {
             standing,
             doubt,
@@ -93,6 +99,7 @@ pub(super) fn patience(rtt: Duration) -> Duration {
 
 async fn observe(
     connection: Connection,
+    (mut ending, retired): (Ending, CancellationToken),
     state: watch::Sender<Standing>,
     doubt: Arc<Notify>,
     renew: impl Fn(Reason) -> Renew,
@@ -103,7 +110,13 @@ async fn observe(
     let mut renew_at = Instant::now();
     let (mut strikes, mut struck) = (0, Instant::now());
     let mut worn = Worn::default();
+    let mut told = false;
     loop {
+        if !told && retired.is_cancelled() {
+            // Whoever follows the standing looks at the link again.
+            told = true;
+            state.send_modify(|_| {});
+        }
         let standing = *state.borrow();
         let suspected = standing != Standing::Good;
         if suspected && renewing.is_none() && renew_at <= Instant::now() {
@@ -146,11 +159,16 @@ async fn observe(
         {
             tracing::info!(remote = %connection.remote_address(), silent_ms = quiet.as_millis(), "the router does not answer; looking for another way");
             state.send_replace(Standing::Silent);
-        } else if standing == Standing::Good
-            && worn.look(connection.streams(), Instant::now())
-            && renewing.is_none()
-        {
-            renewing = Some(renew(Reason::Worn));
+        } else if standing == Standing::Good {
+            let is_worn = worn.look(connection.streams(), Instant::now());
+            // Else another one is coming, or there.
+            if renewing.is_none() && !told {
+                if is_worn {
+                    renewing = Some(renew(Reason::Worn));
+                } else if ending.look(SystemTime::now()) {
+                    renewing = Some(renew(Reason::Ending));
+                }
+            }
         }
     }
 }

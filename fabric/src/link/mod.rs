@@ -3,13 +3,14 @@
 mod control;
 mod dial;
 mod drain;
+mod ending;
 mod health;
 mod worn;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use keel_certs::{LiveIdentity, NodeName};
 use tokio::sync::watch;
@@ -25,6 +26,7 @@ pub(crate) use control::Control;
 pub use control::PublishError;
 pub use dial::LinkError;
 pub(crate) use drain::{Drain, Rider};
+use ending::Ending;
 pub(crate) use health::Standing;
 use health::{Health, Reason, Renew};
 
@@ -165,33 +167,38 @@ impl Links {
         }
     }
 
-    /// Dials a fresh connection beside one that is worn. What is opened from now on goes over the fresh one; the old one may
-    /// just have been given something to carry, and ends when nobody needs it.
+    /// Dials a fresh connection beside one that is worn, or whose certificates end. What is opened from now on goes over the
+    /// fresh one; flows leave the old one as far as they can, and it ends when nobody needs it.
     ///
     /// The old one is as good as ever, so it is used until the fresh one has had a word of the router.
-    async fn refresh(&self, router: &RouterPeer) -> Result<(), LinkError> {
+    async fn refresh(&self, router: &RouterPeer, reason: Reason) -> Result<(), LinkError> {
         let slot = self.slot(&router.node);
-        let worn = |link: &Link| {
+        let old = |link: &Link| {
             !link.is_suspected()
                 && !link.is_draining()
-                && worn::is_worn(link.connection().streams())
+                && (reason == Reason::Ending || worn::is_worn(link.connection().streams()))
         };
-        let Some(old) = slot.state.lock().await.link.clone().filter(worn) else {
+        let Some(old) = slot.state.lock().await.link.clone().filter(old) else {
             return Ok(());
         };
         let instance = new_instance();
         let fresh = self.dial(router, instance).await?;
+        let code = crate::wire::CloseCode::Replaced.to_wire();
+        if reason == Reason::Ending && fresh.inner.ends <= old.inner.ends {
+            tracing::debug!(router = %router.node, "the router has no newer certificate yet");
+            fresh.connection().close(code, b"it ends no later");
+            return Ok(());
+        }
         self.greeted(&fresh).await?;
         let mut state = slot.state.lock().await;
         let stands = |link: &Link| Arc::ptr_eq(&link.inner, &old.inner);
         if !state.link.as_ref().is_some_and(stands) {
-            let code = crate::wire::CloseCode::Replaced.to_wire();
             fresh.connection().close(code, b"there is another one");
             return Ok(());
         }
         state.link = Some(fresh);
         state.instance = instance;
-        tracing::debug!(router = %router.node, "a fresh connection stands beside one whose flows are over");
+        tracing::debug!(router = %router.node, ?reason, "a fresh connection stands beside an old one");
         old.inner.retired.cancel();
         Ok(())
     }
@@ -271,6 +278,8 @@ impl Links {
 
     async fn dial(&self, router: &RouterPeer, instance: u64) -> Result<Link, LinkError> {
         let inner = &self.inner;
+        // Before the handshake, which may have a newer one.
+        let own = inner.live.not_after();
         let connection = dial::dial(&inner.endpoint, &inner.live, router, &inner.limits).await?;
         let opened = tokio::time::timeout(inner.limits.answer_time, connection.open_bi()).await;
         let (send, recv) = match opened {
@@ -297,14 +306,19 @@ impl Links {
             (instance, inner.limits.answer_time),
             drain.clone(),
         );
-        let health = Health::start(connection.clone(), renewal(inner, router));
+        let peer = connection.peer().ok().flatten().map(|peer| peer.not_after);
+        let ending = Ending::new(inner.live.clone(), own, peer, SystemTime::now());
+        let (ends, retired) = (ending.at(), CancellationToken::new());
+        let life = (ending, retired.clone());
+        let health = Health::start(connection.clone(), life, renewal(inner, router));
         Ok(Link {
             inner: Arc::new(LinkInner {
                 connection,
                 control,
                 drain,
                 health,
-                retired: CancellationToken::new(),
+                retired,
+                ends,
                 taker: Mutex::default(),
                 node: router.node.clone(),
             }),
@@ -322,7 +336,7 @@ fn renewal(links: &Arc<Inner>, router: &RouterPeer) -> impl Fn(Reason) -> Renew 
             let links = Links { inner };
             let renewed = match reason {
                 Reason::Suspected => links.link(&router).await.map(drop),
-                Reason::Worn => links.refresh(&router).await,
+                Reason::Worn | Reason::Ending => links.refresh(&router, reason).await,
             };
             if let Err(error) = renewed {
                 tracing::debug!(router = %router.node, %error, "no other connection yet");
@@ -352,6 +366,8 @@ struct LinkInner {
     health: Health,
     /// Another connection has taken its place for all that is to come.
     retired: CancellationToken,
+    /// When a certificate of the connection ends.
+    ends: SystemTime,
     /// Whoever takes the legs that the router opens, until it is cancelled.
     taker: Mutex<CancellationToken>,
     node: NodeName,
@@ -413,6 +429,10 @@ impl Link {
     /// Waits until another connection takes the place of this one for all that is to come; for ever if none does. Cancel safe.
     pub(crate) async fn retired(&self) {
         self.inner.retired.cancelled().await;
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        self.inner.retired.is_cancelled()
     }
 
     /// The caller takes the legs that the router opens from now on, until the token is cancelled: somebody else does then.

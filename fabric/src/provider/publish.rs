@@ -15,7 +15,7 @@ use super::check::{Healths, Key, key};
 use super::terminator::Via;
 use super::{Backend, Inner, Publication, PublishOutcome};
 use crate::leg::{Header, IncomingLeg};
-use crate::link::{Link, PublishError, RouterPeer};
+use crate::link::{Drain, Link, PublishError, RouterPeer};
 use crate::quic::{Lost, RecvStream, SendStream};
 use crate::wire::{Offer, RefuseCode, ResetCode};
 
@@ -57,6 +57,8 @@ pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) ->
     let mut pause = BACKOFF;
     let mut lost_at: Option<Instant> = None;
     let mut retired = JoinSet::new();
+    // Their flows go on over the next link once everything is published there.
+    let mut replaced = Vec::new();
     let node = &at.router.node;
     loop {
         // Without anything to publish there is no reason for a link.
@@ -76,13 +78,14 @@ pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) ->
             linked = linked => match linked {
                 Ok(link) => {
                     pause = BACKOFF;
-                    let lost = match serve(&at, &link, wanted.clone(), &cancel).await {
+                    let lost = match serve(&at, &link, wanted.clone(), &cancel, &mut replaced).await {
                         Served::Cancelled(taking) => {
                             retired.spawn(linger(link, taking));
                             break;
                         }
                         Served::Retired(taking) => {
                             while retired.try_join_next().is_some() {}
+                            replaced.push(link.drain());
                             retired.spawn(leave(link, taking));
                             continue;
                         }
@@ -137,8 +140,14 @@ enum Served {
 /// The one task that takes a link's legs; it ends with the link, or without a word when another one takes them.
 type Taking = JoinSet<Option<Lost>>;
 
-/// Publishes and takes legs.
-async fn serve(at: &At, link: &Link, mut wanted: Wanted, cancel: &CancellationToken) -> Served {
+/// Publishes and takes legs. Flows leave the links that are `replaced` when everything is published over this one.
+async fn serve(
+    at: &At,
+    link: &Link,
+    mut wanted: Wanted,
+    cancel: &CancellationToken,
+    replaced: &mut Vec<Drain>,
+) -> Served {
     let mut standing = Standing::default();
     let current = wanted.publications.clone();
     let publishing = async {
@@ -147,6 +156,11 @@ async fn serve(at: &At, link: &Link, mut wanted: Wanted, cancel: &CancellationTo
             let list = Arc::clone(&wanted.publications.borrow_and_update());
             let healths = wanted.healths.borrow_and_update().clone();
             let retry = reconcile(at, link, &list, &healths, changed, &mut standing).await;
+            if standing.has_all(&list) {
+                for old in replaced.drain(..) {
+                    old.replace();
+                }
+            }
             let retry = async {
                 match retry {
                     Some(pause) => tokio::time::sleep(pause).await,
@@ -241,6 +255,13 @@ struct Standing {
     replaced: Vec<u64>,
     /// Numbers that have to be withdrawn; also those whose publication had no answer, and may stand.
     stale: BTreeSet<u64>,
+}
+
+impl Standing {
+    fn has_all(&self, wanted: &[Publication]) -> bool {
+        let stands = |publication| self.published.contains_key(&key(publication));
+        !wanted.is_empty() && wanted.iter().all(stands)
+    }
 }
 
 /// Makes what is published at the router what is wanted; says when to try again what did not work.

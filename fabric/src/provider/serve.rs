@@ -22,7 +22,7 @@ use crate::options::MAX_RESUME_WINDOW;
 use crate::pump::{Event, Pump};
 use crate::series::At;
 use crate::udp;
-use crate::wire::{AbortCode, GoneCode, Open, Protocol, RefuseCode};
+use crate::wire::{AbortCode, GoneCode, Open, Place, Protocol, RefuseCode};
 
 /// A flow that begins. Boxed on its way: arguments of a future take their room twice, for as long as it lives.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Start {
     }
 }
 
-/// The routers that the flow's legs went over, and what is known of the stop of the newest one's.
+/// The routers that the flow's legs went over, and what is known of the end of the newest one's link.
 struct Path {
     routers: Route,
     drain: Option<Drain>,
@@ -134,10 +134,13 @@ async fn carry(
             }
             event = pump.event() => if event == Event::Over { break },
             arrival = legs.next() => Box::pin(offer(pump, arrival, path, &terminator.metrics)).await,
-            () = begun(path.drain.as_ref()) => {
-                // Only the initiator can open a leg elsewhere, and it may not have heard of this router's stop.
+            place = leave(path.drain.as_ref()) => {
+                // Only the initiator can open another leg, and it may not have heard of this router's stop.
                 path.drain = None;
-                pump.flow_mut().request_move();
+                // Without a window the flow dies with its leg, so it stays as long as that.
+                if pump.flow().is_kept() {
+                    pump.flow_mut().request_move(place);
+                }
             }
         }
     }
@@ -233,10 +236,10 @@ async fn dialled<F: Future>(dialling: &mut Option<Pin<Box<F>>>) -> F::Output {
     }
 }
 
-/// Waits until the router of the newest leg says that it stops.
-async fn begun(drain: Option<&Drain>) {
+/// Waits until the flow should leave the link of its newest leg.
+async fn leave(drain: Option<&Drain>) -> Place {
     match drain {
-        Some(drain) => drain.begun().await,
+        Some(drain) => drain.leave().await,
         None => std::future::pending().await,
     }
 }
@@ -258,7 +261,7 @@ async fn offer(pump: &mut Pump, arrival: Box<Arrival>, path: &mut Path, metrics:
         Ok(()) => {
             pump.attach(Leg::new(generation, leg.send, leg.recv, leg.decoder));
             path.routers.note(&router);
-            path.drain = drain;
+            path.drain = drain.filter(|drain| !drain.is_replaced());
             pump.meter().pass(passing);
         }
         Err(code) => gone(leg, code, metrics).await,

@@ -7,7 +7,7 @@ use keel_certs::Subject;
 
 use super::VERSION;
 use super::code::{AbortCode, GoneCode, RefuseCode};
-use super::frame::{Frame, MAX_PAYLOAD, Open, Protocol, Resume, kind};
+use super::frame::{Frame, MAX_PAYLOAD, Open, Place, Protocol, Resume, kind};
 use super::input::{Header, Input};
 use super::proof::{FlowId, Generation, Proof, Secret};
 use super::varint::{Fields, MAX};
@@ -307,7 +307,16 @@ fn parse(kind: u64, body: &[u8]) -> Result<Frame, WireError> {
                 offset: body.number("offset")?,
             })
         }
-        kind::MOVE => Ok(Frame::Move),
+        kind::MOVE => {
+            let mut body = Body {
+                frame: "MOVE",
+                fields,
+            };
+            Ok(Frame::Move(match body.fields.is_empty() {
+                true => Place::Elsewhere,
+                false => Place::from_wire(body.number("place")?),
+            }))
+        }
         // begin() lets only the known types through, and DATA goes another way: what is left is PING.
         _ => Ok(Frame::Ping),
     }

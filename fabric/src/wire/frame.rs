@@ -15,7 +15,7 @@
 //! | 8 | ACK | v recv, v limit |
 //! | 9 | FIN | v offset |
 //! | 10 | ABORT | v code, v offset |
-//! | 11 | MOVE | |
+//! | 11 | MOVE | v place (absent: elsewhere) |
 //! | 12 | PING | |
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -92,7 +92,7 @@ pub enum Frame {
         offset: u64,
     },
     /// Please open another leg.
-    Move,
+    Move(Place),
     /// Answered with an ACK at once.
     Ping,
 }
@@ -195,6 +195,27 @@ impl std::fmt::Display for Protocol {
     }
 }
 
+/// Where the leg is wanted that a MOVE asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// The router of the leg at hand will do: only a connection of that leg comes to its end.
+    Anywhere,
+    /// At another router. So do ends of earlier versions read every MOVE.
+    Elsewhere,
+}
+
+/// [`Place::Anywhere`] in a MOVE.
+const ANYWHERE: u64 = 1;
+
+impl Place {
+    pub(crate) fn from_wire(number: u64) -> Self {
+        match number {
+            ANYWHERE => Self::Anywhere,
+            _ => Self::Elsewhere,
+        }
+    }
+}
+
 /// Bits of [`Open::flags`].
 pub mod flags {
     /// Reserved: the bytes are sealed end to end, past the routers.
@@ -260,7 +281,8 @@ impl Frame {
             Self::Ack { recv, limit } => numbers(kind::ACK, &[*recv, *limit], out),
             Self::Fin { offset } => numbers(kind::FIN, &[*offset], out),
             Self::Abort { code, offset } => numbers(kind::ABORT, &[code.to_wire(), *offset], out),
-            Self::Move => numbers(kind::MOVE, &[], out),
+            Self::Move(Place::Elsewhere) => numbers(kind::MOVE, &[], out),
+            Self::Move(Place::Anywhere) => numbers(kind::MOVE, &[ANYWHERE], out),
             Self::Ping => numbers(kind::PING, &[], out),
         }
     }
@@ -278,7 +300,7 @@ impl Frame {
             Self::Ack { .. } => "ACK",
             Self::Fin { .. } => "FIN",
             Self::Abort { .. } => "ABORT",
-            Self::Move => "MOVE",
+            Self::Move(_) => "MOVE",
             Self::Ping => "PING",
         }
     }

@@ -78,7 +78,7 @@ fn a_body_that_is_too_short_is_an_error_that_names_frame_and_field() {
         let Golden::Frame(frame) = golden else {
             continue;
         };
-        if matches!(name, "DATA" | "MOVE" | "PING") || name.contains(" of a") {
+        if matches!(name, "DATA" | "PING") || name.starts_with("MOVE") || name.contains(" of a") {
             continue;
         }
         let mut whole = BytesMut::new();

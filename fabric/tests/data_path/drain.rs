@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use keel_fabric::consumer::{OpenError, Target};
-use keel_fabric::wire::{Decoder, Frame, GoneCode, MAX_HEADER_FRAME, Open, RefuseCode, ResetCode};
+use keel_fabric::wire::{
+    Decoder, Frame, GoneCode, MAX_HEADER_FRAME, Open, Place, RefuseCode, ResetCode,
+};
 use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinSet;
 
@@ -114,7 +116,7 @@ async fn an_end_that_does_not_answer_is_waited_for_until_the_deadline() {
     let mut decoder = Decoder::new();
     let asked = loop {
         match decoder.next().unwrap() {
-            Some(Frame::Move) => break begun.elapsed(),
+            Some(Frame::Move(Place::Elsewhere)) => break begun.elapsed(),
             Some(_) => {}
             None => decoder.push(soon(recv.read_chunk(1000)).await.unwrap().unwrap()),
         }

@@ -27,6 +27,7 @@ mod moved;
 mod offers;
 mod publications;
 mod relay;
+mod renewed;
 mod repeated;
 mod resets;
 mod resume;

@@ -6,7 +6,7 @@ use keel_fabric::metrics::{RoleLabels, Side};
 use keel_fabric::quic::{Connection, ReadError, RecvStream};
 use keel_fabric::wire::varint;
 use keel_fabric::wire::{
-    AbortCode, Decoder, Frame, Generation, GoneCode, RefuseCode, ResetCode, Role, Secret,
+    AbortCode, Decoder, Frame, Generation, GoneCode, Place, RefuseCode, ResetCode, Role, Secret,
 };
 
 use crate::admission::connect;
@@ -183,7 +183,7 @@ fn cases() -> Vec<Case> {
             code: AbortCode::Reset,
             offset: 0,
         },
-        Frame::Move,
+        Frame::Move(Place::Elsewhere),
         Frame::Ping,
     ] {
         all.push(case(format!("{first:?} first"), bytes_of(first)));

@@ -49,6 +49,8 @@ pub(crate) struct World {
     /// What flows have when their provider stops.
     pub(crate) grace: Duration,
     pub(crate) router_limits: RouterLimits,
+    /// Who routers are, if not what the trust domain gives their nodes.
+    pub(crate) router_live: Option<LiveIdentity>,
     pub(crate) drain_timeout: Duration,
     pub(crate) memory: MemoryLimits,
     /// Bandwidth of one identity at a router.
@@ -90,6 +92,7 @@ impl World {
             provider_limits: ProviderLimits::default(),
             grace: Duration::ZERO,
             router_limits: RouterLimits::default(),
+            router_live: None,
             drain_timeout: DRAIN_TIMEOUT,
             memory: MemoryLimits::default(),
             identity_limit: None,
@@ -168,8 +171,9 @@ impl World {
             windows: Windows::default(),
             identity_limit: self.identity_limit,
         };
-        let router =
-            Router::bind(config, self.fabric.node(node), Arc::clone(&self.metrics)).unwrap();
+        let live = self.router_live.clone();
+        let live = live.unwrap_or_else(|| self.fabric.node(node));
+        let router = Router::bind(config, live, Arc::clone(&self.metrics)).unwrap();
         let addr = router.local_addrs()[0];
         let (view, hurry) = (router.view(), router.hurry());
         let (backends, own) = watch::channel(Arc::default());

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use keel_fabric::wire::varint;
-use keel_fabric::wire::{AbortCode, Frame, GoneCode, RefuseCode};
+use keel_fabric::wire::{AbortCode, Frame, GoneCode, Place, RefuseCode};
 
 use crate::corpus;
 
@@ -156,7 +156,7 @@ impl Mutator {
                 code: AbortCode::from_wire(self.random.below(10)),
                 offset: self.number(),
             },
-            12 => Frame::Move,
+            12 => Frame::Move(Place::Elsewhere),
             _ => Frame::Ping,
         }
     }

@@ -8,7 +8,7 @@ use super::check::Ending;
 use super::legs::Bound;
 use super::world::{World, table};
 use crate::flow::{self, Violation};
-use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof, Resume, Secret};
+use crate::wire::{AbortCode, Frame, Generation, GoneCode, Place, Proof, Resume, Secret};
 
 /// Each kind is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -318,8 +318,8 @@ impl World {
     fn ask_to_move(&mut self) -> bool {
         let id = self.consumer.id();
         match self.served.get_mut(&id) {
-            Some(served) if self.random.once_in(2) => served.flow.request_move(),
-            _ if !self.consumer_gone => self.consumer.request_move(),
+            Some(served) if self.random.once_in(2) => served.flow.request_move(Place::Elsewhere),
+            _ if !self.consumer_gone => self.consumer.request_move(Place::Elsewhere),
             _ => return false,
         }
         true

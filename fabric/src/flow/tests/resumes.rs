@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::pair::{Pair, other_open};
 use crate::flow::{FlowLimits, State, TERMINATOR_GRACE, Violation};
-use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof, RefuseCode, Role};
+use crate::wire::{AbortCode, Frame, Generation, GoneCode, Place, Proof, RefuseCode, Role};
 
 #[test]
 fn a_lost_last_word_is_repeated_from_the_record() {
@@ -295,9 +295,10 @@ fn an_answer_without_a_proof_cuts_the_leg_and_not_the_flow() {
 fn a_move_asks_for_a_leg_and_the_old_one_is_fenced() {
     let mut pair = Pair::new();
     pair.accepted();
-    pair.provider().request_move();
+    pair.provider().request_move(Place::Elsewhere);
     pair.exchange();
-    assert!(pair.consumer.move_requested() && pair.consumer.wants_leg());
+    assert_eq!(pair.consumer.move_requested(), Some(Place::Elsewhere));
+    assert!(pair.consumer.wants_leg());
     pair.resume();
     assert!(!pair.consumer.wants_leg());
     let now = pair.now;

@@ -109,7 +109,8 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
                 offset: 63,
             }),
         ),
-        ("MOVE", F(Frame::Move)),
+        ("MOVE", F(Frame::Move(Place::Elsewhere))),
+        ("MOVE to any place", F(Frame::Move(Place::Anywhere))),
         ("PING", F(Frame::Ping)),
         (
             "HELLO",
