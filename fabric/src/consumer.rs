@@ -1,11 +1,11 @@
 //! The consumer's end of a flow: from an accepted TCP connection to a provider.
 
+mod answer;
 mod error;
 
 use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -259,41 +259,7 @@ impl ConsumerFlow {
         pump.attach(Leg::new(Generation::FIRST, send, recv, Decoder::new()));
         self.seek = None;
         self.current = Some(Current::new(link, router.clone()));
-        let patience = target.options.patience;
-        let mut late = pin!(tokio::time::sleep(patience.unwrap_or_default()));
-        let mut waits = patience.is_some();
-        loop {
-            tokio::select! {
-                _ = self.next_event() => {}
-                () = &mut late, if waits => {
-                    waits = false;
-                    if self.pump.as_mut().is_some_and(Pump::forsake) {
-                        return Err(OpenError::Unanswered);
-                    }
-                }
-            }
-            let Some(pump) = &self.pump else {
-                return Err(OpenError::Lost);
-            };
-            let flow = pump.flow();
-            return match flow.state() {
-                // It was taken; that its leg is lost or that it is over by now is the flow's affair, and may have come with
-                // the same packet.
-                _ if flow.is_accepted() => Ok(()),
-                State::Opening | State::Detached { .. } => continue,
-                State::Refused { code, text } => Err(OpenError::Refused {
-                    code: *code,
-                    text: text.clone(),
-                }),
-                State::Aborted(_) if flow.is_forsaken() => Err(OpenError::WayLost),
-                State::Aborted(AbortCode::Reset) => Err(OpenError::ClientGone),
-                State::Aborted(AbortCode::WindowExpired) => Err(OpenError::Lost),
-                State::Aborted(code) => Err(OpenError::Cut(*code)),
-                State::Attached(_) | State::Aborting { .. } | State::Draining | State::Done => {
-                    Ok(())
-                }
-            };
-        }
+        self.answer(&target.options).await
     }
 
     /// The next event of the pump; a leg that is wanted is looked for meanwhile. `None`: nothing was opened.
@@ -425,7 +391,7 @@ impl ConsumerFlow {
         });
         if let Some(pump) = &mut self.pump {
             let code = match reason {
-                EndReason::NoAnswer => AbortCode::Limit,
+                EndReason::NoAnswer | EndReason::ProviderSilent => AbortCode::Limit,
                 EndReason::Aborted(code) => code,
                 _ => AbortCode::Shutdown,
             };

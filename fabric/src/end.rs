@@ -24,6 +24,8 @@ pub enum EndReason {
     NoRouter,
     /// Nobody answered while the application waited.
     NoAnswer,
+    /// The provider that may have been given the first bytes is silent.
+    ProviderSilent,
     /// Nobody provides the service.
     NoProvider,
     /// This process has no identity yet.
@@ -40,6 +42,7 @@ impl EndReason {
             Self::Aborted(code) => code.name(),
             Self::NoRouter => "NO_ROUTER",
             Self::NoAnswer => "NO_ANSWER",
+            Self::ProviderSilent => "PROVIDER_SILENT",
             Self::NoProvider => "NO_PROVIDER",
             Self::NoIdentity => "NO_IDENTITY",
         }
@@ -51,7 +54,11 @@ impl EndReason {
             Self::Done => "done",
             Self::Refused(_) => "refused",
             Self::Aborted(_) => "reset",
-            Self::NoRouter | Self::NoAnswer | Self::NoProvider | Self::NoIdentity => "unserved",
+            Self::NoRouter
+            | Self::NoAnswer
+            | Self::ProviderSilent
+            | Self::NoProvider
+            | Self::NoIdentity => "unserved",
         }
     }
 

@@ -31,6 +31,7 @@ mod pump;
 pub mod quic;
 pub mod router;
 mod series;
+mod silence;
 mod turns;
 pub mod udp;
 pub mod units;

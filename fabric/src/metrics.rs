@@ -223,9 +223,11 @@ metrics! {
     /// Legs that wait for their provider.
     router_legs_parked: Gauge = "router_legs_parked", "Legs that wait for their provider to come back";
     /// Legs that the router cut because it lost their other side.
-    router_legs_cut: Counter = "router_legs_cut", "Legs cut with LEG_LOST because their other side was lost";
+    router_legs_cut: Counter = "router_legs_cut", "Legs cut because their other side was lost, or a silent provider";
     /// Bytes that the router has read and that wait for a slow reader.
     router_held: Gauge = "router_held" in Bytes, "Bytes that the router has read and that wait for a slow reader";
+    /// Times that a provider did not answer the router in time.
+    router_suspicions: Counter = "router_suspicions", "Times that a provider did not answer the router in time";
     /// Bytes that the router forwarded, headers of the flow protocol included.
     router_bytes: Family<DirectionLabels, Counter> = "router" in Bytes, "Bytes forwarded by the router";
     /// Legs that the router did not forward.

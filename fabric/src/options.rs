@@ -61,6 +61,9 @@ pub struct FlowOptions {
     /// How long a provider may take to answer an open before it is given up, so that another one can be asked. For ever if
     /// the application has said something meanwhile: that may have been delivered.
     pub patience: Option<Duration>,
+    /// How much longer an open is kept up whose provider a router does not hear, if the application has said something. Nobody
+    /// else may be asked then, but the application may come again. For ever if nothing is said.
+    pub silence: Option<Duration>,
 }
 
 /// An active check of a backend, made where the backend is.

@@ -199,7 +199,7 @@ impl ServiceOptions {
             limit: self.limit,
             resume_window: self.resume_window,
             idle_timeout: self.idle_timeout,
-            patience: None,
+            ..FlowOptions::default()
         }
     }
 

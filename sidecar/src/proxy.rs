@@ -32,6 +32,10 @@ const OLD_NEWS: Duration = Duration::from_secs(1);
 /// how long if not: one that lives has refused by then, as it dials for five seconds at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(1500), Duration::from_secs(6));
 
+/// How long a client that spoke waits on for a provider that its router does not hear, while another one could be asked when
+/// it comes again: a provider that only lost its way says so over another router meanwhile.
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// What all connections share.
 #[derive(Debug)]
 pub(crate) struct Proxy {
@@ -287,14 +291,15 @@ impl<'a> Opening<'a> {
     /// Asks the provider of `way`; whether it took the flow, and if not, another one may.
     async fn ask(&mut self, flow: &mut ConsumerFlow, way: &Candidate) -> Result<bool, Unserved> {
         let (proxy, key) = (self.proxy, &self.key);
-        let patience = patience(proxy, &self.now, key, self.wanted, way, &self.tried);
+        let another = another(&self.now, self.wanted, way, &self.tried);
         let one = Target {
             service: self.wanted.target.service.clone(),
             port: self.wanted.port,
             provider: way.provider.clone(),
             router: (*way.router).clone(),
             options: FlowOptions {
-                patience: Some(patience),
+                patience: Some(patience(proxy, key, way, another)),
+                silence: another.then_some(SILENCE),
                 ..self.options.flow()
             },
         };
@@ -356,18 +361,15 @@ fn next(
     Some((way.clone(), class))
 }
 
-/// How long the provider of `way` has for its answer.
-fn patience(
-    proxy: &Proxy,
-    directory: &Directory,
-    key: &PortKey,
-    wanted: Wanted<'_>,
-    way: &Candidate,
-    tried: &Tried,
-) -> Duration {
-    let another = directory
+/// Whether another provider than that of `way` could be asked.
+fn another(directory: &Directory, wanted: Wanted<'_>, way: &Candidate, tried: &Tried) -> bool {
+    directory
         .candidates(wanted.target, wanted.port, wanted.protocol)
-        .any(|other| other.provider != way.provider && !tried.contains(other));
+        .any(|other| other.provider != way.provider && !tried.contains(other))
+}
+
+/// How long the provider of `way` has for its answer, while another one could be asked or not.
+fn patience(proxy: &Proxy, key: &PortKey, way: &Candidate, another: bool) -> Duration {
     if another {
         let usual = proxy.endpoints.of(key).latency(way).unwrap_or_default();
         (usual * 4).clamp(PATIENCE.0, PATIENCE.1)
@@ -412,7 +414,7 @@ fn backend_failed(error: &OpenError) -> Option<Failure> {
             RefuseCode::BackendTimeout => Some(Failure::Silent),
             _ => None,
         },
-        OpenError::Lost | OpenError::Unanswered => Some(Failure::Silent),
+        OpenError::Lost | OpenError::Silent | OpenError::Unanswered => Some(Failure::Silent),
         _ => None,
     }
 }

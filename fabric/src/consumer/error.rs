@@ -28,6 +28,10 @@ pub enum OpenError {
     /// There was no answer in time. The application had said nothing yet, so nothing was delivered.
     #[error("no answer in time")]
     Unanswered,
+    /// A router does not hear the provider, which did not answer over another one either. It may have been given what the
+    /// application said.
+    #[error("the provider is silent")]
+    Silent,
     /// The provider's end cut the flow instead of taking it, or before that was heard: it may be another process by now.
     #[error("cut by the other end: {0}")]
     Cut(AbortCode),
@@ -44,6 +48,7 @@ impl OpenError {
             Self::NoRouter(_) => EndReason::NoRouter,
             Self::Lost => EndReason::Aborted(AbortCode::WindowExpired),
             Self::Unanswered | Self::WayLost => EndReason::NoAnswer,
+            Self::Silent => EndReason::ProviderSilent,
             Self::Cut(code) => EndReason::Aborted(*code),
             Self::ClientGone => EndReason::Aborted(AbortCode::Reset),
         }
@@ -55,7 +60,7 @@ impl OpenError {
         match self {
             Self::Refused { code, .. } => code.elsewhere(),
             Self::NoRouter(_) | Self::Unanswered | Self::WayLost => true,
-            Self::Lost | Self::Cut(_) | Self::ClientGone => false,
+            Self::Lost | Self::Silent | Self::Cut(_) | Self::ClientGone => false,
         }
     }
 }

@@ -10,10 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::ending::Ending;
 use super::worn::Worn;
-use crate::quic::{Connection, Traffic};
+use crate::quic::Connection;
+use crate::silence::{Silence, TICK, patience};
 
-/// How often a connection in use is looked at.
-const TICK: Duration = Duration::from_millis(250);
 /// How often one that is suspected is looked at: its flows leave it as long as it is.
 const DOUBT_TICK: Duration = Duration::from_millis(50);
 /// How often one that says nothing is looked at.
@@ -25,10 +24,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 const STRIKES: u32 = 3;
 /// After this time without a suspicion it is as before.
 const FORGIVEN: Duration = Duration::from_secs(60);
-/// Least silence that is suspicious.
-const LEAST: Duration = Duration::from_secs(1);
-/// What a peer may take to acknowledge a packet, besides the way there and back.
-const ACK_DELAY: Duration = Duration::from_millis(25);
 
 /// Why a link's router is dialled afresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,12 +84,6 @@ impl Health {
     pub(super) fn doubt(&self) {
         self.doubt.notify_one();
     }
-}
-
-/// How long a round trip over a connection may take before silence is suspicious: three probe timeouts.
-pub(super) fn patience(rtt: Duration) -> Duration {
-    // The variance is not shown to us; on a steady path it is well below the round trip.
-    LEAST.max((2 * rtt + ACK_DELAY) * 3)
 }
 
 async fn observe(
@@ -177,98 +166,5 @@ async fn running(renewing: &mut Option<Renew>) {
     match renewing {
         Some(renewing) => renewing.await,
         None => std::future::pending().await,
-    }
-}
-
-/// Measures for how long nothing of what was sent was acknowledged.
-///
-/// Packets that arrive are no answer: where only our direction is cut, the peer's go on to come, and its repeated
-/// acknowledgements with them. A new acknowledgement is a new sample of the round trip. What was lost is sent again and
-/// again while it lacks one, so that something is seen to be sent as long as something is owed.
-#[derive(Debug)]
-struct Silence {
-    seen: Traffic,
-    looked: Instant,
-    owed: bool,
-    quiet: Duration,
-}
-
-impl Silence {
-    const fn new(seen: Traffic, now: Instant) -> Self {
-        Self {
-            seen,
-            looked: now,
-            owed: false,
-            quiet: Duration::ZERO,
-        }
-    }
-
-    /// Whether something was acknowledged since the last look, and the time for which something is owed.
-    fn look(&mut self, traffic: Traffic, now: Instant) -> (bool, Duration) {
-        // A process that was stopped or starved looks late, and what came meanwhile was not read yet.
-        let passed = now.saturating_duration_since(self.looked).min(2 * TICK);
-        self.looked = now;
-        let heard = traffic.rtt != self.seen.rtt;
-        let sent = traffic.eliciting != self.seen.eliciting;
-        self.seen = traffic;
-        if heard {
-            self.owed = false;
-            self.quiet = Duration::ZERO;
-        } else if self.owed {
-            self.quiet += passed;
-        } else {
-            self.owed = sent;
-        }
-        (heard, self.quiet)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn look(silence: &mut Silence, eliciting: u64, rtt: u64, millis: u64) -> (bool, u128) {
-        let start = silence.looked;
-        let traffic = Traffic {
-            eliciting,
-            rtt: Duration::from_nanos(rtt),
-        };
-        let (heard, quiet) = silence.look(traffic, start + Duration::from_millis(millis));
-        (heard, quiet.as_millis())
-    }
-
-    #[test]
-    fn silence_counts_from_the_look_that_saw_a_packet_leave() {
-        let traffic = Traffic {
-            eliciting: 5,
-            rtt: Duration::from_nanos(1000),
-        };
-        let mut silence = Silence::new(traffic, Instant::now());
-        assert_eq!(look(&mut silence, 5, 1000, 500), (false, 0), "idle");
-        assert_eq!(look(&mut silence, 6, 1000, 500), (false, 0));
-        assert_eq!(look(&mut silence, 6, 1000, 250), (false, 250));
-        assert_eq!(look(&mut silence, 7, 1000, 250), (false, 500));
-        assert_eq!(look(&mut silence, 9, 1001, 250), (true, 0), "answered");
-        assert_eq!(look(&mut silence, 9, 1001, 500), (false, 0), "idle");
-    }
-
-    #[test]
-    fn the_time_for_which_the_process_was_stopped_is_no_silence() {
-        let traffic = Traffic {
-            eliciting: 0,
-            rtt: Duration::from_nanos(1),
-        };
-        let mut silence = Silence::new(traffic, Instant::now());
-        look(&mut silence, 1, 1, 250);
-        assert_eq!(look(&mut silence, 1, 1, 20_000), (false, 500));
-    }
-
-    #[test]
-    fn three_probe_timeouts_but_a_second_at_least() {
-        assert_eq!(patience(Duration::from_millis(1)), LEAST);
-        assert_eq!(
-            patience(Duration::from_millis(300)),
-            Duration::from_millis(1875)
-        );
     }
 }

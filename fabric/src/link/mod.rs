@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::limits::LinkLimits;
 use crate::metrics::FabricMetrics;
 use crate::quic::{Connection, Endpoint, HostPort, Lost, RecvStream, SendStream};
+use crate::silence::patience;
 
 pub(crate) use control::Control;
 pub use control::PublishError;
@@ -418,7 +419,7 @@ impl Link {
 
     /// How long a round trip may take before silence is suspicious.
     pub(crate) fn patience(&self) -> Duration {
-        health::patience(self.connection().rtt())
+        patience(self.connection().rtt())
     }
 
     /// What is known of the router's stop, to be kept longer than the link.

@@ -41,6 +41,8 @@ thread_local! {
 pub(crate) enum Event {
     /// The provider answered: the flow is accepted or refused.
     Decided,
+    /// A router does not hear the provider that it handed the flow to.
+    Silent,
     /// The flow has begun to want another leg, or does not want one any more.
     Legs,
     /// The flow is over, and the other end was told if that was possible.
@@ -66,6 +68,8 @@ pub(crate) struct Pump {
     read_open: bool,
     write_open: bool,
     undecided: bool,
+    /// The owner has to hear of a silent provider.
+    silent: bool,
     /// What the owner knows: whether another leg is wanted, and whether there is one.
     legs: (bool, bool),
     over: bool,
@@ -93,6 +97,7 @@ impl Pump {
             read_open: true,
             write_open: true,
             undecided: true,
+            silent: false,
             legs: (false, false),
             over: false,
             timer: None,
@@ -142,6 +147,7 @@ impl Pump {
         self.meter = meter;
         self.leg = None;
         self.undecided = true;
+        self.silent = false;
         self.legs = (false, false);
         self.over = false;
     }
@@ -195,6 +201,9 @@ impl Pump {
             self.undecided = false;
             return Some(Event::Decided);
         }
+        if std::mem::take(&mut self.silent) {
+            return Some(Event::Silent);
+        }
         let wanted = self.flow.wants_leg();
         // A flow that wants another leg and then loses the one it has looks for it in other places.
         let legs = (wanted, self.flow.has_leg());
@@ -242,6 +251,7 @@ impl Pump {
                     if end == LegEnd::Finished {
                         self.flow.leg_finished(generation);
                     }
+                    self.silent |= end == LegEnd::Reset(ResetCode::ProviderSilent);
                     // After the flow's last frames the stream just ends; what we still owe goes out before.
                     if end == LegEnd::Finished
                         && self.flow.state().is_final()

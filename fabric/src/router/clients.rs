@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use keel_certs::Subject;
 
+use super::answers::Answers;
 use super::route::{ServiceKey, Table};
 use super::view::{ClientView, ProviderView, Role, RouterView, ServiceView, Totals};
 use crate::meter::{Meter, Passing};
@@ -20,6 +21,8 @@ pub(super) struct Client {
     pub(super) id: u64,
     pub(super) identity: Subject,
     pub(super) connection: Connection,
+    /// What it owes as a provider.
+    pub(super) answers: Answers,
     connected_at: SystemTime,
     /// What it said in its HELLO.
     instance: OnceLock<u64>,
@@ -100,6 +103,7 @@ impl Clients {
             id,
             identity,
             connection,
+            answers: Answers::default(),
             connected_at,
             instance: OnceLock::new(),
             uses: Mutex::default(),

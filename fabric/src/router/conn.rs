@@ -1,5 +1,6 @@
 //! One connection at the router.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -7,7 +8,7 @@ use tokio::time::Instant;
 
 use super::clients::Client;
 use super::identities::Share;
-use super::{Shared, control, stream};
+use super::{Shared, answers, control, stream};
 use crate::quic::{Connection, Incoming};
 use crate::wire::{CloseCode, ResetCode};
 
@@ -85,6 +86,7 @@ pub(super) async fn serve(shared: Arc<Shared>, admitted: Admitted) {
     };
     shared.metrics.router_connections.inc();
     shared.changed.notify_one();
+    let mut observing = pin!(answers::observe(&shared, &client));
     let mut control = JoinSet::new();
     let mut legs: JoinSet<stream::Outcome> = JoinSet::new();
     let mut first = true;
@@ -129,6 +131,7 @@ pub(super) async fn serve(shared: Arc<Shared>, admitted: Admitted) {
                 },
                 Err(error) => tracing::error!(%error, "a leg's task failed"),
             },
+            () = &mut observing => {}
             Some(done) = control.join_next() => if let Err(error) = done {
                 tracing::error!(%error, "a control stream's task failed");
             },

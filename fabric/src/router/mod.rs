@@ -2,6 +2,7 @@
 //!
 //! [`stream`] tells what happens to one leg, top to bottom; [`route`] decides, the rest acts.
 
+mod answers;
 mod clients;
 mod conn;
 mod control;

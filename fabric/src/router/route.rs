@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use keel_certs::{ServiceId, Subject};
 
 use crate::provider::Backend;
-use crate::wire::{Offer, Protocol, RefuseCode};
+use crate::wire::{Health, Offer, Protocol, RefuseCode};
 
 /// What a publication is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +27,8 @@ pub(super) struct Provider<C> {
     pub(super) since: SystemTime,
     /// How it wants to be chosen.
     pub(super) offer: Offer,
+    /// It owes answers and gives none.
+    pub(super) silent: bool,
 }
 
 /// A backend that the router dials itself.
@@ -99,6 +101,7 @@ impl<C: Clone> Table<C> {
                 return;
             }
             provider.since = old.since;
+            provider.silent |= old.silent && old.connection_id == id;
         }
         providers.insert(identity, provider);
     }
@@ -137,6 +140,17 @@ impl<C: Clone> Table<C> {
         true
     }
 
+    /// Notes whether a connection of `identity` answers. What another one of it publishes is left alone.
+    pub(super) fn set_silent(&mut self, identity: &Subject, connection_id: u64, silent: bool) {
+        for providers in self.published.values_mut() {
+            if let Some(provider) = providers.get_mut(identity)
+                && provider.connection_id == connection_id
+            {
+                provider.silent = silent;
+            }
+        }
+    }
+
     /// The connection of `identity` has ended, and everything that it published is withdrawn.
     pub(super) fn gone(&mut self, identity: &Subject, connection_id: u64) {
         let newest = self.connected.get(identity);
@@ -164,7 +178,7 @@ impl<C: Clone> Table<C> {
             .collect();
     }
 
-    /// Every provider of every service, own backends as provided by the node.
+    /// Every provider of every service, own backends as provided by the node. One that is silent is no healthy one.
     pub(super) fn providers(&self) -> BTreeMap<&ServiceKey, Vec<(&Subject, SystemTime, Offer)>> {
         let mut all: BTreeMap<&ServiceKey, Vec<(&Subject, SystemTime, Offer)>> = BTreeMap::new();
         for (key, own) in &self.own {
@@ -173,16 +187,19 @@ impl<C: Clone> Table<C> {
         }
         for (key, providers) in &self.published {
             let list = all.entry(key).or_default();
-            list.extend(
-                providers
-                    .iter()
-                    .map(|(identity, provider)| (identity, provider.since, provider.offer)),
-            );
+            list.extend(providers.iter().map(|(identity, provider)| {
+                let mut offer = provider.offer;
+                if provider.silent {
+                    offer.health = Health::Unhealthy;
+                }
+                (identity, provider.since, offer)
+            }));
         }
         all
     }
 
-    /// Decides where a request goes.
+    /// Decides where a request goes. A provider that is silent gets nothing new: what is refused may go to another one, or
+    /// come again, and what was handed over may have been delivered.
     ///
     /// # Errors
     /// The refusal that the initiator gets.
@@ -202,6 +219,10 @@ impl<C: Clone> Table<C> {
         if let Some(providers) = self.published.get(&key) {
             known = true;
             if let Some(provider) = providers.get(request.provider) {
+                if provider.silent && !request.known {
+                    let text = format!("{} does not answer this router now", request.provider);
+                    return Err((RefuseCode::NoProvider, text));
+                }
                 return Ok(Next::Provider(provider.connection.clone()));
             }
         }
@@ -273,6 +294,7 @@ mod tests {
             connection_id,
             since: SystemTime::UNIX_EPOCH,
             offer: Offer::default(),
+            silent: false,
         }
     }
 
@@ -353,6 +375,35 @@ mod tests {
         assert!(table.route(&request(true)).is_ok(), "another connection");
         table.gone(&pod, 1);
         assert!(table.route(&request(true)).is_err());
+    }
+
+    #[test]
+    fn a_silent_provider_gets_no_new_flow_until_it_or_a_newer_connection_of_it_answers() {
+        let mut table = Table::new(subject("/node/a"));
+        let (db, pod) = (key("db.default"), subject(POD));
+        table.publish(db.clone(), pod.clone(), provider(1));
+        table.set_silent(&pod, 2, true);
+        assert!(ask(&table, "db.default", POD).is_ok(), "another one");
+        table.set_silent(&pod, 1, true);
+        assert_eq!(ask(&table, "db.default", POD), Err(RefuseCode::NoProvider));
+        let known = Request {
+            service: &db.service,
+            port: 80,
+            protocol: Protocol::Tcp,
+            provider: &pod,
+            known: true,
+        };
+        assert_eq!(table.route(&known), Ok(Next::Provider(1)));
+        assert_eq!(table.providers()[&db][0].2.health, Health::Unhealthy);
+        // What it says of itself is no answer to what it was asked.
+        table.publish(db.clone(), pod.clone(), provider(1));
+        assert!(ask(&table, "db.default", POD).is_err());
+        table.publish(db.clone(), pod.clone(), provider(2));
+        assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(2)));
+        table.set_silent(&pod, 2, true);
+        table.set_silent(&pod, 2, false);
+        assert!(ask(&table, "db.default", POD).is_ok());
+        assert_eq!(table.providers()[&db][0].2.health, Health::Unknown);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 
+use super::answers::Asked;
 use super::held::{Held, Holding};
 use crate::meter::Meter;
 use crate::pace::Gate;
@@ -33,8 +34,8 @@ pub(super) struct Side<'a> {
 pub(super) enum Spliced {
     /// Both directions came to their end.
     Ended,
-    /// One side was lost, and the other was told.
-    Cut,
+    /// One side was lost, and the other was told with this code.
+    Cut(ResetCode),
 }
 
 /// Copies until both directions have ended.
@@ -43,13 +44,15 @@ pub(super) enum Spliced {
 /// ended is left alone, so that an end's last words get through even if its connection is lost right behind them.
 /// Dropping the future abandons both streams.
 ///
-/// `limits` are the bandwidth of both directions, up first; what waits for a slow reader counts in `holding`.
+/// `limits` are the bandwidth of both directions, up first; what waits for a slow reader counts in `holding`. With `asked`, both
+/// sides are cut with `PROVIDER_SILENT` if the far one is silent before its first byte.
 pub(super) async fn splice(
     near: Side<'_>,
     far: Side<'_>,
     (up, down): (&Meter, &Meter),
     limits: Option<(Gate, Gate)>,
     holding: &Holding,
+    asked: Option<Asked<'_>>,
 ) -> Spliced {
     let ((near_send, near_recv), (far_send, far_recv)) = (near.stream, far.stream);
     let (limit_up, limit_down) = limits.unzip();
@@ -60,34 +63,37 @@ pub(super) async fn splice(
         }
     });
     let mut ways = [
-        Way::new((near_recv, far_send), up, limit_up, holding),
-        Way::new((far_recv, near_send), down, limit_down, holding),
+        Way::new((near_recv, far_send), up, limit_up, holding, None),
+        Way::new((far_recv, near_send), down, limit_down, holding, asked),
     ];
     let cut = poll_fn(|cx| {
         let mut pending = false;
         for way in &mut ways {
             match way.poll(cx) {
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(Cut)) => return Poll::Ready(true),
+                Poll::Ready(Err(Cut)) => return Poll::Ready(Some(ResetCode::LegLost)),
                 Poll::Pending => pending = true,
             }
         }
         if !pending {
-            return Poll::Ready(false);
+            return Poll::Ready(None);
+        }
+        if ways.iter_mut().any(|way| way.poll_silent(cx).is_ready()) {
+            return Poll::Ready(Some(ResetCode::ProviderSilent));
         }
         // A way that reads sees the loss of its side, behind all that had arrived. The others would wait for ever.
         if ways.iter().all(Way::reads) {
             return Poll::Pending;
         }
-        lost.as_mut().poll(cx).map(|()| true)
+        lost.as_mut().poll(cx).map(|()| Some(ResetCode::LegLost))
     });
-    if !cut.await {
+    let Some(code) = cut.await else {
         return Spliced::Ended;
-    }
+    };
     for way in ways {
-        way.cut(ResetCode::LegLost.to_wire());
+        way.cut(code.to_wire());
     }
-    Spliced::Cut
+    Spliced::Cut(code)
 }
 
 /// One chunk of all. The sending side looks a packet's bytes up chunk by chunk, from the oldest that is not acknowledged:
@@ -116,6 +122,8 @@ struct Way<'a> {
     held: Held<'a>,
     meter: &'a Meter,
     limit: Option<Gate>,
+    /// Nothing was read yet, and something is waited for.
+    asked: Option<Asked<'a>>,
     done: bool,
 }
 
@@ -125,6 +133,7 @@ impl<'a> Way<'a> {
         meter: &'a Meter,
         limit: Option<Gate>,
         holding: &'a Holding,
+        asked: Option<Asked<'a>>,
     ) -> Self {
         Self {
             from,
@@ -134,6 +143,7 @@ impl<'a> Way<'a> {
             held: Held::new(holding),
             meter,
             limit,
+            asked,
             done: false,
         }
     }
@@ -167,12 +177,14 @@ impl<'a> Way<'a> {
             }
             match ready!(read) {
                 Ok(Some(count)) => {
+                    self.asked = None;
                     self.waiting = join(&mut chunks[..count]);
                     self.behind = if count > 1 { self.waiting.len() } else { 0 };
                     self.meter.add(self.waiting.len() as u64);
                 }
                 Ok(None) => {
                     self.to.finish();
+                    self.asked = None;
                     self.done = true;
                 }
                 Err(_) => return Poll::Ready(Err(Cut)),
@@ -216,6 +228,14 @@ impl<'a> Way<'a> {
             self.behind = self.waiting.len();
         }
         self.held.set(self.behind);
+    }
+
+    /// Ready if it waits for somebody who is silent.
+    fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.asked {
+            Some(asked) => asked.poll_silent(cx),
+            None => Poll::Pending,
+        }
     }
 
     fn cut(mut self, code: u64) {

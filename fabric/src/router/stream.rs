@@ -1,5 +1,6 @@
 //! What happens to one leg at the router, top to bottom.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -7,6 +8,7 @@ use keel_certs::Subject;
 use tokio::time::Instant;
 
 use super::Shared;
+use super::answers::Asked;
 use super::clients::Client;
 use super::datagrams::Beside;
 use super::identities::Allowance;
@@ -281,6 +283,8 @@ async fn forward(
         .passing(&key, client, Some(provider), resumed);
     let passing = Arc::new(passing);
     shared.metrics.router_legs.inc();
+    // Legs of known flows are their ends' affair: they know how long they have been silent.
+    let mut asked = (!leg.header.is_of_known_flow()).then(|| provider.answers.ask());
     let IncomingLeg {
         header: _,
         decoder,
@@ -293,8 +297,12 @@ async fn forward(
     chunks.extend(decoder.into_rest());
     let ahead = chunks.iter().map(|chunk| chunk.len() as u64);
     passing.up.add(ahead.sum());
-    // If the far stream is gone already, the splice finds out and cuts the near one.
-    let _ = far_send.write_all_chunks(&mut chunks).await;
+    tokio::select! {
+        // If the far stream is gone already, the splice finds out and cuts the near one.
+        _ = far_send.write_all_chunks(&mut chunks) => {}
+        // So it does here.
+        () = silent(&mut asked) => {}
+    }
     let near = Side {
         connection: &client.connection,
         stream: (send, recv),
@@ -311,13 +319,21 @@ async fn forward(
         }
     };
     let spliced = tokio::select! {
-        spliced = splice(near, far, (&passing.up, &passing.down), limits, &holding) => spliced,
+        spliced = splice(near, far, (&passing.up, &passing.down), limits, &holding, asked) => spliced,
         // Dropped, both streams are cut, and the ends go on over another leg.
-        () = narrowed => Spliced::Cut,
+        () = narrowed => Spliced::Cut(ResetCode::LegLost),
     };
-    if spliced == Spliced::Cut {
+    if let Spliced::Cut(code) = spliced {
         shared.metrics.router_legs_cut.inc();
-        passing.pair.reset(ResetCode::LegLost.name());
+        passing.pair.reset(code.name());
     }
     shared.metrics.router_legs.dec();
+}
+
+/// Waits until the provider that was asked is silent; for ever if none was.
+async fn silent(asked: &mut Option<Asked<'_>>) {
+    match asked {
+        Some(asked) => poll_fn(|cx| asked.poll_silent(cx)).await,
+        None => std::future::pending().await,
+    }
 }

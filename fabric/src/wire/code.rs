@@ -138,6 +138,9 @@ codes! {
         Limit = 5 "LIMIT",
         /// The header did not arrive in time.
         HeaderTimeout = 6 "HEADER_TIMEOUT",
+        /// The provider does not answer its router, which was handed the open and has no word of it: nobody else may be
+        /// sent what followed it. To whom does not know the code it is `LEG_LOST`.
+        ProviderSilent = 7 "PROVIDER_SILENT",
     }
 }
 

@@ -31,6 +31,7 @@ mod renewed;
 mod repeated;
 mod resets;
 mod resume;
+mod silent;
 mod udp;
 mod unread;
 mod versions;

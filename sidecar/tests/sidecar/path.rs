@@ -277,3 +277,56 @@ async fn an_open_without_an_answer_goes_to_nobody_else() {
     timeout(LONG, both).await.unwrap();
     assert_eq!(counted.connections(), answered);
 }
+
+#[tokio::test]
+async fn whoever_spoke_to_a_silent_provider_is_reset_soon_and_nobody_after_that() {
+    let (node, mut tasks) = (Node::start("a").await, JoinSet::new());
+    let backend = echo(&mut tasks).await;
+    let mut config = node.pod("app-0");
+    config.ip_range = range(9);
+    config.connect_timeout = LONG;
+    let mut consumer = Pod::start(config, "mysql:3306", "").await;
+    let address = consumer.address().await;
+    let mut frozen = Frozen::start(node.pod("db-0"), format!("mysql:3306={backend}"));
+    exchange(address, b"ping").await.unwrap();
+    let counted = Counted::before(backend, &mut tasks).await;
+    let published = format!("mysql:3306={}", counted.address);
+    let _healthy = Pod::start(node.pod("db-1"), "", &published).await;
+    let both =
+        async { while counted.connections() == 0 && exchange(address, b"ping").await.is_ok() {} };
+    timeout(LONG, both).await.unwrap();
+    frozen.freeze();
+    let before = counted.connections();
+    let mut all = JoinSet::new();
+    for _ in 0..12 {
+        all.spawn(async move {
+            let start = Instant::now();
+            (exchange(address, b"ping").await, start.elapsed())
+        });
+    }
+    let (mut answered, mut reset) = (0, 0);
+    while let Some(ended) = all.join_next().await {
+        match ended.unwrap() {
+            (Ok(answer), _) => {
+                assert_eq!(answer, b"ping");
+                answered += 1;
+            }
+            (Err(error), took) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+                assert!(took < Duration::from_secs(5), "{took:?}");
+                reset += 1;
+            }
+        }
+    }
+    assert!(reset > 0, "nobody spoke to the one that is silent");
+    assert_eq!(counted.connections(), before + answered, "said twice");
+    for _ in 0..20 {
+        let start = Instant::now();
+        assert_eq!(exchange(address, b"ping").await.unwrap(), b"ping");
+        assert!(start.elapsed() < Duration::from_secs(1));
+    }
+    let ends = consumer.series("keel_fabric_flows_ended_total").await;
+    let code = r#"code="PROVIDER_SILENT""#;
+    let silent = ends.iter().find(|line| line.contains(code)).unwrap();
+    assert!(silent.ends_with(&format!(" {reset}")), "{silent}");
+}
