@@ -2,6 +2,7 @@
 //! not reached. Short map touches, never held across an await.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,13 +35,42 @@ pub(crate) struct Endpoints {
     known: Mutex<BTreeMap<(PortKey, Subject), Known>>,
     /// No more entries than there are routers.
     away: Mutex<BTreeMap<NodeName, Instant>>,
+    /// Opens so far.
+    asked: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Known {
     streak: Streak,
     answers: BTreeMap<NodeName, Answers>,
+    /// Opens over each router that wait for their answer, oldest first.
+    waiting: BTreeMap<NodeName, BTreeMap<u64, Instant>>,
     used: Instant,
+}
+
+/// An open that waits for its answer.
+#[derive(Debug)]
+pub(crate) struct Asking<'a> {
+    endpoints: &'a Endpoints,
+    what: (PortKey, Subject),
+    router: NodeName,
+    number: u64,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut all = self.endpoints.known();
+        // It may have been forgotten meanwhile.
+        let Some(known) = all.get_mut(&self.what) else {
+            return;
+        };
+        if let Some(waiting) = known.waiting.get_mut(&self.router) {
+            waiting.remove(&self.number);
+            if waiting.is_empty() {
+                known.waiting.remove(&self.router);
+            }
+        }
+    }
 }
 
 /// Failures in a row.
@@ -101,15 +131,23 @@ pub(crate) enum Failure {
 }
 
 impl Endpoints {
-    /// A connection is opened at this provider. If it was ejected, the others wait for the outcome.
-    pub(crate) fn trying(&self, key: &PortKey, provider: &Subject) {
+    /// A connection is opened over `way`, until that is dropped. If the provider was ejected, the others wait for the outcome.
+    pub(crate) fn asking(&self, key: &PortKey, way: &Candidate) -> Asking<'_> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let (provider, router) = (&way.provider, &way.router.node);
         let mut all = self.known();
-        let Some(known) = all.get_mut(&(key.clone(), provider.clone())) else {
-            return;
-        };
         let now = Instant::now();
+        let known = entry(&mut all, key, provider, now);
+        let waiting = known.waiting.entry(router.clone()).or_default();
+        waiting.insert(number, now);
         if known.streak.until.is_some() && !known.streak.is_ejected(now) {
             known.streak.until = Some(now + TRIAL);
+        }
+        Asking {
+            endpoints: self,
+            what: (key.clone(), provider.clone()),
+            router: router.clone(),
+            number,
         }
     }
 
@@ -197,6 +235,7 @@ fn entry<'a>(
     let known = all.entry(key).or_insert_with(|| Known {
         streak: Streak::default(),
         answers: BTreeMap::new(),
+        waiting: BTreeMap::new(),
         used: now,
     });
     known.used = now;
@@ -209,6 +248,15 @@ pub(crate) struct OfService<'a> {
     endpoints: &'a Endpoints,
     key: &'a PortKey,
     now: Instant,
+}
+
+impl OfService<'_> {
+    /// The time of an answer over a way, smoothed; `None` if there was none yet.
+    pub(crate) fn usual(&self, way: &Candidate) -> Option<Duration> {
+        let known = self.endpoints.known();
+        let known = known.get(&(self.key.clone(), way.provider.clone()))?;
+        Some(known.answers.get(&way.router.node)?.now(self.now))
+    }
 }
 
 impl Seen for OfService<'_> {
@@ -226,9 +274,14 @@ impl Seen for OfService<'_> {
     }
 
     fn latency(&self, way: &Candidate) -> Option<Duration> {
+        let usual = self.usual(way);
         let known = self.endpoints.known();
         let known = known.get(&(self.key.clone(), way.provider.clone()))?;
-        Some(known.answers.get(&way.router.node)?.now(self.now))
+        let waiting = known.waiting.get(&way.router.node);
+        let oldest = waiting.and_then(|waiting| waiting.values().next());
+        // The next answer takes at least as long as one that is still awaited.
+        let awaited = oldest.map(|since| self.now.saturating_duration_since(*since));
+        usual.max(awaited)
     }
 }
 

@@ -74,7 +74,7 @@ impl Tried {
 pub trait Seen {
     /// Whether the way did not work: its router was not reached, or the provider is ejected.
     fn avoided(&self, way: &Candidate) -> bool;
-    /// The time of an answer over it, smoothed; `None` if nothing was asked yet.
+    /// The time that an answer over it takes, as far as known; `None` if nothing was asked yet.
     fn latency(&self, way: &Candidate) -> Option<Duration>;
 }
 

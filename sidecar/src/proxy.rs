@@ -17,7 +17,7 @@ use crate::endpoints::{Endpoints, Failure};
 use crate::metrics::SidecarMetrics;
 use crate::options::{AllOptions, ServiceOptions, Sticky};
 use crate::parked::Parked;
-use crate::pick::{Class, Here, Rules, Seen as _, Tried, pick};
+use crate::pick::{Class, Here, Rules, Tried, pick};
 use crate::reach::{Late, Race, reach};
 use crate::spec::ServiceRef;
 use crate::udp::MaxAssociations;
@@ -303,9 +303,10 @@ impl<'a> Opening<'a> {
                 ..self.options.flow()
             },
         };
-        proxy.endpoints.trying(key, &way.provider);
+        let asking = proxy.endpoints.asking(key, way);
         let asked = Instant::now();
         let outcome = timeout_at(self.deadline, flow.open(&self.links, &one)).await;
+        drop(asking);
         note(proxy, key, way, asked, outcome.as_ref().ok());
         let error = match outcome {
             Ok(Ok(())) => return Ok(true),
@@ -371,7 +372,7 @@ fn another(directory: &Directory, wanted: Wanted<'_>, way: &Candidate, tried: &T
 /// How long the provider of `way` has for its answer, while another one could be asked or not.
 fn patience(proxy: &Proxy, key: &PortKey, way: &Candidate, another: bool) -> Duration {
     if another {
-        let usual = proxy.endpoints.of(key).latency(way).unwrap_or_default();
+        let usual = proxy.endpoints.of(key).usual(way).unwrap_or_default();
         (usual * 4).clamp(PATIENCE.0, PATIENCE.1)
     } else {
         PATIENCE.1

@@ -66,12 +66,12 @@ async fn a_failing_provider_is_avoided_tried_by_one_and_restored_by_one_success(
     tokio::time::advance(pause).await;
     assert_eq!(avoided(&key), [false; 3]);
     // One tries; the others wait for what comes of it.
-    endpoints.trying(&key, provider);
+    drop(endpoints.asking(&key, &ways[0]));
     assert_eq!(avoided(&key), [true, true, false]);
     let next = endpoints.failed(&key, provider, Failure::Refused).unwrap();
     assert!(next > pause, "{next:?} {pause:?}");
     tokio::time::advance(next).await;
-    endpoints.trying(&key, provider);
+    drop(endpoints.asking(&key, &ways[0]));
     endpoints.answered(&key, provider, &ways[0].router.node, SECOND);
     assert_eq!(avoided(&key), [false; 3]);
     endpoints.failed(&key, provider, Failure::Refused);
@@ -109,6 +109,32 @@ async fn answers_are_smoothed_per_router_and_say_less_with_time() {
     assert_eq!(endpoints.of(&key).latency(&one), Some(SECOND * 2));
     tokio::time::advance(HALF_LIFE).await;
     assert_eq!(endpoints.of(&key).latency(&one), Some(SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_keeps_one_waiting_counts_as_that_slow_for_the_next() {
+    let endpoints = Endpoints::default();
+    let key = key(80);
+    let (one, other) = (way("r", "/node/p"), way("s", "/node/p"));
+    let latency = |way| endpoints.of(&key).latency(way);
+    let first = endpoints.asking(&key, &one);
+    assert_eq!(latency(&one), Some(Duration::ZERO));
+    tokio::time::advance(SECOND).await;
+    let second = endpoints.asking(&key, &one);
+    tokio::time::advance(SECOND).await;
+    assert_eq!((latency(&one), latency(&other)), (Some(SECOND * 2), None));
+    assert_eq!(endpoints.of(&key).usual(&one), None, "no answer yet");
+    drop(first);
+    endpoints.answered(&key, &one.provider, &one.router.node, SECOND / 2);
+    assert_eq!(latency(&one), Some(SECOND));
+    drop(second);
+    assert_eq!(latency(&one), Some(SECOND / 2));
+    assert!(
+        endpoints
+            .known()
+            .values()
+            .all(|known| known.waiting.is_empty())
+    );
 }
 
 #[tokio::test(start_paused = true)]
