@@ -35,6 +35,10 @@ use crate::wire::{
 
 pub use error::OpenError;
 
+/// How long an association looks for its provider while another one is there. It ends then, and the client's next packet
+/// begins a new one: nothing of it is kept, but its backend sees another address.
+const ANEW: Duration = Duration::from_secs(5);
+
 /// What a consumer's end needs besides its socket.
 #[derive(Debug, Clone)]
 pub struct ConsumerConfig {
@@ -285,10 +289,16 @@ impl ConsumerFlow {
     /// Begins to look for another leg, or stops: after a loss, and before the old leg is lost if it should be left. The old
     /// one carries on until another one is really there.
     fn reconsider(&mut self) {
-        let (Some(pump), Some(links), Some(target)) = (&self.pump, &self.links, &self.target)
+        let (Some(pump), Some(links), Some(target)) = (&mut self.pump, &self.links, &self.target)
         else {
             return;
         };
+        if self.protocol == Protocol::Udp
+            && matches!(pump.flow().state(), State::Detached { .. })
+            && (self.config.ways).another(&target.service, target.port, &target.provider)
+        {
+            pump.flow_mut().hurry(Instant::now() + ANEW);
+        }
         let flow = pump.flow();
         let why = why(flow, self.current.as_ref());
         let wanted = flow.wants_leg() || (why.is_some() && flow.may_move());

@@ -22,6 +22,11 @@ pub trait Ways: Send + Sync + fmt::Debug {
     /// The routers through which `provider` can be reached for this service and port, best first. Asked for each new leg
     /// of a flow, so the answer may change at any time; it must not block.
     fn ways(&self, service: &ServiceId, port: u16, provider: &Subject) -> Vec<RouterPeer>;
+
+    /// Whether another provider than this one could take a new association now. Asked while this one says nothing.
+    fn another(&self, _service: &ServiceId, _port: u16, _provider: &Subject) -> bool {
+        false
+    }
 }
 
 /// Always the same routers.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use keel_certs::{ServiceId, Subject};
 use keel_fabric::legs::Ways;
 use keel_fabric::link::{Links, RouterPeer};
-use keel_fabric::wire::Protocol;
+use keel_fabric::wire::{Health, Protocol};
 use tokio::sync::watch;
 
 use crate::directory::{Candidate, Directory};
@@ -48,5 +48,18 @@ impl Ways for DirectoryWays {
             )
         });
         ways.into_iter().map(|way| (*way.router).clone()).collect()
+    }
+
+    fn another(&self, service: &ServiceId, port: u16, provider: &Subject) -> bool {
+        let service = ServiceRef {
+            service: service.clone(),
+            cluster: None,
+        };
+        let directory = self.directory.borrow();
+        let mut all = directory.candidates(&service, port, Protocol::Udp);
+        all.any(|way| {
+            let works = way.offer.health != Health::Unhealthy && !way.draining;
+            works && way.provider != *provider
+        })
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{Flow, Header, Leg, Outbox, RecvHalf, State};
-use crate::wire::{AbortCode, EARLY, Open, Place, RefuseCode, Role};
+use crate::wire::{AbortCode, EARLY, Open, Place, Protocol, RefuseCode, Role};
 
 impl Flow {
     /// Bytes that [`write`](Self::write) may be given now. 0 means: do not read the application's socket (also not in
@@ -127,22 +127,32 @@ impl Flow {
     /// Initiator: gives up an open without an answer, if the application has said nothing yet: nothing can be delivered
     /// twice, so [`restart`](Self::restart) is possible. Else nothing happens and the answer is `false`. The one that was
     /// asked is told as by [`abort`](Self::abort).
+    ///
+    /// Packets may be delivered twice, so an association is given up whatever it has said. That is kept for whoever is asked
+    /// next, and the one that was asked before hears nothing more.
     pub fn forsake(&mut self) -> bool {
         let undecided = matches!(self.state, State::Opening | State::Detached { .. });
         if !undecided || !self.may_forsake() {
             return false;
         }
-        self.abort(AbortCode::Shutdown);
         self.forsaken = true;
+        if self.send.is_begun() {
+            self.cut(AbortCode::Shutdown);
+        } else {
+            self.abort(AbortCode::Shutdown);
+        }
         true
     }
 
-    /// Whether nothing can be delivered twice if this flow is given up: nobody took it, as far as known, and nothing was said.
+    /// Whether nothing can be delivered twice that must not be if this flow is given up: nobody took it, as far as known, and
+    /// nothing was said, or packets only.
     pub(super) fn may_forsake(&self) -> bool {
-        self.role == Role::Initiator && !self.accepted && !self.send.is_begun()
+        let open = self.open.as_deref();
+        let packets = open.is_some_and(|open| open.protocol == Protocol::Udp);
+        self.role == Role::Initiator && !self.accepted && (packets || !self.send.is_begun())
     }
 
-    /// Initiator: whether it was cut without an answer and before its application had said anything, by
+    /// Initiator: whether it was cut without an answer and before its application had said anything that counts, by
     /// [`forsake`](Self::forsake) or with the resume window. The application waits on for a [`restart`](Self::restart).
     pub(crate) fn is_forsaken(&self) -> bool {
         self.forsaken
@@ -175,6 +185,13 @@ impl Flow {
             "more than the early bytes were written before ACCEPT"
         );
         true
+    }
+
+    /// Initiator: if nobody answers by then, the window of a flow without a leg is over.
+    pub(crate) fn hurry(&mut self, by: Instant) {
+        if let State::Detached { until } = &mut self.state {
+            *until = by.min(*until);
+        }
     }
 
     /// Asks the other end for another leg (MOVE): this end's router stops, or its connection there comes to its end.

@@ -458,7 +458,9 @@ impl Flow {
     fn cut(&mut self, code: AbortCode) {
         self.state = State::Aborted(code);
         self.recv.clear();
-        if self.outbox.abort.is_none() && self.outbox.unconfirmed.is_none() {
+        // Whoever is asked next hears what was said.
+        let kept = self.forsaken;
+        if !kept && self.outbox.abort.is_none() && self.outbox.unconfirmed.is_none() {
             self.send.clear();
         }
     }

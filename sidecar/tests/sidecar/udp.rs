@@ -9,9 +9,9 @@ use keel_sidecar::spec::Port;
 use keel_sidecar::udp::MaxAssociations;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use crate::support::{LONG, Node, Pod, echo, exchange, range};
+use crate::support::{Frozen, LONG, Node, Pod, echo, exchange, range};
 
 /// Where packets came from: one address for each association.
 type Sources = Arc<Mutex<Vec<SocketAddr>>>;
@@ -130,4 +130,91 @@ async fn the_idlest_association_makes_room_for_a_new_one() {
     assert_eq!(last(&sources), of_a);
     mirrored(&b, b"b begins anew").await;
     assert_ne!(last(&sources), of_b);
+}
+
+/// Two providers of one service, of which one is stopped as a machine that is cut off.
+struct Frosty {
+    frozen: Frozen,
+    /// Where packets came from at the other one, and at the one that is stopped.
+    sources: [Sources; 2],
+    consumer: Pod,
+    address: SocketAddr,
+    _kept: (Node, Pod, JoinSet<()>),
+}
+
+impl Frosty {
+    async fn new(third: u8) -> Self {
+        let (node, mut tasks) = (Node::start("a").await, JoinSet::new());
+        let (cold, at_cold) = mirror(&mut tasks).await;
+        let (warm, at_warm) = mirror(&mut tasks).await;
+        let frozen = Frozen::start(node.pod("ntp-0"), format!("ntp:5123/udp={cold}"));
+        let provider = Pod::start(node.pod("ntp-1"), "", &format!("ntp:5123/udp={warm}")).await;
+        let mut config = node.pod("app-0");
+        config.ip_range = range(third);
+        let mut consumer = Pod::start(config, "ntp:5123/udp", "").await;
+        let address = consumer.address().await;
+        Self {
+            frozen,
+            sources: [at_warm, at_cold],
+            consumer,
+            address,
+            _kept: (node, provider, tasks),
+        }
+    }
+
+    /// A client with an association at the provider that is going to be stopped, once both have served some.
+    async fn served_by_cold(&self) -> UdpSocket {
+        let [warm, cold] = &self.sources;
+        loop {
+            let client = client(self.address).await;
+            let before = cold.lock().unwrap().len();
+            mirrored(&client, b"hello").await;
+            let by_cold = cold.lock().unwrap().len() > before;
+            if by_cold && !warm.lock().unwrap().is_empty() {
+                return client;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn packets_to_a_silent_provider_are_said_to_another_one() {
+    let mut frosty = Frosty::new(43).await;
+    timeout(LONG, frosty.served_by_cold()).await.unwrap();
+    frosty.frozen.freeze();
+    let mut clients = Vec::new();
+    for _ in 0..12 {
+        let client = client(frosty.address).await;
+        client.send(b"once").await.unwrap();
+        clients.push(client);
+    }
+    // No packet is sent a second time by its client.
+    let mut buffer = [0; 16];
+    for client in &clients {
+        let answered = timeout(Duration::from_secs(5), client.recv(&mut buffer)).await;
+        assert_eq!(&buffer[..answered.unwrap().unwrap()], b"once");
+    }
+    // Some had gone to the one that is silent.
+    assert!(frosty.consumer.metric("keel_sidecar_ejections_total").await > 0);
+}
+
+#[tokio::test]
+async fn an_association_whose_provider_says_nothing_begins_anew_at_another_one() {
+    let mut frosty = Frosty::new(44).await;
+    let client = timeout(LONG, frosty.served_by_cold()).await.unwrap();
+    frosty.frozen.freeze();
+    let start = Instant::now();
+    let mut buffer = [0; 16];
+    let anew = async {
+        loop {
+            client.send(b"anybody").await.unwrap();
+            let answer = timeout(Duration::from_millis(100), client.recv(&mut buffer)).await;
+            if let Ok(length) = answer {
+                return length.unwrap();
+            }
+        }
+    };
+    let length = timeout(LONG, anew).await.unwrap();
+    println!("begun anew after {:?}", start.elapsed());
+    assert_eq!(&buffer[..length], b"anybody");
 }

@@ -1,12 +1,12 @@
-//! Legs that are suspected because nothing comes.
+//! Legs that are suspected because nothing comes, and flows that are given up for it.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::pair::Pair;
-use crate::flow::State;
-use crate::wire::{Frame, Generation};
+use super::pair::{Pair, other_open};
+use crate::flow::{Flow, FlowLimits, State};
+use crate::wire::{Frame, Generation, Open, Protocol};
 
 #[test]
 fn a_leg_that_says_nothing_is_asked_and_then_left() {
@@ -82,4 +82,48 @@ fn a_resume_without_an_answer_is_left_too() {
     assert_eq!(waited, [1, 2, 4, 8]);
     pair.resume();
     assert_eq!(*pair.consumer.state(), State::Attached(Generation(6)));
+}
+
+/// An open of an association.
+fn packets() -> Open {
+    Open {
+        protocol: Protocol::Udp,
+        ..other_open()
+    }
+}
+
+#[test]
+fn packets_that_had_no_answer_are_said_again_to_whoever_is_asked_next() {
+    for expired in [false, true] {
+        let mut pair = Pair::new();
+        pair.consumer = Flow::initiate(packets(), FlowLimits::default());
+        pair.consumer.write(Bytes::from_static(b"packet"));
+        pair.exchange();
+        if expired {
+            pair.lose_leg();
+            pair.consumer.tick(pair.now + Duration::from_secs(60));
+        } else {
+            assert!(pair.consumer.forsake());
+        }
+        assert!(pair.consumer.is_forsaken());
+        assert!(pair.consumer.restart(packets()));
+        pair.provider = None;
+        pair.accepted();
+        assert_eq!(pair.take_all(), b"packet");
+        assert!(!pair.consumer.forsake(), "it was taken");
+    }
+}
+
+#[test]
+fn a_flow_without_a_leg_can_be_hurried_but_gets_no_more_time() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    let window = |pair: &Pair| pair.consumer.next_timeout().map(|at| at - pair.now);
+    pair.consumer.hurry(pair.now);
+    assert_eq!(window(&pair), None, "it has a leg");
+    pair.lose_leg();
+    for (by, left) in [(50, 50), (70, 50), (5, 5)] {
+        pair.consumer.hurry(pair.now + Duration::from_secs(by));
+        assert_eq!(window(&pair), Some(Duration::from_secs(left)));
+    }
 }
