@@ -14,6 +14,7 @@
 //! The bytes of a flow live in its two ends only, so a router may die without hurting it: the consumer's end opens
 //! another leg and both machines go on where the far end stopped.
 
+pub mod attempt;
 pub mod consumer;
 mod end;
 pub mod flow;

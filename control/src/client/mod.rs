@@ -8,25 +8,24 @@ mod fuzz;
 mod lines;
 mod post;
 mod routers;
-mod slot;
 #[cfg(test)]
 mod tests;
 mod watch;
 pub(crate) mod watcher;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http::{Method, Uri, header};
 use keel_certs::{LiveIdentity, NodeName};
+use keel_fabric::attempt::Attempt;
 use keel_fabric::quic::{BindError, Endpoint, HostPort, Profile};
 use tokio::sync::watch::Receiver;
 
 use crate::http::Body;
 use crate::transport::ALPN_H3;
 use connection::{Connection, Failed};
-use slot::Slot;
 
 pub use backoff::{Backoff, Hurry};
 pub use error::{Class, ClientError};
@@ -60,7 +59,14 @@ struct Shared {
     config: ClientConfig,
     tls: Arc<rustls::ClientConfig>,
     endpoint: Endpoint,
-    connection: Slot,
+    slot: Mutex<Slot>,
+}
+
+/// The connection in use, and the attempt at one.
+#[derive(Default)]
+struct Slot {
+    connection: Option<Arc<Connection>>,
+    opening: Attempt<Result<Arc<Connection>, ClientError>>,
 }
 
 impl fmt::Debug for Client {
@@ -86,7 +92,7 @@ impl Client {
                 config,
                 tls,
                 endpoint,
-                connection: Slot::default(),
+                slot: Mutex::default(),
             }),
             hurry: None,
         })
@@ -140,7 +146,7 @@ impl Client {
                         }
                     };
                     // A connection on which nothing comes back is not used for new calls; what runs on it may go on.
-                    self.shared.connection.forget(&connection);
+                    self.forget(&connection);
                     let error = failed.into();
                     if !repeat {
                         return Err(error);
@@ -163,15 +169,38 @@ impl Client {
             .map_err(|error| ClientError::Request(error.to_string()))
     }
 
+    /// The connection in use, or what comes of an attempt at one.
     async fn connection(&self) -> Result<Arc<Connection>, ClientError> {
-        let open = || {
-            let shared = Arc::clone(&self.shared);
-            async move {
-                let (server, tls) = (&shared.config.server, shared.tls.clone());
-                Connection::open(&shared.endpoint, server, tls).await
+        let opening = {
+            let mut slot = self.shared.lock_slot();
+            if let Some(connection) = slot.connection.as_ref().filter(|held| !held.is_gone()) {
+                return Ok(connection.clone());
             }
+            let shared = Arc::clone(&self.shared);
+            slot.opening.join(|| async move { shared.open().await })
         };
-        self.shared.connection.get(open).await
+        opening.await
+    }
+
+    /// The connection is not used for new calls any more.
+    fn forget(&self, connection: &Arc<Connection>) {
+        let mut slot = self.shared.lock_slot();
+        slot.connection
+            .take_if(|held| Arc::ptr_eq(held, connection));
+    }
+}
+
+impl Shared {
+    async fn open(&self) -> Result<Arc<Connection>, ClientError> {
+        let (server, tls) = (&self.config.server, self.tls.clone());
+        let connection = Arc::new(Connection::open(&self.endpoint, server, tls).await?);
+        self.lock_slot().connection = Some(connection.clone());
+        Ok(connection)
+    }
+
+    fn lock_slot(&self) -> MutexGuard<'_, Slot> {
+        // Never left half changed, so a panic elsewhere does not spoil it.
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

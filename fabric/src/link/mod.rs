@@ -15,9 +15,9 @@ use std::time::{Duration, SystemTime};
 use keel_certs::{LiveIdentity, NodeName};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::attempt::Attempt;
 use crate::limits::LinkLimits;
 use crate::metrics::FabricMetrics;
 use crate::quic::{Connection, Endpoint, HostPort, Lost, RecvStream, SendStream};
@@ -54,29 +54,24 @@ struct Inner {
     live: LiveIdentity,
     limits: LinkLimits,
     metrics: Arc<FabricMetrics>,
-    slots: Mutex<HashMap<NodeName, Arc<Slot>>>,
+    slots: Mutex<HashMap<NodeName, Slot>>,
     /// Aborted with the links. The lock only makes the handle shareable.
     _following: Mutex<JoinSet<()>>,
 }
 
-/// One node's connection. The lock is held while dialling, so that there is one attempt at a time.
-#[derive(Default)]
+/// One node's connection, and the attempt at one.
 struct Slot {
-    state: tokio::sync::Mutex<SlotState>,
-}
-
-struct SlotState {
     link: Option<Link>,
-    failed: Option<(Instant, LinkError)>,
+    dialling: Attempt<Result<Link, LinkError>>,
     /// Tells the router which of its connections take each other's place: of two with the same number the newer one counts.
     instance: u64,
 }
 
-impl Default for SlotState {
+impl Default for Slot {
     fn default() -> Self {
         Self {
             link: None,
-            failed: None,
+            dialling: Attempt::default(),
             instance: new_instance(),
         }
     }
@@ -125,47 +120,49 @@ impl Links {
     /// A connection that does not answer any more may take very long to find out that the network is back, so another one
     /// is tried beside it. If that comes first, it takes the place of the old one, which is closed.
     ///
-    /// Callers that come while an attempt runs wait for it and share its outcome. Cancel safe: if the caller that dials
-    /// goes away, the next one dials.
+    /// Callers that come while an attempt runs share its outcome. Cancel safe: it ends with the last of them.
     ///
     /// # Errors
     /// [`LinkError`] with what came of each address.
     pub async fn link(&self, router: &RouterPeer) -> Result<Link, LinkError> {
-        let asked = Instant::now();
-        let slot = self.slot(&router.node);
-        let mut state = slot.state.lock().await;
-        let old = state.link.clone().filter(Link::is_alive);
-        if let Some(link) = old.as_ref().filter(|link| !link.is_suspected()) {
-            return Ok(link.clone());
-        }
-        if let Some((at, error)) = &state.failed
-            && *at >= asked
-        {
-            return Err(error.clone());
-        }
-        let dialled = match &old {
-            None => self.dial(router, state.instance).await,
+        let dialling = {
+            let mut slots = self.lock_slots();
+            let slot = slots.entry(router.node.clone()).or_default();
+            let old = slot.link.clone().filter(Link::is_alive);
+            if let Some(link) = old.as_ref().filter(|link| !link.is_suspected()) {
+                return Ok(link.clone());
+            }
+            let (links, router, instance) = (self.clone(), router.clone(), slot.instance);
+            slot.dialling
+                .join(|| async move { links.replace(&router, old, instance).await })
+        };
+        dialling.await
+    }
+
+    /// Dials, beside `old` if that may only be slow; the connection that comes first is the one in use.
+    async fn replace(
+        &self,
+        router: &RouterPeer,
+        old: Option<Link>,
+        instance: u64,
+    ) -> Result<Link, LinkError> {
+        let link = match &old {
+            None => self.dial(router, instance).await?,
             Some(old) => tokio::select! {
-                dialled = self.dial(router, state.instance) => dialled,
+                dialled = self.dial(router, instance) => dialled?,
                 () = old.answers() => return Ok(old.clone()),
             },
         };
-        match dialled {
-            Ok(link) => {
-                if let Some(old) = old {
-                    tracing::info!(router = %router.node, "another connection took the place of one that does not answer");
-                    let code = crate::wire::CloseCode::Replaced.to_wire();
-                    old.connection().close(code, b"it does not answer");
-                }
-                state.failed = None;
-                state.link = Some(link.clone());
-                Ok(link)
-            }
-            Err(error) => {
-                state.failed = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
+        if let Some(old) = old {
+            tracing::info!(router = %router.node, "another connection took the place of one that does not answer");
+            let code = crate::wire::CloseCode::Replaced.to_wire();
+            old.connection().close(code, b"it does not answer");
         }
+        self.lock_slots()
+            .entry(router.node.clone())
+            .or_default()
+            .link = Some(link.clone());
+        Ok(link)
     }
 
     /// Dials a fresh connection beside one that is worn, or whose certificates end. What is opened from now on goes over the
@@ -173,13 +170,12 @@ impl Links {
     ///
     /// The old one is as good as ever, so it is used until the fresh one has had a word of the router.
     async fn refresh(&self, router: &RouterPeer, reason: Reason) -> Result<(), LinkError> {
-        let slot = self.slot(&router.node);
         let old = |link: &Link| {
             !link.is_suspected()
                 && !link.is_draining()
                 && (reason == Reason::Ending || worn::is_worn(link.connection().streams()))
         };
-        let Some(old) = slot.state.lock().await.link.clone().filter(old) else {
+        let Some(old) = self.held(&router.node).filter(old) else {
             return Ok(());
         };
         let instance = new_instance();
@@ -191,14 +187,17 @@ impl Links {
             return Ok(());
         }
         self.greeted(&fresh).await?;
-        let mut state = slot.state.lock().await;
-        let stands = |link: &Link| Arc::ptr_eq(&link.inner, &old.inner);
-        if !state.link.as_ref().is_some_and(stands) {
-            fresh.connection().close(code, b"there is another one");
-            return Ok(());
+        {
+            let mut slots = self.lock_slots();
+            let slot = slots.entry(router.node.clone()).or_default();
+            let stands = |link: &Link| Arc::ptr_eq(&link.inner, &old.inner);
+            if !slot.link.as_ref().is_some_and(stands) {
+                fresh.connection().close(code, b"there is another one");
+                return Ok(());
+            }
+            slot.link = Some(fresh);
+            slot.instance = instance;
         }
-        state.link = Some(fresh);
-        state.instance = instance;
         tracing::debug!(router = %router.node, ?reason, "a fresh connection stands beside an old one");
         old.inner.retired.cancel();
         Ok(())
@@ -207,25 +206,16 @@ impl Links {
     /// The round trip to `router` if a connection to it lives now.
     #[must_use]
     pub fn rtt(&self, node: &NodeName) -> Option<Duration> {
-        let slot = self.lock_slots().get(node).cloned()?;
-        let state = slot.state.try_lock().ok()?;
-        state
-            .link
-            .as_ref()
-            .filter(|link| link.is_alive())
-            .map(|link| link.connection().rtt())
+        let link = self.held(node).filter(Link::is_alive)?;
+        Some(link.connection().rtt())
     }
 
     /// Suspects every connection until it is heard again: the addresses or the routes of this machine have changed.
     ///
     /// Flows look for other legs at once; those that come first win, be it the old ones.
     pub fn network_changed(&self) {
-        let slots: Vec<_> = self.lock_slots().values().cloned().collect();
-        for slot in slots {
-            // One that is being dialled finds out by itself.
-            if let Ok(state) = slot.state.try_lock()
-                && let Some(link) = &state.link
-            {
+        for slot in self.lock_slots().values() {
+            if let Some(link) = &slot.link {
                 link.inner.health.doubt();
             }
         }
@@ -234,15 +224,8 @@ impl Links {
     /// Whether the connection to the router of `node` lives and the router has said that it stops.
     #[must_use]
     pub fn draining(&self, node: &NodeName) -> bool {
-        let Some(slot) = self.lock_slots().get(node).cloned() else {
-            return false;
-        };
-        let Ok(state) = slot.state.try_lock() else {
-            // It is being dialled: what was there before is of no interest.
-            return false;
-        };
-        let link = state.link.as_ref();
-        link.is_some_and(|link| link.is_alive() && link.is_draining())
+        self.held(node)
+            .is_some_and(|link| link.is_alive() && link.is_draining())
     }
 
     /// Closes every connection, telling the peers; waits until they have been told.
@@ -253,11 +236,12 @@ impl Links {
         self.inner.endpoint.wait_idle().await;
     }
 
-    fn slot(&self, node: &NodeName) -> Arc<Slot> {
-        Arc::clone(self.lock_slots().entry(node.clone()).or_default())
+    /// The connection in use, dead or alive.
+    fn held(&self, node: &NodeName) -> Option<Link> {
+        self.lock_slots().get(node)?.link.clone()
     }
 
-    fn lock_slots(&self) -> std::sync::MutexGuard<'_, HashMap<NodeName, Arc<Slot>>> {
+    fn lock_slots(&self) -> std::sync::MutexGuard<'_, HashMap<NodeName, Slot>> {
         // The map is never left half changed, so a panic elsewhere does not spoil it.
         self.inner
             .slots
