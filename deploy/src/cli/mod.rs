@@ -167,6 +167,22 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_name_does_not_mean_all_of_a_kind() {
+        for words in [
+            ["keel", "get", "routers", ""],
+            ["keel", "delete", "routers", ""],
+            ["keel", "delete", "events", " "],
+        ] {
+            let error = Keel::try_parse_from(words).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
+        let several = ["keel", "delete", "routers", "a", ""];
+        let error = Keel::try_parse_from(several).unwrap_err().to_string();
+        assert!(error.contains("a name is empty"), "{error}");
+        assert!(Keel::try_parse_from(["keel", "get", "routers", "a", "b"]).is_ok());
+    }
+
+    #[test]
     fn kinds_are_named_as_in_kubectl_and_completed() {
         for kind in [
             "routers",
@@ -177,6 +193,8 @@ mod tests {
             "ns",
             "events",
             "ev",
+            "Router",
+            "router/a",
         ] {
             assert!(
                 Keel::try_parse_from(["keel", "get", kind]).is_ok(),

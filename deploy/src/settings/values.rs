@@ -122,6 +122,9 @@ impl FromStr for ObjectName {
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
+        if text.is_empty() {
+            return Err(Usage("a name is empty: write the object's name".into()));
+        }
         if text.len() <= 253 && text.split('.').all(label) {
             return Ok(Self(text.to_owned()));
         }

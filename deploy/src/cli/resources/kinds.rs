@@ -1,9 +1,14 @@
 //! The kinds that can be named on the command line.
 
+use std::ffi::OsStr;
 use std::fmt;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
 use keel_control::api::{KindNames, kept_kinds};
+
+use crate::errors::Usage;
+use crate::settings::ObjectName;
 
 /// A kind, as it was named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,22 +21,14 @@ impl fmt::Display for Kind {
 }
 
 impl Kind {
-    /// Takes every kind by its plural, its singular and its short names.
-    pub(crate) fn parser() -> impl TypedValueParser<Value = Self> {
-        let values = kept_kinds().map(|kind| {
-            let short = kind.short.iter().copied();
-            PossibleValue::new(kind.plural)
-                .aliases(std::iter::once(kind.singular).chain(short))
-                .help(format!("{} of {}", kind.kind, kind.api_version()))
+    /// The kind with this plural, singular or short name, in any case.
+    fn named(word: &str) -> Option<Self> {
+        let word = word.to_ascii_lowercase();
+        let mut kinds = kept_kinds();
+        let named = kinds.find(|kind| {
+            kind.plural == word || kind.singular == word || kind.short.contains(&word.as_str())
         });
-        PossibleValuesParser::new(values.collect::<Vec<_>>()).try_map(|word| {
-            let mut kinds = kept_kinds();
-            let named = kinds.find(|kind| {
-                kind.plural == word || kind.singular == word || kind.short.contains(&word.as_str())
-            });
-            // Invariant: the parser takes nothing else.
-            named.map(Self).ok_or("no such kind")
-        })
+        named.map(Self)
     }
 
     /// The kind that a document says it is.
@@ -58,5 +55,110 @@ impl Kind {
     /// Path of its objects.
     pub(crate) fn path(&self, namespace: Option<&str>) -> String {
         self.0.path(namespace)
+    }
+}
+
+/// What is named where a kind is: `KIND`, or one object of it as `KIND/NAME`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Selected {
+    pub(crate) kind: Kind,
+    name: Option<ObjectName>,
+}
+
+impl Selected {
+    /// The names: that in front, or those behind the kind.
+    ///
+    /// # Errors
+    /// There are both.
+    pub(crate) fn names(&self, behind: &[ObjectName]) -> Result<Vec<String>, Usage> {
+        match &self.name {
+            Some(name) if behind.is_empty() => Ok(vec![name.0.clone()]),
+            Some(name) => Err(Usage(format!(
+                "{}/{} names one already: write `{} {} {}` for several",
+                self.kind, name.0, self.kind, name.0, behind[0].0
+            ))),
+            None => Ok(behind.iter().map(|name| name.0.clone()).collect()),
+        }
+    }
+}
+
+/// Reads [`Selected`]; offers the kinds by their plurals.
+#[derive(Clone)]
+pub(crate) struct SelectedParser;
+
+impl TypedValueParser for SelectedParser {
+    type Value = Selected;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Selected, clap::Error> {
+        let text = value.to_str().unwrap_or_default();
+        let (word, name) = match text.split_once('/') {
+            Some((word, name)) => (word, Some(name)),
+            None => (text, None),
+        };
+        let Some(kind) = Kind::named(word) else {
+            // In clap's own words, with the kinds that there are.
+            let kinds = PossibleValuesParser::new(possible_values());
+            kinds.parse_ref(command, arg, OsStr::new(word))?;
+            return Err(command
+                .clone()
+                .error(ErrorKind::InvalidValue, format!("no such kind: {word:?}")));
+        };
+        let name = name.map(str::parse).transpose().map_err(|error: Usage| {
+            command.clone().error(
+                ErrorKind::ValueValidation,
+                format!("invalid value '{text}': {error}"),
+            )
+        })?;
+        Ok(Selected { kind, name })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(possible_values().into_iter()))
+    }
+}
+
+/// Every kind by its plural; its other names are taken as well, and short ones are told in the help.
+fn possible_values() -> Vec<PossibleValue> {
+    let values = kept_kinds().map(|kind| {
+        let short = kind.short.iter().copied();
+        let also = match kind.short {
+            [] => String::new(),
+            short => format!(" ({})", short.join(", ")),
+        };
+        PossibleValue::new(kind.plural)
+            .aliases(std::iter::once(kind.singular).chain(short))
+            .help(format!("{} of {}{also}", kind.kind, kind.api_version()))
+    });
+    values.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_may_name_one_of_its_objects_and_no_empty_name() {
+        let command = clap::Command::new("keel");
+        let read = |text: &str| SelectedParser.parse_ref(&command, None, OsStr::new(text));
+        for text in ["router/a", "Router/a", "RT/a"] {
+            let selected = read(text).unwrap();
+            assert_eq!(selected.kind.0.kind, "Router");
+            assert_eq!(selected.names(&[]).unwrap(), ["a"]);
+            assert!(selected.names(&[ObjectName("b".into())]).is_err());
+        }
+        assert!(read("routers").unwrap().names(&[]).unwrap().is_empty());
+        for (text, word) in [
+            ("router/", "a name is empty"),
+            ("router/a/b", "a/b"),
+            ("pods/a", "routers"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
     }
 }

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{NodeDir, access, answer, routers, table};
 use crate::errors::{Usage, chain};
-use kinds::Kind;
+use crate::settings::ObjectName;
+use kinds::{Selected, SelectedParser};
 use show::{Output, Shown};
 
 pub(crate) use apply::{ApplyFlags, apply};
@@ -47,6 +48,7 @@ impl Namespace {
 #[command(after_help = "Examples:
   keel get routers
   keel get router edge-b -o yaml
+  keel get router/edge-b
   keel get routers -l tier=edge -o wide
   keel get events -A")]
 pub(crate) struct GetFlags {
@@ -54,11 +56,11 @@ pub(crate) struct GetFlags {
     node: NodeDir,
     #[command(flatten)]
     namespace: Namespace,
-    /// What to show
-    #[arg(value_parser = Kind::parser(), value_name = "KIND")]
-    kind: Kind,
-    /// Only the one with this name
-    name: Option<String>,
+    /// What to show: KIND, or KIND/NAME
+    #[arg(value_parser = SelectedParser, value_name = "KIND")]
+    kind: Selected,
+    /// Only those with these names
+    name: Vec<ObjectName>,
     /// Of all namespaces
     #[arg(short = 'A', long, conflicts_with_all = ["namespace", "name"])]
     all_namespaces: bool,
@@ -83,12 +85,11 @@ pub(crate) struct DeleteFlags {
     node: NodeDir,
     #[command(flatten)]
     namespace: Namespace,
-    /// What to delete
-    #[arg(value_parser = Kind::parser(), value_name = "KIND")]
-    kind: Kind,
+    /// What to delete: KIND, or KIND/NAME
+    #[arg(value_parser = SelectedParser, value_name = "KIND")]
+    kind: Selected,
     /// The names
-    #[arg(required = true)]
-    name: Vec<String>,
+    name: Vec<ObjectName>,
     /// One that is not there is no error
     #[arg(long)]
     ignore_not_found: bool,
@@ -109,8 +110,8 @@ pub(crate) struct WatchFlags {
     #[command(flatten)]
     namespace: Namespace,
     /// What to watch
-    #[arg(value_parser = Kind::parser(), value_name = "KIND")]
-    kind: Kind,
+    #[arg(value_parser = SelectedParser, value_name = "KIND")]
+    kind: Selected,
     /// Of all namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     all_namespaces: bool,
@@ -120,16 +121,31 @@ pub(crate) struct WatchFlags {
 }
 
 pub(crate) async fn get(flags: GetFlags) -> anyhow::Result<()> {
+    let (kind, names) = (flags.kind.kind, flags.kind.names(&flags.name)?);
+    // Of KIND/NAME clap does not know that it names one.
+    if !names.is_empty()
+        && (flags.all_namespaces || flags.selector.is_some() || flags.field_selector.is_some())
+    {
+        let text = "an object is named, so leave -A, -l and --field-selector out";
+        return Err(Usage(text.to_owned()).into());
+    }
     let client = client(&flags.node).await?;
     let namespace = (!flags.all_namespaces).then(|| flags.namespace.name());
-    let path = flags.kind.path(namespace);
-    let shown = Shown::new(flags.kind, flags.output, flags.all_namespaces);
-    if let Some(name) = &flags.name {
-        let path = format!("{path}/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
-        let object = succeeded(&client, Method::GET, &path)
-            .await
-            .with_context(|| format!("cannot get {} {name}", flags.kind))?;
-        return answer(&shown.one(object)?);
+    let path = kind.path(namespace);
+    let shown = Shown::new(kind, flags.output, flags.all_namespaces);
+    if !names.is_empty() {
+        let mut objects = Vec::with_capacity(names.len());
+        for name in &names {
+            let path = format!("{path}/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
+            let object = succeeded(&client, Method::GET, &path)
+                .await
+                .with_context(|| format!("cannot get {kind} {name}"))?;
+            objects.push(object);
+        }
+        return answer(&match objects.len() {
+            1 => shown.one(objects.remove(0))?,
+            _ => shown.all(objects)?,
+        });
     }
     let mut query = format!("limit={PAGE}");
     for (key, value) in [
@@ -146,7 +162,7 @@ pub(crate) async fn get(flags: GetFlags) -> anyhow::Result<()> {
     loop {
         let mut page = succeeded(&client, Method::GET, &format!("{path}?{query}{next}"))
             .await
-            .with_context(|| format!("cannot list the {}", flags.kind.0.plural))?;
+            .with_context(|| format!("cannot list the {}", kind.0.plural))?;
         if let Value::Array(items) = page["items"].take() {
             objects.extend(items);
         }
@@ -162,10 +178,17 @@ pub(crate) async fn get(flags: GetFlags) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn delete(flags: DeleteFlags) -> anyhow::Result<()> {
+    let (kind, names) = (flags.kind.kind, flags.kind.names(&flags.name)?);
+    if names.is_empty() {
+        return Err(Usage(format!(
+            "name what is to be deleted: keel delete {kind} NAME"
+        ))
+        .into());
+    }
     let client = client(&flags.node).await?;
-    let (kind, path) = (flags.kind, flags.kind.path(Some(flags.namespace.name())));
+    let path = kind.path(Some(flags.namespace.name()));
     let mut failed = 0;
-    for name in &flags.name {
+    for name in &names {
         let path = format!("{path}/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
         let (code, said) = call(&client, Method::DELETE, &path, None)
             .await
@@ -179,7 +202,7 @@ pub(crate) async fn delete(flags: DeleteFlags) -> anyhow::Result<()> {
     }
     match failed {
         0 => Ok(()),
-        failed => bail!("{failed} of {} could not be deleted", flags.name.len()),
+        failed => bail!("{failed} of {} could not be deleted", names.len()),
     }
 }
 
@@ -187,10 +210,18 @@ pub(crate) async fn watch(flags: WatchFlags, stop: CancellationToken) -> anyhow:
     if flags.output == Output::Wide {
         return Err(Usage("keel watch has no -o wide".to_owned()).into());
     }
+    let kind = flags.kind.kind;
+    if !flags.kind.names(&[])?.is_empty() {
+        return Err(Usage(format!(
+            "keel watch shows all of a kind: write {}",
+            kind.0.plural
+        ))
+        .into());
+    }
     let client = client(&flags.node).await?;
     let namespace = (!flags.all_namespaces).then(|| flags.namespace.name());
-    let mut events = client.watch_objects(&flags.kind.path(namespace));
-    let shown = Shown::new(flags.kind, flags.output, flags.all_namespaces);
+    let mut events = client.watch_objects(&kind.path(namespace));
+    let shown = Shown::new(kind, flags.output, flags.all_namespaces);
     let mut known = std::collections::HashSet::new();
     loop {
         let event = tokio::select! {
