@@ -15,7 +15,7 @@ use keel_fabric::provider::{Check, Probe, PublicationOptions};
 use keel_fabric::units::{Rate, Span, UnitError};
 use thiserror::Error;
 
-use crate::spec;
+use crate::spec::{self, MappedService, PublishedService};
 
 /// Every key, with what it takes.
 pub const KEYS: &[(&str, &str)] = &[
@@ -102,22 +102,60 @@ pub enum OptionError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A check is described and not asked for.
+    #[error(
+        "{0} describes a check, and there is none; add `check:tcp`, or `check:/healthz` for HTTP"
+    )]
+    NoCheck(String),
+    /// A word that says nothing at this end.
+    #[error("{key} means nothing here: `{service}` is not {missing}")]
+    Elsewhere {
+        /// The key.
+        key: &'static str,
+        /// The service.
+        service: String,
+        /// What it would have to be: mapped or published.
+        missing: &'static str,
+    },
     /// Neither mapped nor published.
     #[error("`{0}` is neither mapped nor published here; name one of the services that are")]
     Unknown(String),
 }
 
 fn keys() -> String {
-    let names: Vec<_> = KEYS.iter().map(|(name, _)| *name).collect();
+    // `check-http` is how the file's `check: {http: PATH}` arrives; people write `check:PATH`.
+    let names = KEYS.iter().map(|(name, _)| *name);
+    let names: Vec<_> = names.filter(|name| *name != "check-http").collect();
     names.join(", ")
 }
 
 impl ServiceOptions {
+    /// What `words` say, each a key and its value.
+    ///
+    /// # Errors
+    /// [`OptionError`], which names the key or the value.
+    pub fn of<'a>(words: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, OptionError> {
+        let mut options = Self::default();
+        let (mut described, mut wanted) = (None, false);
+        for (key, value) in words {
+            options.set(key, value)?;
+            match key {
+                "check" | "check-http" => wanted = true,
+                _ if key.starts_with("check-") => described = Some(key),
+                _ => {}
+            }
+        }
+        match described {
+            Some(key) if !wanted => Err(OptionError::NoCheck(key.to_owned())),
+            _ => Ok(options),
+        }
+    }
+
     /// Sets what `key` means to what `value` says.
     ///
     /// # Errors
     /// [`OptionError`], which names the key or the value.
-    pub fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
+    fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
         let Some(&(key, takes)) = KEYS.iter().find(|(name, _)| *name == key) else {
             return Err(OptionError::Key {
                 key: key.to_owned(),
@@ -173,7 +211,7 @@ impl ServiceOptions {
         Ok(())
     }
 
-    /// A check that is only described is one of TCP.
+    /// Its words come in any order, so one that is described before it is named is one of TCP until then.
     fn checked(&mut self) -> &mut Check {
         self.check.get_or_insert(Check::new(Probe::Tcp))
     }
@@ -233,13 +271,15 @@ impl std::str::FromStr for ServiceOption {
     fn from_str(text: &str) -> Result<Self, OptionError> {
         let form = || OptionError::Form(text.to_owned());
         let (service, words) = text.split_once('=').ok_or_else(form)?;
-        let mut options = ServiceOptions::default();
-        for word in words.split(',').map(str::trim) {
+        let words = words.split(',').map(|word| {
+            let word = word.trim();
             let (key, value) = word
                 .split_once(':')
                 .ok_or_else(|| OptionError::NoValue(word.to_owned()))?;
-            options.set(key.trim(), value)?;
-        }
+            Ok((key.trim(), value))
+        });
+        let words = words.collect::<Result<Vec<_>, _>>()?;
+        let options = ServiceOptions::of(words.into_iter())?;
         Ok(Self {
             service: service.trim().to_owned(),
             options,
@@ -322,117 +362,46 @@ impl AllOptions {
         said(Some(port)).over(said(None))
     }
 
-    /// Whether everything that is said is said about one of `services`, which are those mapped and published.
+    /// Whether everything that is said is said about a service that is mapped or published, at the end that it is for.
     ///
     /// # Errors
-    /// The first service that is none of them.
-    pub fn only_about<'a>(
+    /// The first service that is neither, or the word that means nothing there.
+    pub fn only_about(
         &self,
-        services: impl Iterator<Item = &'a ServiceId> + Clone,
+        mapped: &[MappedService],
+        published: &[PublishedService],
     ) -> Result<(), OptionError> {
-        match self
-            .services
-            .keys()
-            .find(|(service, _)| !services.clone().any(|one| one == service))
-        {
-            Some((service, _)) => Err(OptionError::Unknown(service.to_string())),
-            None => Ok(()),
+        for ((service, port), said) in &self.services {
+            let is_mapped = mapped.iter().any(|one| {
+                // A mapping without a port is one of every port.
+                one.target.service == *service
+                    && (port.is_none() || one.port.is_none() || one.port == *port)
+            });
+            let is_published = published.iter().any(|one| {
+                one.target.service == *service && port.is_none_or(|port| port == one.port)
+            });
+            let name = || match port {
+                Some(port) => format!("{service}:{port}"),
+                None => service.to_string(),
+            };
+            let elsewhere = |key, missing| OptionError::Elsewhere {
+                key,
+                service: name(),
+                missing,
+            };
+            if !is_mapped && !is_published {
+                return Err(OptionError::Unknown(name()));
+            }
+            if said.check.is_some() && !is_published {
+                return Err(elsewhere("check", "published"));
+            }
+            if said.sticky.is_some() && !is_mapped {
+                return Err(elsewhere("sticky", "mapped"));
+            }
         }
+        Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn option(text: &str) -> Result<ServiceOption, OptionError> {
-        text.parse()
-    }
-
-    #[test]
-    fn every_key_sets_what_it_is_called() {
-        let one = option(
-            "mysql=limit:10MB/s, resume-window:30s,weight:10,priority:1,sticky:client,check:/healthz,\
-             check-interval:1s,check-timeout:500ms,check-failures:4,check-recoveries:5,idle-timeout:20s",
-        )
-        .unwrap();
-        assert_eq!(one.service, "mysql");
-        let check = Check {
-            probe: Probe::Http("/healthz".into()),
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_millis(500),
-            failures: 4,
-            recoveries: 5,
-        };
-        let expected = ServiceOptions {
-            resume_window: Some(Duration::from_secs(30)),
-            weight: Some(10),
-            priority: Some(1),
-            sticky: Some(Sticky::Client),
-            check: Some(check),
-            limit: Some("10MB/s".parse().unwrap()),
-            idle_timeout: Some(Duration::from_secs(20)),
-        };
-        assert_eq!(one.options, expected);
-        for (key, _) in KEYS {
-            let error = option(&format!("a={key}:?")).unwrap_err().to_string();
-            assert!(error.starts_with(key), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_word_is_named_with_what_is_right() {
-        for (text, parts) in [
-            ("mysql", &["`mysql`", "service=key:value"] as &[_]),
-            ("mysql=limit", &["`limit` has no value", "key:value"]),
-            ("mysql=speed:1MB/s", &["`speed`", "resume-window"]),
-            ("mysql=limit:10", &["limit", "`10` is no rate", "10MB/s"]),
-            ("mysql=weight:1001", &["weight `1001`", "0 to 1000"]),
-            ("mysql=resume-window:601s", &["`601s`", "0s to 600s"]),
-            (
-                "mysql=resume-window:10",
-                &["resume-window", "no length of time"],
-            ),
-            ("mysql=sticky:yes", &["sticky `yes`", "client"]),
-            ("mysql=check:healthz", &["check `healthz`", "/healthz"]),
-            (
-                "mysql=check-failures:0",
-                &["check-failures `0`", "1 to 100"],
-            ),
-        ] {
-            let error = option(text).unwrap_err().to_string();
-            for part in parts {
-                assert!(error.contains(part), "{text}: {error}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_said_of_a_port_wins_over_what_is_said_of_the_service() {
-        let namespace = Namespace::default_namespace();
-        let mut all = AllOptions::default();
-        for text in [
-            "mysql=limit:10MB/s,weight:2",
-            "mysql.default.svc:3306=limit:1MB/s",
-        ] {
-            all.add(option(text).unwrap(), &namespace).unwrap();
-        }
-        for text in ["5MB/s", "redis=2MB/s"] {
-            all.add_limit(text.parse().unwrap(), &namespace).unwrap();
-        }
-        let of = |service: &str, port| all.of(&service.parse().unwrap(), port);
-        let rate = |text: &str| Some(text.parse().unwrap());
-        assert_eq!(of("mysql.default", 3306).limit, rate("1MB/s"));
-        assert_eq!(of("mysql.default", 3306).weight, Some(2));
-        assert_eq!(of("mysql.default", 1).limit, rate("10MB/s"));
-        assert_eq!(of("redis.default", 1).limit, rate("2MB/s"));
-        assert_eq!(of("mysql.other", 3306), ServiceOptions::default());
-        assert_eq!(all.limit, rate("5MB/s"));
-        let mysql: ServiceId = "mysql.default".parse().unwrap();
-        let error = all
-            .only_about([&mysql].into_iter())
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("`redis.default`"), "{error}");
-    }
-}
+mod tests;

@@ -126,7 +126,7 @@ pub struct NodeFlags {
     pub identity_limit: Option<Rate>,
     /// Connections that the APIServer takes at once, over QUIC and over TCP each; a node, a sidecar or a command has one
     /// [default: 1024]
-    #[arg(long, env = "KEEL_APISERVER_CONNECTIONS", value_name = "N")]
+    #[arg(long, env = "KEEL_APISERVER_CONNECTIONS", value_name = "N", value_parser = values::from_one)]
     pub apiserver_connections: Option<NonZero<u32>>,
     /// How long events are kept that are not told again [default: 1h]
     #[arg(long, env = "KEEL_EVENT_TTL", value_name = "TIME")]
@@ -354,7 +354,7 @@ impl NodeFlags {
                 )))),
             router_listen: self.router_listen,
             trust_domain: self.trust_domain,
-            advertise: self.advertise,
+            advertise: values::reachable(self.advertise)?,
             peers: self.peer,
             peers_file: self.peer_from,
             follow: self.follow.map(|name| name.0),
@@ -471,6 +471,10 @@ mod tests {
             ["--leaf-life", "1s"],
             ["--status-interval", "0s"],
             ["--event-ttl", "0s"],
+            ["--advertise", "0.0.0.0:7000"],
+            ["--advertise", "[::]:7000"],
+            ["--advertise", "[::ffff:0.0.0.0]:7000"],
+            ["--advertise", "224.0.0.1:7000"],
         ] {
             let flags = flags(&args);
             assert!(

@@ -34,10 +34,10 @@ impl<'de> Visitor<'de> for Services {
         let mut services = Vec::new();
         while let Some(service) = all.next_key()? {
             let Words(words) = all.next_value()?;
-            let mut options = ServiceOptions::default();
-            for (key, value) in words {
-                options.set(&key, &value).map_err(A::Error::custom)?;
-            }
+            let words = words
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()));
+            let options = ServiceOptions::of(words).map_err(A::Error::custom)?;
             services.push(ServiceOption { service, options });
         }
         Ok(services)
@@ -178,6 +178,10 @@ mod tests {
             (
                 "serviceOptions:\n  mysql: {resume-window: 1s}\n",
                 "camelCase",
+            ),
+            (
+                "serviceOptions:\n  mysql: {checkInterval: 1s}\n",
+                "check-interval",
             ),
             ("serviceOptions:\n  mysql: 1\n", "mapping"),
         ] {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use keel_certs::{Namespace, PodName};
 use keel_sidecar::config::{ListenOn, SidecarConfig, Upstreams, parse_apiserver};
-use keel_sidecar::options::{LimitArg, ServiceOption};
+use keel_sidecar::options::{AllOptions, LimitArg, ServiceOption};
 use keel_sidecar::spec::{parse_mapped, parse_published};
 use keel_sidecar::udp::MaxAssociations;
 use keel_sidecar::vip::IpRange;
@@ -34,7 +34,7 @@ pub struct SidecarFlags {
     )]
     #[serde(deserialize_with = "values::texts")]
     pub mapped_services: Vec<String>,
-    /// Services to publish from here: name[.namespace][:port]=host:port, comma separated
+    /// Services to publish from here: name[.namespace[.cluster]][:port][/tcp|/udp]=host:port, comma separated
     #[arg(
         long,
         env = "SIDECAR_PUBLISHED_SERVICES",
@@ -224,14 +224,13 @@ impl SidecarFlags {
             let added = config.options.add(one, &namespace);
             added.map_err(wrong("--service-option"))?;
         }
+        let here = |options: &AllOptions| options.only_about(&config.mapped, &config.published);
+        here(&config.options).map_err(wrong("--service-option"))?;
         for one in self.limit {
             let added = config.options.add_limit(one, &namespace);
             added.map_err(wrong("--limit"))?;
         }
-        let services = config.mapped.iter().map(|one| &one.target.service);
-        let services = services.chain(config.published.iter().map(|one| &one.target.service));
-        let only = config.options.only_about(services);
-        only.map_err(wrong("--service-option"))?;
+        here(&config.options).map_err(wrong("--limit"))?;
         let users = u64::from(!config.mapped.is_empty()) + u64::from(!config.published.is_empty());
         let fitting = Room::of_process().fit(config.limits, users);
         config.limits = limits::set(fitting, self.set_limit)?;
@@ -249,13 +248,30 @@ impl SidecarFlags {
         config.dns_zones = self
             .dns_zone
             .iter()
-            .map(|zone| zone.trim().trim_end_matches('.').to_ascii_lowercase())
-            .filter(|zone| !zone.is_empty())
-            .collect();
+            .filter(|text| !text.trim().trim_end_matches('.').is_empty())
+            .map(|text| values::zone("--dns-zone", text))
+            .collect::<Result<_, _>>()?;
         if let Some(url) = self.apiserver {
             config.apiserver = Some(parse_apiserver(&url).map_err(wrong("--apiserver"))?);
         }
+        if let Some(dir) = &self.identity_dir {
+            std::fs::read_dir(dir).map_err(|error| {
+                Usage(format!(
+                    "--identity-dir {}: {error}; give the directory with tls.crt, tls.key and ca.crt",
+                    dir.display()
+                ))
+            })?;
+        }
         config.identity_dir = self.identity_dir;
+        if let Some(dir) = self.data_dir.as_deref().filter(|dir| is_without_node(dir))
+            && self.join.is_none()
+            && config.identity_dir.is_none()
+        {
+            tracing::warn!(
+                dir = %dir.display(),
+                "--data-dir: there is no node (no workload.sock), so a node elsewhere on this machine is taken if there is one"
+            );
+        }
         config.workload_sockets = sockets(self.data_dir.as_deref(), &machine.data_dir);
         config.state_dir = self.state_dir;
         if let Some(text) = self.pod_name {
@@ -279,6 +295,10 @@ impl SidecarFlags {
             config.metrics = ListenOn::given(address);
         }
         if let Some(span) = self.connect_timeout {
+            if span.0.is_zero() {
+                let text = "--connect-timeout 0s is out of range: write at least 1ms";
+                return Err(Usage(text.to_owned()));
+            }
             config.connect_timeout = span.0;
         }
         if let Some(dir) = self.config_dir {
@@ -306,13 +326,21 @@ fn has_joined(config: &SidecarConfig) -> bool {
         .any(|entry| entry.file_name().to_str().is_some_and(ours) && kept(&entry.path()))
 }
 
+/// Whether no node serves from `dir`. One that cannot be looked into may have one.
+fn is_without_node(dir: &Path) -> bool {
+    matches!(dir.join(WORKLOAD_SOCK).try_exists(), Ok(false))
+}
+
+/// The socket of a node for the workloads beside it.
+const WORKLOAD_SOCK: &str = "workload.sock";
+
 /// Where a node's workload socket may be, in the order in which they are tried.
 fn sockets(given: Option<&Path>, default: &Path) -> Vec<PathBuf> {
     let mut dirs: Vec<&Path> = given.into_iter().collect();
     dirs.extend([Path::new("/run/keel"), default, Path::new("/var/lib/keel")]);
     let mut all: Vec<PathBuf> = Vec::new();
     for dir in dirs {
-        let socket = dir.join("workload.sock");
+        let socket = dir.join(WORKLOAD_SOCK);
         if !all.contains(&socket) {
             all.push(socket);
         }
@@ -329,120 +357,4 @@ fn wrong<E: std::error::Error>(flag: &str) -> impl Fn(E) -> Usage {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn machine() -> Machine {
-        Machine {
-            data_dir: "/data/keel".into(),
-            host: "laptop".into(),
-            user: "u".into(),
-        }
-    }
-
-    #[test]
-    fn nothing_given_means_every_default() {
-        let config = SidecarFlags::default().resolve(&machine()).unwrap().config;
-        assert!(config.mapped.is_empty() && config.published.is_empty() && !config.dns.given);
-        assert_eq!(config.state_root, Path::new("/data/keel/sidecar"));
-        let sockets: Vec<_> = config
-            .workload_sockets
-            .iter()
-            .map(|path| path.to_str().unwrap())
-            .collect();
-        assert_eq!(
-            sockets,
-            [
-                "/run/keel/workload.sock",
-                "/data/keel/workload.sock",
-                "/var/lib/keel/workload.sock"
-            ]
-        );
-    }
-
-    #[test]
-    fn a_given_data_directory_comes_first() {
-        let flags = SidecarFlags {
-            data_dir: Some("/d".into()),
-            ..SidecarFlags::default()
-        };
-        let config = flags.resolve(&machine()).unwrap().config;
-        assert_eq!(config.workload_sockets[0], Path::new("/d/workload.sock"));
-        assert_eq!(config.state_root, Path::new("/d/sidecar"));
-    }
-
-    #[test]
-    fn a_token_that_is_gone_matters_only_before_it_was_used() {
-        let dir = tempfile::tempdir().unwrap();
-        let flags = SidecarFlags {
-            join: Some("@/nowhere/token".parse().unwrap()),
-            state_dir: Some(dir.path().to_owned()),
-            ..SidecarFlags::default()
-        };
-        let error = flags.clone().resolve(&machine()).unwrap_err().to_string();
-        assert!(error.contains("/nowhere/token"), "{error}");
-        std::fs::create_dir(dir.path().join("identity")).unwrap();
-        std::fs::write(dir.path().join("identity/tls.crt"), "").unwrap();
-        assert!(flags.resolve(&machine()).unwrap().config.join.is_none());
-    }
-
-    #[test]
-    fn wrong_values_name_their_flag() {
-        let text = |text: &str| Some(text.to_owned());
-        let all = [
-            (
-                "--mapped-services",
-                SidecarFlags {
-                    mapped_services: vec!["my sql".into()],
-                    ..SidecarFlags::default()
-                },
-            ),
-            (
-                "--published-services",
-                SidecarFlags {
-                    published_services: vec!["web".into()],
-                    ..SidecarFlags::default()
-                },
-            ),
-            (
-                "--ip-range",
-                SidecarFlags {
-                    ip_range: text("127.0.66.0/99"),
-                    ..SidecarFlags::default()
-                },
-            ),
-            (
-                "--dns-upstream",
-                SidecarFlags {
-                    dns_upstream: vec!["dns.example".into()],
-                    ..SidecarFlags::default()
-                },
-            ),
-            (
-                "--apiserver",
-                SidecarFlags {
-                    apiserver: text("http://a"),
-                    ..SidecarFlags::default()
-                },
-            ),
-            (
-                "--pod-namespace",
-                SidecarFlags {
-                    pod_namespace: text("A B"),
-                    ..SidecarFlags::default()
-                },
-            ),
-            (
-                "--join",
-                SidecarFlags {
-                    join: Some("nonsense".parse().unwrap()),
-                    ..SidecarFlags::default()
-                },
-            ),
-        ];
-        for (flag, flags) in all {
-            let error = flags.resolve(&machine()).unwrap_err().to_string();
-            assert!(error.starts_with(flag), "{error}");
-        }
-    }
-}
+mod tests;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -27,6 +29,35 @@ pub fn within(span: Span, flag: &str, least: Duration, most: Duration) -> Result
         Span(least),
         Span(most)
     )))
+}
+
+/// A number from 1.
+///
+/// # Errors
+/// It is none.
+pub(super) fn from_one(text: &str) -> Result<NonZero<u32>, Usage> {
+    let number = text.trim().parse();
+    number.map_err(|_| Usage("write a number from 1 to 4294967295".into()))
+}
+
+/// `advertised`, if others can reach each: an address that stands for every one, or for a group, is nobody's.
+///
+/// # Errors
+/// The first that nobody reaches.
+pub(super) fn reachable(advertised: Vec<HostPort>) -> Result<Vec<HostPort>, Usage> {
+    let nobodys = |at: &&HostPort| {
+        at.host().parse::<IpAddr>().is_ok_and(|ip| {
+            let ip = ip.to_canonical();
+            ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST
+        })
+    };
+    match advertised.iter().find(nobodys) {
+        Some(at) => Err(Usage(format!(
+            "--advertise {at}: nobody reaches that; write the address that others reach, like a.example.net:{}",
+            at.port()
+        ))),
+        None => Ok(advertised),
+    }
 }
 
 /// Where a join token comes from: the text itself, `@FILE`, or `-` for standard input.
@@ -132,6 +163,22 @@ impl FromStr for ObjectName {
             "{text:?} is no name of an object: lower-case letters, digits, - and . between them"
         )))
     }
+}
+
+/// A DNS zone, in lower case and without its last dot.
+///
+/// # Errors
+/// It is no DNS name.
+pub(super) fn zone(flag: &str, text: &str) -> Result<String, Usage> {
+    let zone = text.trim().trim_end_matches('.').to_ascii_lowercase();
+    let plain = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(plain);
+    if zone.len() <= 253 && zone.split('.').all(label) {
+        return Ok(zone);
+    }
+    Err(Usage(format!(
+        "{flag} `{text}` is no DNS name: write a zone like corp.example"
+    )))
 }
 
 /// Another node's APIServer: `NAME=HOST:PORT`. The name is the identity that is expected there.
@@ -268,5 +315,22 @@ mod tests {
         );
         let error = source.read().unwrap_err().to_string();
         assert!(!error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn a_number_from_one_and_a_zone_are_what_they_are_called() {
+        assert_eq!(from_one("1024").unwrap().get(), 1024);
+        for text in ["0", "-1", "many"] {
+            let error = from_one(text).unwrap_err().to_string();
+            assert!(error.contains("from 1"), "{error}");
+        }
+        assert_eq!(
+            zone("--dns-zone", " Corp.Example. ").unwrap(),
+            "corp.example"
+        );
+        for text in ["bad zone", "a..b", ".a", "x/y"] {
+            let error = zone("--dns-zone", text).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
+use clap::builder::NonEmptyStringValueParser;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use http::{Method, StatusCode};
@@ -48,7 +49,7 @@ pub(crate) struct ApplyFlags {
     #[arg(short, long, value_name = "FILE", required = true)]
     filename: Vec<PathBuf>,
     /// Who owns the fields that are applied, where several programs write the same resources
-    #[arg(long, value_name = "NAME", default_value = "keel")]
+    #[arg(long, value_name = "NAME", default_value = "keel", value_parser = NonEmptyStringValueParser::new())]
     field_manager: String,
     /// Take over fields that others own
     #[arg(long)]
