@@ -1,5 +1,6 @@
 //! The control plane of a node: its identity, its store, its API on the network and on the local sockets.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,9 +64,17 @@ impl ControlPlane {
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let data = DataDir::open(&settings.data_dir)?;
+        let mut settings = Cow::Borrowed(settings);
         if NodeAuthority::load(&data)?.is_none() {
-            ports::check(settings, part)?;
+            ports::check(&settings, part)?;
+            if let Some(source) = &settings.join
+                && RootAuthority::load(&data)?.is_none()
+            {
+                let join = identity::wanted_token(source.held())?;
+                settings.to_mut().join = Some(join);
+            }
         }
+        let settings = &*settings;
         // Before the node is made: one that fails to start must not leave a trust domain behind, nor have used up a token.
         let store = open(settings, &data, &metrics).await?;
         let started = match stop

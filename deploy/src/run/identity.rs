@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::{peers, renewal};
 use crate::errors::{Usage, chain};
-use crate::settings::{NodeSettings, PeerArg};
+use crate::settings::{NodeSettings, PeerArg, ValueError};
 
 /// A node that knows who it is.
 pub(super) struct Established {
@@ -57,9 +57,7 @@ async fn establish_at(
             }
         }
         None if let Some(source) = settings.join.as_ref().filter(|_| root.is_none()) => {
-            let token = source
-                .read()
-                .map_err(|error| Usage(format!("--join: {}", chain(&error))))?;
+            let token = wanted_token(source.read())?;
             let node = node_name(settings)?;
             (join(data, &token, &node, &hosts).await?, None)
         }
@@ -98,6 +96,11 @@ async fn establish_at(
         hosts,
         peers,
     })
+}
+
+/// A token without which there is no node, or what is wrong with it.
+pub(super) fn wanted_token<T>(read: Result<T, ValueError>) -> Result<T, Usage> {
+    read.map_err(|error| Usage(format!("--join: {}", chain(&error))))
 }
 
 /// Checks what was asked for against what the directory says. The token, if it is for the trust domain that the node is in.

@@ -80,6 +80,18 @@ impl TokenSource {
     /// # Errors
     /// The file cannot be read, or the text is no token.
     pub fn read(&self) -> Result<JoinToken, ValueError> {
+        Ok(self.read_text()?.1)
+    }
+
+    /// The token itself as a source, checked: what comes from standard input can be read only once.
+    ///
+    /// # Errors
+    /// As [`TokenSource::read`].
+    pub fn held(&self) -> Result<Self, ValueError> {
+        Ok(Self::Value(self.read_text()?.0))
+    }
+
+    fn read_text(&self) -> Result<(String, JoinToken), ValueError> {
         let (text, place) = match self {
             Self::Value(text) => (text.clone(), "the token given".to_owned()),
             Self::File(path) => {
@@ -100,10 +112,11 @@ impl TokenSource {
                 (text, "standard input".to_owned())
             }
         };
-        JoinToken::from_str(text.trim()).map_err(|error| ValueError::Token {
+        let token = JoinToken::from_str(text.trim()).map_err(|error| ValueError::Token {
             place,
             reason: crate::errors::chain(&error),
-        })
+        })?;
+        Ok((text, token))
     }
 }
 

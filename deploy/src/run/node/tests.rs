@@ -177,6 +177,12 @@ async fn one_directory_or_one_port_serves_one_node_and_the_error_says_so() {
     let taken = text(Node::start(same_port).await);
     assert!(taken.contains(&port) && taken.contains("router"), "{taken}");
     assert!(!left(), "no trust domain is made that cannot be served");
+
+    let mut no_token = settings(dir.path(), "b");
+    no_token.join = Some(TokenSource::File(dir.path().join("gone")));
+    let missing = text(Node::start(no_token).await);
+    assert!(missing.starts_with("--join"), "{missing}");
+    assert!(!dir.path().join("b/store.db").exists(), "made for nothing");
     Node::start(settings(dir.path(), "b"))
         .await
         .unwrap()
