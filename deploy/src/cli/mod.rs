@@ -115,8 +115,11 @@ pub fn main() -> ExitCode {
         Command::Watch(flags) => process::run(1, |stop| resources::watch(flags, stop)),
         Command::Status(flags) => process::run(1, |_| status::run(flags)),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Keel::command(), "keel", &mut std::io::stdout());
-            ExitCode::SUCCESS
+            // Into memory: what is asked to write itself to a full disk panics.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Keel::command(), "keel", &mut script);
+            let written = answer(&String::from_utf8_lossy(&script));
+            written.map_or_else(|error| process::report(&error), |()| ExitCode::SUCCESS)
         }
     }
 }
