@@ -277,8 +277,16 @@ impl Lookup {
     }
 
     async fn over_sockets(&self) -> Result<Found, Attempt> {
-        let mut errors = Vec::new();
-        for socket in self.sockets.iter().filter(|socket| socket.exists()) {
+        let (mut errors, mut hidden) = (Vec::new(), Vec::new());
+        for socket in &self.sockets {
+            match socket.try_exists() {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    hidden.push(format!("{}: {error}", socket.display()));
+                    continue;
+                }
+            }
             let (key, csr) = self.key()?;
             match enroll::local::workload(socket, &self.namespace, &self.pod, &csr).await {
                 Ok(workload) => {
@@ -290,6 +298,16 @@ impl Lookup {
         }
         if !errors.is_empty() {
             return Err(Attempt::Again(errors.join("; ")));
+        }
+        if !hidden.is_empty() {
+            return Err(Attempt::Again(format!(
+                "there may be a node on this machine that this user cannot reach ({}), and there is no join token; either run this \
+                 as a user who may look there, or run `keel token create --sidecar {}/{}` at a node and give the token with \
+                 `--join @FILE`",
+                hidden.join("; "),
+                self.namespace,
+                self.pod
+            )));
         }
         let looked: Vec<_> = self
             .sockets

@@ -59,6 +59,8 @@ pub struct Sidecar {
     dns: Option<(DnsSockets, Handler)>,
     probing: Option<Forwarder>,
     dns_addr: Option<SocketAddr>,
+    /// Whether the user said where DNS listens.
+    dns_given: bool,
     admin: Admin,
     metrics_addr: SocketAddr,
     ready: Ready,
@@ -209,6 +211,7 @@ impl Sidecar {
             pod: home.pod,
             control,
             stop,
+            dns_given: config.dns.given,
             dns_addr: dns.as_ref().map(|(sockets, _)| sockets.address()),
             dns,
             probing,
@@ -277,6 +280,7 @@ impl Sidecar {
             stop,
             dns,
             dns_addr,
+            dns_given,
             probing,
             admin,
             states,
@@ -331,7 +335,7 @@ impl Sidecar {
         }
         if let Some(dns_addr) = dns_addr {
             // At once, without waiting for anybody: addresses are known, and ports that come later have their own lines.
-            say_table(&parts.names, &states.borrow(), dns_addr);
+            say_table(&parts.names, &states.borrow(), (dns_addr, dns_given));
         }
         let directory = parts.directory.subscribe();
         let links = parts.links.subscribe();
@@ -422,7 +426,7 @@ fn unfailing(
 }
 
 /// Prints the table of names, addresses and ports.
-fn say_table(names: &NameSources, states: &[MappingState], dns: SocketAddr) {
+fn say_table(names: &NameSources, states: &[MappingState], dns: (SocketAddr, bool)) {
     let addresses = states
         .iter()
         .map(|state| (state.target.clone(), state.address))

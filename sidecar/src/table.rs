@@ -7,8 +7,12 @@ use crate::dns::names::NameTable;
 use crate::listener::{MappingState, PortState};
 use crate::spec::Port;
 
-/// Names, addresses and ports of all mappings, and how to make the names work if DNS listens at `dns`.
-pub(crate) fn table(names: &NameTable, states: &[MappingState], dns: SocketAddr) -> String {
+/// Names, addresses and ports of all mappings, and how to make the names work if DNS listens at `dns`; `given` if the user chose that.
+pub(crate) fn table(
+    names: &NameTable,
+    states: &[MappingState],
+    (dns, given): (SocketAddr, bool),
+) -> String {
     let mut text = String::from("mapped services:\n");
     let mut hosts = String::new();
     for state in states {
@@ -46,11 +50,15 @@ pub(crate) fn table(names: &NameTable, states: &[MappingState], dns: SocketAddr)
         );
         return text;
     }
+    let at_53 = match given {
+        true => "give --dns-addr an address with port 53, like 127.0.0.2:53, ",
+        false => "allow port 53 with `sudo sysctl net.ipv4.ip_unprivileged_port_start=53`, ",
+    };
     let _ = write!(
         text,
         "DNS listens on {dns}, where no resolver looks by itself. To make the names work, do one of these:\n\
          - connect to the addresses above\n\
-         - allow port 53 with `sudo sysctl net.ipv4.ip_unprivileged_port_start=53`, start again, and put `nameserver 127.0.0.2` \
+         - {at_53}start again, and put `nameserver 127.0.0.2` \
          first in /etc/resolv.conf\n\
          - ask directly: `dig @{} -p {} NAME`\n\
          - add these lines to /etc/hosts:\n{}",
@@ -84,15 +92,15 @@ mod tests {
             (Port::udp(53), PortState::Listening),
             (Port::tcp(80), PortState::Failed("no".to_owned())),
         ]);
-        let text = table(
-            &names,
-            &[MappingState {
-                target,
-                address,
-                ports,
-            }],
-            "127.0.0.2:40053".parse().unwrap(),
-        );
+        let states = [MappingState {
+            target,
+            address,
+            ports,
+        }];
+        let dns = "127.0.0.2:40053".parse().unwrap();
+        let chosen = table(&names, &states, (dns, true));
+        assert!(!chosen.contains("sysctl") && chosen.contains("--dns-addr"));
+        let text = table(&names, &states, (dns, false));
         for part in [
             "mysql.default",
             "127.0.66.1",

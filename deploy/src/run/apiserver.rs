@@ -158,7 +158,7 @@ impl ControlPlane {
             limits,
             metrics,
         )
-        .context("the APIServer cannot listen")?;
+        .context(ports::API)?;
         let addr = reached_locally(&server.local_addrs())
             .ok_or_else(|| anyhow!("the APIServer listens nowhere"))?;
         let about = About {

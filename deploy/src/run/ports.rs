@@ -26,8 +26,8 @@ pub(super) fn check(settings: &NodeSettings, part: Part) -> anyhow::Result<()> {
             _ => transport::BindError::Io { addr, source },
         }),
     })
-    .context("the APIServer cannot listen")?;
-    for_each(api, udp).context("the APIServer cannot listen")?;
+    .context(API)?;
+    for_each(api, udp).context(API)?;
     // A new node has no spec that could say otherwise.
     if part != Part::Node {
         return Ok(());
@@ -35,7 +35,15 @@ pub(super) fn check(settings: &NodeSettings, part: Part) -> anyhow::Result<()> {
     let router = settings
         .router_listen
         .unwrap_or(ListenAddr::any(DEFAULT_PORT));
-    for_each(router, udp).with_context(|| format!("the router cannot listen on {router}"))
+    for_each(router, udp).with_context(|| router_cannot_listen(router))
+}
+
+/// What the APIServer says if it cannot listen.
+pub(super) const API: &str = "the APIServer cannot listen (--apiserver-listen)";
+
+/// What the router says if it cannot.
+pub(super) fn router_cannot_listen(on: ListenAddr) -> String {
+    format!("the router cannot listen on {on} (--router-listen)")
 }
 
 fn udp(addr: SocketAddr) -> Result<(), quic::BindError> {

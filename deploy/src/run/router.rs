@@ -28,6 +28,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use super::datapath::DataPath;
+use super::ports;
 use crate::errors::chain;
 use crate::telemetry::Runtimes;
 
@@ -271,7 +272,7 @@ impl Serve {
             identity_limit: self.identity_limit,
         };
         let router = Router::bind(config, self.live.clone(), self.metrics.clone())
-            .with_context(|| format!("the router cannot listen on {listen}"))?;
+            .with_context(|| ports::router_cannot_listen(listen))?;
         let (view, addrs, hurry) = (router.view(), router.local_addrs(), router.hurry());
         let stop = CancellationToken::new();
         let mut task = JoinSet::new();

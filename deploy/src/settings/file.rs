@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
+use serde_saphyr::budget::BudgetBreach;
 
 /// Largest configuration that is read.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -41,6 +42,7 @@ pub(super) fn parse<T: DeserializeOwned + Default>(
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let (line, reason) = describe(&error);
+        let reason = with_key(text, line, reason);
         FileError::Parse {
             path: path.to_owned(),
             line,
@@ -49,9 +51,32 @@ pub(super) fn parse<T: DeserializeOwned + Default>(
     })
 }
 
+/// `reason` with the key that the line is about, if it does not name that itself.
+fn with_key(text: &str, line: u64, reason: String) -> String {
+    let until = text.lines().take(usize::try_from(line).unwrap_or(0));
+    // The items of a list and the rest of a value stand below their key.
+    let entry = until.filter_map(|line| {
+        let (key, value) = line.trim().split_once(':')?;
+        let is_key = !key.is_empty() && key.bytes().all(|c| c.is_ascii_alphanumeric());
+        is_key.then(|| (key, value.trim()))
+    });
+    match entry.last() {
+        Some((key, value)) if value.starts_with('@') => format!(
+            "{key}: a value that begins with @ needs quotes in YAML; write {key}: '{value}'"
+        ),
+        Some((key, _)) if !reason.contains(key) => format!("{key}: {reason}"),
+        _ => reason,
+    }
+}
+
 /// Line and reason of an error in YAML, in words for who wrote it.
 pub(crate) fn describe(error: &serde_saphyr::Error) -> (u64, String) {
-    let reason = error.without_snippet().to_string();
+    let error = error.without_snippet();
+    let line = error.location().map_or(0, |at| at.line());
+    if let serde_saphyr::Error::Budget { breach, .. } = error {
+        return (line, bound(breach));
+    }
+    let reason = error.to_string();
     // The place stands in front, as compilers write it.
     let reason = reason
         .rsplit_once(" at line ")
@@ -60,8 +85,27 @@ pub(crate) fn describe(error: &serde_saphyr::Error) -> (u64, String) {
     let reason = reason
         .split_once(", set DuplicateKeyPolicy")
         .map_or(reason, |(reason, _)| reason);
-    let line = error.location().map_or(0, |at| at.line());
     (line, reason.to_owned())
+}
+
+/// Which bound of the parser a text is over.
+fn bound(breach: &BudgetBreach) -> String {
+    match breach {
+        BudgetBreach::Depth { depth } => format!(
+            "lists and maps stand in each other {depth} deep; at most {} are read",
+            depth - 1
+        ),
+        BudgetBreach::Aliases { .. }
+        | BudgetBreach::Anchors { .. }
+        | BudgetBreach::AliasAnchorRatio { .. } => {
+            "there are too many aliases (`*name`); write out what they stand for".to_owned()
+        }
+        BudgetBreach::Nodes { nodes } => format!(
+            "there are {nodes} values and more; at most {} are read at once, so split the document",
+            nodes - 1
+        ),
+        _ => "this is larger than what is read at once; split the document".to_owned(),
+    }
 }
 
 /// Why a configuration file was not taken.
@@ -128,7 +172,21 @@ mod tests {
             assert!(error.starts_with("keel.yaml:2"), "{error}");
             assert!(error.contains(word), "{error}");
         }
-        assert!(node("nodeName: [").is_err());
+        for (text, start) in [
+            ("nodeName: [1\n", "keel.yaml:1: nodeName: "),
+            ("cluster: c\nnodeName: {a: 1}\n", "keel.yaml:2: nodeName: "),
+            (
+                "cluster: c\njoin: @token\n",
+                "keel.yaml:2: join: a value that begins with @ needs quotes",
+            ),
+        ] {
+            let error = node(text).unwrap_err().to_string();
+            assert!(error.starts_with(start), "{error}");
+        }
+        let deep = format!("nodeName: {}1{}", "[".repeat(99), "]".repeat(99));
+        let deep = serde_saphyr::from_str::<serde_json::Value>(&deep).unwrap_err();
+        let (_, deep) = describe(&deep);
+        assert!(deep.contains("at most 64 are read"), "{deep}");
         let twice = node("nodeName: a\nnodeName: b\n").unwrap_err().to_string();
         assert!(
             twice.contains("nodeName") && !twice.contains("Policy"),

@@ -246,3 +246,24 @@ async fn files_that_somebody_replaces_are_taken_over() {
     .await
     .unwrap();
 }
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_looked_into_is_not_taken_for_no_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    // As a directory of another user, for root as well.
+    let socket = file.join("workload.sock");
+    let looking = Lookup {
+        sockets: vec!["/nonexistent/workload.sock".into(), socket.clone()],
+        ..lookup(None)
+    };
+    let error = looking.run().await.err().unwrap().to_string();
+    assert!(!error.contains("there is no node"), "{error}");
+    assert!(error.contains(socket.to_str().unwrap()), "{error}");
+    let error = lookup(None).run().await.err().unwrap().to_string();
+    assert!(
+        error.contains("there is no node on this machine"),
+        "{error}"
+    );
+}
