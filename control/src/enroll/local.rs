@@ -46,7 +46,8 @@ pub enum LocalError {
     Key(#[from] KeyError),
     /// The user may not open the socket.
     #[error(
-        "this user may not use {path:?}: it is for the node's owner and, workload.sock, for the group keel"
+        "this user may not use {path:?}: it is for the user who runs the node (workload.sock also for the group keel); use sudo, or \
+         name the directory of a node of your own with --data-dir"
     )]
     Permission {
         /// The socket.
