@@ -55,7 +55,7 @@ impl Answers {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    fn is_silent(&self) -> bool {
+    pub(super) fn is_silent(&self) -> bool {
         *self.silent.borrow()
     }
 }

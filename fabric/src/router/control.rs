@@ -174,7 +174,7 @@ impl Published<'_> {
             connection_id: self.client.id,
             since: SystemTime::now(),
             offer,
-            silent: false,
+            silent: self.client.answers.is_silent(),
         };
         let mut table = self.shared.table();
         if before.is_none()

@@ -163,12 +163,19 @@ impl<'a> Way<'a> {
                 continue;
             }
             let mut chunks = [const { Bytes::new() }; CHUNKS];
-            let mut most = if self.held.is_free() { CHUNKS } else { 1 };
+            let free = self.held.is_free();
+            let mut most = if free { CHUNKS } else { 1 };
             if let Some(limit) = &mut self.limit {
                 // What is there is not known before it is read: a turn of the usual size is taken, and what comes is paid.
                 most = (ready!(limit.poll(cx, usize::MAX)) / CHUNK).clamp(1, most);
             }
-            let read = self.from.poll_read_chunks(cx, &mut chunks[..most]);
+            let read = if free {
+                self.from.poll_read_chunks(cx, &mut chunks[..most])
+            } else {
+                // One may be large: what waited for long was joined.
+                let one = self.from.poll_read_chunk(cx, CHUNK);
+                one.map_ok(|one| one.map(|one| chunks[0] = one).map(|()| 1))
+            };
             if let Some(limit) = &mut self.limit {
                 limit.used(match &read {
                     Poll::Ready(Ok(Some(count))) => chunks[..*count].iter().map(Bytes::len).sum(),

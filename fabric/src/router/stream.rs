@@ -264,7 +264,7 @@ async fn forward(
     };
     let opened =
         tokio::time::timeout(shared.limits.header_time, provider.connection.open_bi()).await;
-    let (mut far_send, far_recv): Stream = match opened {
+    let (mut far_send, mut far_recv): Stream = match opened {
         Ok(Ok(stream)) => stream,
         Ok(Err(lost)) => {
             let text = format!("the connection of {} is lost: {lost}", provider.identity);
@@ -276,6 +276,12 @@ async fn forward(
             return refuse(shared, client, leg, RefuseCode::Limit, text).await;
         }
     };
+    let known = leg.header.is_of_known_flow();
+    if !known && provider.answers.is_silent() {
+        // It was given nothing, so another one may be.
+        let text = format!("{} does not answer", provider.identity);
+        return refuse(shared, client, leg, RefuseCode::NoProvider, text).await;
+    }
     let key = key(&leg.header);
     let resumed = matches!(leg.header, Header::Resume(_));
     let passing = shared
@@ -284,12 +290,12 @@ async fn forward(
     let passing = Arc::new(passing);
     shared.metrics.router_legs.inc();
     // Legs of known flows are their ends' affair: they know how long they have been silent.
-    let mut asked = (!leg.header.is_of_known_flow()).then(|| provider.answers.ask());
+    let mut asked = (!known).then(|| provider.answers.ask());
     let IncomingLeg {
         header: _,
         decoder,
-        send,
-        recv,
+        mut send,
+        mut recv,
     } = leg;
     let beside = (key.protocol == Protocol::Udp)
         .then(|| Beside::join(&send, &far_send, &passing, limit.as_ref(), &shared.metrics));
@@ -297,11 +303,24 @@ async fn forward(
     chunks.extend(decoder.into_rest());
     let ahead = chunks.iter().map(|chunk| chunk.len() as u64);
     passing.up.add(ahead.sum());
-    tokio::select! {
+    let cut = tokio::select! {
         // If the far stream is gone already, the splice finds out and cuts the near one.
-        _ = far_send.write_all_chunks(&mut chunks) => {}
-        // So it does here.
-        () = silent(&mut asked) => {}
+        _ = far_send.write_all_chunks(&mut chunks) => None,
+        () = silent(&mut asked) => Some(ResetCode::ProviderSilent),
+        _ = client.connection.closed() => Some(ResetCode::LegLost),
+    };
+    if let Some(code) = cut {
+        // What was written may end within a frame, so nothing can follow it.
+        for half in [&mut send, &mut far_send] {
+            half.reset(code.to_wire());
+        }
+        for half in [&mut recv, &mut far_recv] {
+            half.stop(code.to_wire());
+        }
+        shared.metrics.router_legs_cut.inc();
+        passing.pair.reset(code.name());
+        shared.metrics.router_legs.dec();
+        return;
     }
     let near = Side {
         connection: &client.connection,
