@@ -1,15 +1,20 @@
 //! One attempt at a time, shared by all who want what comes of it.
 
 use std::fmt;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
+use tokio::time::Instant;
+
+/// An attempt of this age is one that is held and not polled: what came of it would be news of long ago.
+const STALE: Duration = Duration::from_secs(30);
 
 /// An attempt that whoever waits for it drives, and that ends with the last one who does.
 ///
 /// A lock that is held during the attempt would do the same, until somebody who holds it or is next in its line is not polled
 /// for a while, such as a stream beside another call in one task: then everybody waits for ever.
-pub struct Attempt<T: Clone>(Option<WeakShared<BoxFuture<'static, T>>>);
+pub struct Attempt<T: Clone>(Option<(Instant, WeakShared<BoxFuture<'static, T>>)>);
 
 impl<T: Clone> Attempt<T> {
     /// The attempt that is under way; if none is, the one that `begin` makes. Cancel safe.
@@ -17,13 +22,16 @@ impl<T: Clone> Attempt<T> {
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let held = self.0.as_ref().and_then(WeakShared::upgrade);
+        let now = Instant::now();
+        let fresh = |begun: &Instant| now.duration_since(*begun) < STALE;
+        let held = self.0.as_ref().filter(|(begun, _)| fresh(begun));
+        let held = held.and_then(|(_, attempt)| attempt.upgrade());
         // One that is over may still be held by somebody who has yet to hear of it.
         if let Some(under_way) = held.filter(|held| held.peek().is_none()) {
             return under_way;
         }
         let attempt = begin().boxed().shared();
-        self.0 = attempt.downgrade();
+        self.0 = attempt.downgrade().map(|attempt| (now, attempt));
         attempt
     }
 }
@@ -60,6 +68,16 @@ mod tests {
         let third = attempt.join(|| async { 3 });
         assert_eq!(third.await, 3, "the first attempt is over");
         assert_eq!(first.await, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_was_left_alone_for_long_is_not_joined() {
+        let mut attempt = Attempt::default();
+        let (_done, heard) = oneshot::channel();
+        let mut first = attempt.join(|| async { heard.await.unwrap_or(0) });
+        assert!(poll!(&mut first).is_pending());
+        tokio::time::advance(STALE).await;
+        assert_eq!(attempt.join(|| async { 2 }).await, 2);
     }
 
     #[tokio::test]

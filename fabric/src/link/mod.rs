@@ -153,15 +153,26 @@ impl Links {
                 () = old.answers() => return Ok(old.clone()),
             },
         };
+        let code = crate::wire::CloseCode::Replaced.to_wire();
+        {
+            let mut slots = self.lock_slots();
+            let slot = slots.entry(router.node.clone()).or_default();
+            let is_old = |held: &Link| {
+                let old = old.as_ref();
+                old.is_some_and(|old| Arc::ptr_eq(&held.inner, &old.inner))
+            };
+            // One that was made for another reason came first.
+            let other = slot.link.clone();
+            if let Some(other) = other.filter(|held| held.is_alive() && !is_old(held)) {
+                link.connection().close(code, b"there is another one");
+                return Ok(other);
+            }
+            slot.link = Some(link.clone());
+        }
         if let Some(old) = old {
             tracing::info!(router = %router.node, "another connection took the place of one that does not answer");
-            let code = crate::wire::CloseCode::Replaced.to_wire();
             old.connection().close(code, b"it does not answer");
         }
-        self.lock_slots()
-            .entry(router.node.clone())
-            .or_default()
-            .link = Some(link.clone());
         Ok(link)
     }
 
@@ -191,7 +202,8 @@ impl Links {
             let mut slots = self.lock_slots();
             let slot = slots.entry(router.node.clone()).or_default();
             let stands = |link: &Link| Arc::ptr_eq(&link.inner, &old.inner);
-            if !slot.link.as_ref().is_some_and(stands) {
+            // If it is suspected by now, another one is being made for that.
+            if old.is_suspected() || !slot.link.as_ref().is_some_and(stands) {
                 fresh.connection().close(code, b"there is another one");
                 return Ok(());
             }
