@@ -19,6 +19,11 @@ const MERGED: [(&str, Items); 3] = [
     ("status.conditions", Items::By("type")),
 ];
 
+/// Items of a list that is merged, or of an order about one: each is compared with all.
+const MAX_ITEMS: usize = 1000;
+/// Longer than the path of any list that is merged.
+const MAX_PATH: usize = 64;
+
 const DELETE_ITEMS: &str = "$deleteFromPrimitiveList/";
 const ORDER: &str = "$setElementOrder/";
 const PATCH: &str = "$patch";
@@ -54,10 +59,7 @@ fn fields(
     let retained = patch.remove(RETAIN);
     let mut orders = Vec::new();
     for (name, value) in patch {
-        let path = match at {
-            "" => name.clone(),
-            at => format!("{at}.{name}"),
-        };
+        let path = below(at, &name);
         if let Some(list) = name.strip_prefix(DELETE_ITEMS) {
             let gone = items(&name, value)?;
             if let Some(Value::Array(held)) = held.get_mut(list) {
@@ -73,14 +75,11 @@ fn fields(
         }
     }
     for (name, order) in orders {
-        let by = merged(&match at {
-            "" => name.clone(),
-            at => format!("{at}.{name}"),
-        });
+        let by = merged(&below(at, &name));
         if let (Some(by), Some(Value::Array(held))) = (by, held.get_mut(&name)) {
             let place = |item: &Value| order.iter().position(|one| by.same(one, item));
             // Those that the patch does not know of come last, as they stood.
-            held.sort_by_key(|item| place(item).unwrap_or(usize::MAX));
+            held.sort_by_cached_key(|item| place(item).unwrap_or(usize::MAX));
         }
     }
     if let Some(retained) = retained {
@@ -88,6 +87,17 @@ fn fields(
         held.retain(|name, _| retained.iter().any(|one| one == name));
     }
     Ok(())
+}
+
+/// The path of a field, or one that no list has.
+fn below(at: &str, name: &str) -> String {
+    if at.len() + name.len() > MAX_PATH {
+        return ".".to_owned();
+    }
+    match at {
+        "" => name.to_owned(),
+        at => format!("{at}.{name}"),
+    }
 }
 
 fn field(
@@ -129,6 +139,7 @@ fn field(
 
 /// Merges items into a list: each into the one that it means, the others behind it.
 fn list(path: &str, by: Items, held: &mut Vec<Value>, patch: Vec<Value>) -> Result<(), String> {
+    few(path, held.len() + patch.len())?;
     let mut ordered = Vec::new();
     for mut item in patch {
         let order = item.as_object_mut().map_or(Ok(Order::Merge), order)?;
@@ -190,8 +201,17 @@ impl Items {
 
 fn items(order: &str, value: Value) -> Result<Vec<Value>, String> {
     match value {
-        Value::Array(items) => Ok(items),
+        Value::Array(items) => few(order, items.len()).map(|()| items),
         _ => Err(format!("{order} must be a list")),
+    }
+}
+
+fn few(what: &str, count: usize) -> Result<(), String> {
+    match count > MAX_ITEMS {
+        true => Err(format!(
+            "{what:.100} would have {count} items, and {MAX_ITEMS} are merged at most"
+        )),
+        false => Ok(()),
     }
 }
 
@@ -265,6 +285,8 @@ mod tests {
             json!({"$reverse/finalizers": []}),
             json!({"$setElementOrder/finalizers": "a"}),
             json!({"metadata": {"labels": {"$x": "1"}}}),
+            json!({"metadata": {"finalizers": vec!["a"; MAX_ITEMS + 1]}}),
+            json!({"metadata": {"$setElementOrder/finalizers": vec!["a"; MAX_ITEMS + 1]}}),
         ] {
             let patch = wrong.as_object().unwrap().clone();
             assert!(merge(&mut Map::new(), patch).is_err(), "{wrong}");

@@ -39,7 +39,7 @@ impl Room {
     /// How many files each of `users` may have open.
     pub(super) fn files_each(self, users: u64) -> u64 {
         let left = FILES_LEFT.min(self.files / 2);
-        (self.files - left) / users.max(1)
+        ((self.files - left) / users.max(1)).max(1)
     }
 
     /// How many connections the APIServer of a node takes over TCP: so many, or by default what there is room for.

@@ -255,12 +255,19 @@ impl SidecarFlags {
             config.apiserver = Some(parse_apiserver(&url).map_err(wrong("--apiserver"))?);
         }
         if let Some(dir) = &self.identity_dir {
-            std::fs::read_dir(dir).map_err(|error| {
-                Usage(format!(
-                    "--identity-dir {}: {error}; give the directory with tls.crt, tls.key and ca.crt",
-                    dir.display()
-                ))
-            })?;
+            match std::fs::metadata(dir) {
+                Ok(found) if !found.is_dir() => {
+                    return Err(Usage(format!(
+                        "--identity-dir {} is no directory; give the one with tls.crt, tls.key and ca.crt",
+                        dir.display()
+                    )));
+                }
+                Ok(_) => {}
+                // Somebody may make it yet, as another container.
+                Err(error) => {
+                    tracing::warn!(dir = %dir.display(), %error, "--identity-dir is waited for");
+                }
+            }
         }
         config.identity_dir = self.identity_dir;
         if let Some(dir) = self.data_dir.as_deref().filter(|dir| is_without_node(dir))

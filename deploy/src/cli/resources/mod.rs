@@ -137,15 +137,28 @@ pub(crate) async fn get(flags: GetFlags) -> anyhow::Result<()> {
         let mut objects = Vec::with_capacity(names.len());
         for name in &names {
             let path = format!("{path}/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
-            let object = succeeded(&client, Method::GET, &path)
+            let found = succeeded(&client, Method::GET, &path)
                 .await
-                .with_context(|| format!("cannot get {kind} {name}"))?;
-            objects.push(object);
+                .with_context(|| format!("cannot get {kind} {name}"));
+            match found {
+                Ok(object) => objects.push(object),
+                Err(error) if names.len() == 1 => return Err(error),
+                Err(error) => eprintln!("error: {error:#}"),
+            }
         }
-        return answer(&match objects.len() {
-            1 => shown.one(objects.remove(0))?,
-            _ => shown.all(objects)?,
-        });
+        let missing = names.len() - objects.len();
+        answer(&match (names.len(), objects.pop()) {
+            (_, None) => String::new(),
+            (1, Some(one)) => shown.one(one)?,
+            (_, Some(last)) => {
+                objects.push(last);
+                shown.all(objects)?
+            }
+        })?;
+        return match missing {
+            0 => Ok(()),
+            missing => bail!("{missing} of {} cannot be had", names.len()),
+        };
     }
     let mut query = format!("limit={PAGE}");
     for (key, value) in [

@@ -127,7 +127,7 @@ fn wrong_values_name_their_flag() {
         (
             "--identity-dir",
             SidecarFlags {
-                identity_dir: Some("/nowhere".into()),
+                identity_dir: Some("/dev/null".into()),
                 ..SidecarFlags::default()
             },
         ),
