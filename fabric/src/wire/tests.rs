@@ -243,7 +243,7 @@ fn codes_never_change_their_numbers() {
         ResetCode::ALL,
         ResetCode::to_wire,
         ResetCode::from_wire,
-        "0=UNSPECIFIED 1=LEG_LOST 2=ABANDONED 3=PROTOCOL 4=FLOW_ENDED 5=LIMIT 6=HEADER_TIMEOUT",
+        "0=UNSPECIFIED 1=LEG_LOST 2=ABANDONED 3=PROTOCOL 4=FLOW_ENDED 5=LIMIT 6=HEADER_TIMEOUT 7=PROVIDER_SILENT",
     );
     table(
         CloseCode::ALL,

@@ -140,12 +140,7 @@ impl World {
     pub(crate) async fn kill(&mut self) {
         let (runtime, addr) = self.doomed.take().unwrap();
         runtime.shutdown_background();
-        let free = async {
-            while std::net::UdpSocket::bind(addr).is_err() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        soon(free).await;
+        free(addr).await;
     }
 
     /// Where a node's router keeps its QUIC keys.
@@ -319,6 +314,8 @@ impl RunningRouter {
     pub(crate) async fn stopped(&mut self) {
         self.stop.cancel();
         soon(self.done.wait_for(|done| *done)).await.unwrap();
+        // The task that drives its socket hears last that there is nobody any more.
+        free(self.addr).await;
     }
 
     pub(crate) async fn shows(
@@ -438,4 +435,14 @@ pub(crate) async fn end(
 
 pub(crate) fn now() -> SystemTime {
     SystemTime::now()
+}
+
+/// Waits until nobody has the port.
+async fn free(addr: SocketAddr) {
+    let free = async {
+        while std::net::UdpSocket::bind(addr).is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon(free).await;
 }

@@ -287,14 +287,24 @@ async fn whoever_spoke_to_a_silent_provider_is_reset_soon_and_nobody_after_that(
     config.connect_timeout = LONG;
     let mut consumer = Pod::start(config, "mysql:3306", "").await;
     let address = consumer.address().await;
-    let mut frozen = Frozen::start(node.pod("db-0"), format!("mysql:3306={backend}"));
-    exchange(address, b"ping").await.unwrap();
     let counted = Counted::before(backend, &mut tasks).await;
+    let mut spare = node.pod("db-1");
+    let last = "mysql=priority:9".parse().unwrap();
+    spare.options.add(last, &spare.namespace).unwrap();
     let published = format!("mysql:3306={}", counted.address);
-    let _healthy = Pod::start(node.pod("db-1"), "", &published).await;
-    let both =
-        async { while counted.connections() == 0 && exchange(address, b"ping").await.is_ok() {} };
-    timeout(LONG, both).await.unwrap();
+    let _healthy = Pod::start(spare, "", &published).await;
+    exchange(address, b"ping").await.unwrap();
+    let mut frozen = Frozen::start(node.pod("db-0"), format!("mysql:3306={backend}"));
+    let preferred = async {
+        loop {
+            let before = counted.connections();
+            exchange(address, b"ping").await.unwrap();
+            if counted.connections() == before {
+                break;
+            }
+        }
+    };
+    timeout(LONG, preferred).await.unwrap();
     frozen.freeze();
     let before = counted.connections();
     let mut all = JoinSet::new();
