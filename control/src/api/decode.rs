@@ -1,6 +1,6 @@
 //! From the bytes of a request to an object that holds, or to what a Kubernetes server would say about it.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -344,7 +344,8 @@ impl<'de> Visitor<'de> for Walk<'_> {
         let mut list = Vec::new();
         let length = self.path.len();
         loop {
-            self.path.push_str(&format!("[{}]", list.len()));
+            // It cannot fail: it is a text in memory.
+            let _ = write!(self.path, "[{}]", list.len());
             let item = items.next_element_seed(self.inner())?;
             self.path.truncate(length);
             match item {

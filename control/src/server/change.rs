@@ -131,7 +131,7 @@ pub(super) fn update(
     };
     let (offered, mut revision) = (revision, revision);
     let Decoded {
-        object: sent,
+        object: mut sent,
         warnings,
     } = next(&held)?;
     let mut object = match part {
@@ -139,11 +139,11 @@ pub(super) fn update(
             admit::check_metadata(named, &held, &sent)?;
             merge_main(named, &held, &sent)
         }
-        Part::Status(rule) => match merge_status(named, &held, &sent, rule, &mut revision)? {
-            Some(object) => object,
+        Part::Status(rule) => {
+            let status = sent.remove("status");
             // Not news: the writer gets what is held.
-            None => held.clone(),
-        },
+            merge_status(named, &held, status, rule, &mut revision)?.unwrap_or_else(|| held.clone())
+        }
     };
     if outcome == Outcome::Created
         && let Some(meta) = metadata(&mut object)

@@ -19,16 +19,16 @@ pub(super) enum StatusRule {
     Stamped { highest: Revision },
 }
 
-/// The object with the status that was sent; `None` if the one that is held stays.
+/// The object with the status that was sent, if one was; `None` if the one that is held stays.
 pub(super) fn merge_status(
     named: &Named,
     held: &Map<String, Value>,
-    sent: &Map<String, Value>,
+    sent: Option<Value>,
     rule: StatusRule,
     revision: &mut Revision,
 ) -> Result<Option<Map<String, Value>>, Status> {
     let (about, name) = (&named.kind.about, named.name.as_str());
-    let mut status = sent.get("status").cloned().unwrap_or_default();
+    let mut status = sent.unwrap_or_default();
     let current = held.get("status");
     match rule {
         StatusRule::Plain => {}

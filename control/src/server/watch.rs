@@ -39,6 +39,8 @@ const CHUNK: usize = 64 << 10;
 /// Bytes of objects that one look at the store takes: a chunk of changed ones, which come with what they were before. A watcher that
 /// is slow holds on to so much.
 const READ: usize = 2 * CHUNK;
+/// What is around an object in a line of a watch, in bytes.
+const FRAME: usize = r#"{"type":"MODIFIED","object":}"#.len() + 1;
 /// How long a watch waits for a revision that a list has seen and the hub has not told yet.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
@@ -264,7 +266,17 @@ impl Watch {
     /// The lines of the events that were read, or of the first of them; moves the cursor behind those that were taken. `None` if
     /// none of them is meant.
     fn chunk(&mut self) -> Option<Bytes> {
-        let mut chunk = BytesMut::new();
+        if self.read.is_empty() {
+            return None;
+        }
+        let mut room = 0;
+        for event in &self.read {
+            room += event.object.len() + FRAME;
+            if room >= CHUNK {
+                break;
+            }
+        }
+        let mut chunk = BytesMut::with_capacity(room);
         while let Some(event) = self.read.pop_front() {
             self.cursor = event.revision;
             if event.key.resource == self.kind.about.kept()

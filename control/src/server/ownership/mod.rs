@@ -17,6 +17,8 @@ use fields::Fields;
 
 /// Whoever owned the fields of an object before anybody was asked.
 const BEFORE: &str = "before-first-apply";
+/// The half of the object that is written apart.
+const STATUS: &str = "status";
 /// Parts of the metadata that can be owned; the server keeps the rest.
 const METADATA: [&str; 4] = ["annotations", "finalizers", "labels", "ownerReferences"];
 
@@ -55,7 +57,7 @@ impl Writer {
                     }
                 }
                 "metadata" => {}
-                field if (field == "status") == self.status => {
+                field if (field == STATUS) == self.status => {
                     part.insert(field.into(), value.clone());
                 }
                 _ => {}
@@ -87,7 +89,12 @@ pub(super) fn track(
     if !held.is_empty() && entries.is_empty() {
         return set(object, &entries);
     }
-    let changes = walk::compare(&writer.part(held), &writer.part(object), kind.schema());
+    let schema = kind.schema();
+    let changes = match writer.status {
+        // Without copies: nodes report theirs all day.
+        true => walk::compare_field(STATUS, held.get(STATUS), object.get(STATUS), schema),
+        false => walk::compare(&writer.part(held), &writer.part(object), schema),
+    };
     let owner = writer.owner(kind, Operation::Update);
     let mut changed = changes.added;
     changed.add(&changes.modified);
@@ -168,8 +175,7 @@ fn put(object: &mut Map<String, Value>, part: Value, status: bool) {
     };
     let metadata = part.remove("metadata").unwrap_or_default();
     object.retain(|field, _| {
-        matches!(field.as_str(), "apiVersion" | "kind" | "metadata")
-            || (field == "status") != status
+        matches!(field.as_str(), "apiVersion" | "kind" | "metadata") || (field == STATUS) != status
     });
     object.extend(part);
     if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut)

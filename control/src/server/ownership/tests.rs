@@ -413,6 +413,17 @@ proptest! {
     }
 
     #[test]
+    fn a_field_is_compared_as_in_its_object(old in prop::option::of(config()), new in prop::option::of(config())) {
+        let spec = |config: &Option<Value>| config.as_ref().and_then(|config| config.get("spec")).cloned();
+        let (old, new) = (spec(&old), spec(&new));
+        let whole = |spec: &Option<Value>| spec.as_ref().map_or(json!({}), |spec| json!({"spec": spec}));
+        prop_assert_eq!(
+            walk::compare_field("spec", old.as_ref(), new.as_ref(), routers().schema()),
+            walk::compare(&whole(&old), &whole(&new), routers().schema())
+        );
+    }
+
+    #[test]
     fn owners_are_written_and_read_back(steps in prop::collection::vec(step(), 0..8)) {
         let entries = managed(&play(&steps));
         let encoded = entries.encode();

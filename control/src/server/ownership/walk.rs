@@ -43,13 +43,14 @@ fn view<'v, 's>(value: &'v Value, schema: Option<&'s Value>) -> View<'v, 's> {
         Value::Object(fields) => View::Object(
             fields
                 .iter()
-                .map(|(name, value)| Part {
-                    element: Element::Field(name.clone()),
-                    value,
-                    schema: described.and_then(|schema| schema::field(schema, name)),
-                    is_declared: described
-                        .and_then(|schema| schema.get("properties"))
-                        .is_some_and(|declared| declared.get(name).is_some()),
+                .map(|(name, value)| {
+                    let (schema, is_declared) = declared(described, name);
+                    Part {
+                        element: Element::Field(name.clone()),
+                        value,
+                        schema,
+                        is_declared,
+                    }
                 })
                 .collect(),
         ),
@@ -82,6 +83,18 @@ fn view<'v, 's>(value: &'v Value, schema: Option<&'s Value>) -> View<'v, 's> {
         }
         _ => View::Piece,
     }
+}
+
+/// The schema of a field, and whether it is named there.
+fn declared<'s>(
+    described: Option<&'s Map<String, Value>>,
+    name: &str,
+) -> (Option<&'s Value>, bool) {
+    let is_declared = described
+        .and_then(|schema| schema.get("properties"))
+        .is_some_and(|declared| declared.get(name).is_some());
+    let field = described.and_then(|schema| schema::field(schema, name));
+    (field, is_declared)
 }
 
 /// The key of an item: its key fields, those that are absent as their defaults.
@@ -145,16 +158,44 @@ pub(super) fn compare(old: &Value, new: &Value, schema: &Value) -> Changes {
     }
 }
 
+/// As [`compare`] of two objects that have this one field, or none.
+pub(super) fn compare_field(
+    name: &str,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    schema: &Value,
+) -> Changes {
+    let (schema, is_declared) = declared(schema.as_object(), name);
+    let nodes = match (old, new) {
+        (Some(old), Some(new)) => changed(old, new, schema, is_declared),
+        (old, new) => {
+            let all = |value| node(value, schema, is_declared);
+            let [added, removed] = [new, old].map(|value| value.map(all).unwrap_or_default());
+            [added, Node::default(), removed]
+        }
+    };
+    let [added, modified, removed] = nodes.map(|node| {
+        let mut fields = Fields::default();
+        fields.insert(Element::Field(name.to_owned()), node);
+        fields
+    });
+    Changes {
+        added,
+        modified,
+        removed,
+    }
+}
+
 /// Added, modified, removed.
 fn changed(old: &Value, new: &Value, schema: Option<&Value>, is_declared: bool) -> [Node; 3] {
+    // Most of what is compared is equal, and that is found out without taking it apart.
+    if old == new {
+        return Default::default();
+    }
     let (old_parts, new_parts) = match (view(old, schema), view(new, schema)) {
         (View::Object(old), View::Object(new)) | (View::List(old), View::List(new)) => (old, new),
         (View::Piece, View::Piece) => {
-            let modified = match old == new {
-                true => Node::default(),
-                false => Node::leaf(),
-            };
-            return [Node::default(), modified, Node::default()];
+            return [Node::default(), Node::leaf(), Node::default()];
         }
         _ => {
             let added = node(new, schema, is_declared);
