@@ -34,6 +34,16 @@ pub struct TokenSecret(Zeroizing<[u8; 20]>);
 /// Why a text is no join token. The text itself is not repeated: it may hold a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
+    /// It begins as one and ends too soon, or is longer than any.
+    #[error(
+        "the token is cut off or something stands behind it; copy the whole token, it is one line"
+    )]
+    Cut,
+    /// There is nothing.
+    #[error(
+        "the token is empty; if it is from a file, `keel token create` may have failed to write it"
+    )]
+    Empty,
     /// The endpoint is not `host:port`.
     #[error("the token's endpoint {0:?} is not HOST:PORT; copy the whole token")]
     Endpoint(String),
@@ -110,12 +120,15 @@ impl FromStr for JoinToken {
 
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let text = text.trim();
-        let rest = text
-            .strip_prefix("keel1.")
-            .filter(|_| text.len() <= MAX_TOKEN)
-            .ok_or(TokenError::Shape)?;
+        if text.is_empty() {
+            return Err(TokenError::Empty);
+        }
+        let rest = text.strip_prefix("keel1.").ok_or(TokenError::Shape)?;
+        if text.len() > MAX_TOKEN {
+            return Err(TokenError::Cut);
+        }
         let mut parts = rest.splitn(4, '.');
-        let mut part = || parts.next().ok_or(TokenError::Shape);
+        let mut part = || parts.next().ok_or(TokenError::Cut);
         let (id, secret, pin, endpoint) = (part()?, part()?, part()?, part()?);
         Ok(Self {
             id: id.parse()?,
@@ -303,11 +316,13 @@ mod tests {
         ] {
             assert_eq!(with(4, endpoint), TokenError::Endpoint(endpoint.to_owned()));
         }
-        assert_eq!("".parse::<JoinToken>().unwrap_err(), TokenError::Shape);
-        assert_eq!(
-            "keel1.a.b".parse::<JoinToken>().unwrap_err(),
-            TokenError::Shape
-        );
+        for (text, why) in [
+            ("", TokenError::Empty),
+            (" \n", TokenError::Empty),
+            ("keel1.a.b", TokenError::Cut),
+        ] {
+            assert_eq!(text.parse::<JoinToken>().unwrap_err(), why);
+        }
         let long = format!("{text}{}", "x".repeat(MAX_TOKEN));
         assert!(
             !long

@@ -212,6 +212,12 @@ impl Lookup {
             );
             return None;
         }
+        if self.pod_given && other {
+            tracing::warn!(
+                %identity, wanted = %format_args!("{}/{}", self.namespace, self.pod),
+                "a token gave this sidecar another name than --pod-name, and it keeps that one; a second sidecar needs a --state-dir of its own"
+            );
+        }
         if live.not_after() <= SystemTime::now() {
             tracing::warn!(%identity, "the kept identity has expired; looking for another one");
             return None;

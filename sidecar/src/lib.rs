@@ -36,6 +36,7 @@ pub mod state;
 mod survey;
 mod table;
 pub mod udp;
+mod unprovided;
 pub mod vip;
 mod ways;
 

@@ -3,7 +3,7 @@
 //! `service=key:value,key:value`, where `service` is written as in the lists of services; one without a port means all of
 //! them, and what is said of a port wins. The keys are those of [`KEYS`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use keel_certs::{Namespace, ServiceId};
@@ -107,6 +107,9 @@ pub enum OptionError {
         "{0} describes a check, and there is none; add `check:tcp`, or `check:/healthz` for HTTP"
     )]
     NoCheck(String),
+    /// A key that is there twice.
+    #[error("`{0}` is given twice for one service; leave one of them out")]
+    Twice(String),
     /// A word that says nothing at this end.
     #[error("{key} means nothing here: `{service}` is not {missing}")]
     Elsewhere {
@@ -137,7 +140,11 @@ impl ServiceOptions {
     pub fn of<'a>(words: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, OptionError> {
         let mut options = Self::default();
         let (mut described, mut wanted) = (None, false);
+        let mut seen = BTreeSet::new();
         for (key, value) in words {
+            if !seen.insert(key) {
+                return Err(OptionError::Twice(key.to_owned()));
+            }
             options.set(key, value)?;
             match key {
                 "check" | "check-http" => wanted = true,

@@ -1,6 +1,6 @@
 //! What this sidecar offers, and where: at its own node's router and at some others that the world can reach.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use keel_certs::{ClusterName, NodeName};
@@ -106,15 +106,11 @@ pub(crate) async fn say_unreachable(
     let mut said: BTreeSet<NodeName> = BTreeSet::new();
     loop {
         let now = state.borrow_and_update().clone();
-        for one in now.iter() {
-            match &one.outcome {
-                PublishOutcome::Unreachable(why) if said.insert(one.router.clone()) => {
-                    tracing::warn!(router = %one.router, "cannot publish there: {why}; it is tried again");
-                }
-                PublishOutcome::Unreachable(_) => {}
-                PublishOutcome::Published | PublishOutcome::Refused(_) => {
-                    _ = said.remove(&one.router)
-                }
+        let unreachable = unreachable(&now);
+        said.retain(|router| unreachable.contains_key(router));
+        for (router, why) in unreachable {
+            if said.insert(router.clone()) {
+                tracing::warn!(%router, "cannot publish there: {why}; it is tried again");
             }
         }
         tokio::select! {
@@ -123,6 +119,23 @@ pub(crate) async fn say_unreachable(
             changed = state.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// The routers of which no publication has an answer, and why. One that answers for the first of several is there, whatever is still
+/// held of the others. Pure.
+fn unreachable(state: &[PublishedAt]) -> BTreeMap<&NodeName, &str> {
+    let mut unreachable = BTreeMap::new();
+    for one in state {
+        if let PublishOutcome::Unreachable(why) = &one.outcome {
+            unreachable.insert(&one.router, why.as_str());
+        }
+    }
+    for one in state {
+        if !matches!(one.outcome, PublishOutcome::Unreachable(_)) {
+            unreachable.remove(&one.router);
+        }
+    }
+    unreachable
 }
 
 /// Sends `value` if it is another one, so that nobody acts on what did not change.
@@ -138,6 +151,8 @@ fn replace<T: PartialEq>(to: &watch::Sender<Arc<Vec<T>>>, value: Vec<T>) {
 
 #[cfg(test)]
 mod tests {
+    use keel_fabric::link::PublishError;
+
     use super::*;
     use crate::spec::parse_published;
 
@@ -159,5 +174,36 @@ mod tests {
                 .len(),
             4
         );
+    }
+
+    #[test]
+    fn a_router_that_answers_for_one_service_is_reachable() {
+        let published = parse_published(
+            "web=127.0.0.1:80,redis=127.0.0.1:6379",
+            &"default".parse().unwrap(),
+        );
+        let (all, _) = publications(&published.unwrap(), &AllOptions::default(), None);
+        let away = || PublishOutcome::Unreachable("away".to_owned());
+        let at = |router: &str, outcomes: [PublishOutcome; 2]| {
+            let router: NodeName = router.parse().unwrap();
+            let each = all.clone().into_iter().zip(outcomes);
+            let each = each.map(move |(publication, outcome)| PublishedAt {
+                publication,
+                router: router.clone(),
+                outcome,
+            });
+            each.collect::<Vec<_>>()
+        };
+        let state = [
+            at("a", [PublishOutcome::Published, away()]),
+            at("b", [away(), away()]),
+            at(
+                "c",
+                [away(), PublishOutcome::Refused(PublishError::NoAnswer)],
+            ),
+        ]
+        .concat();
+        let b = "b".parse().unwrap();
+        assert_eq!(unreachable(&state), BTreeMap::from([(&b, "away")]));
     }
 }

@@ -39,9 +39,10 @@ use crate::proxy::Proxy;
 use crate::remember::{self, Sources};
 use crate::snapshot::{Snapshot, SnapshotFiles};
 use crate::spec::{MappedService, PublishedService, ServiceRef};
-use crate::start;
+use crate::start::{self, Elsewhere};
 use crate::state::{self, StateDir};
 use crate::table::table;
+use crate::unprovided;
 use crate::vip::VipTable;
 use crate::ways::DirectoryWays;
 
@@ -56,11 +57,9 @@ pub struct Sidecar {
     stop: CancellationToken,
     /// Held until the end: nobody else may use the directory.
     state: Option<StateDir>,
-    dns: Option<(DnsSockets, Handler)>,
+    dns: Option<(DnsSockets, Handler, Elsewhere)>,
     probing: Option<Forwarder>,
     dns_addr: Option<SocketAddr>,
-    /// Whether the user said where DNS listens.
-    dns_given: bool,
     admin: Admin,
     metrics_addr: SocketAddr,
     ready: Ready,
@@ -148,7 +147,7 @@ impl Sidecar {
         let dns = if config.mapped.is_empty() {
             None
         } else {
-            let sockets = start::bind_dns(config.dns, &control).await?;
+            let (sockets, why) = start::bind_dns(config.dns, &control).await?;
             let others = start::others(&config, &conf, sockets.address())?;
             if let Others::Forward(forwarder) = &others {
                 probing = Some(forwarder.clone());
@@ -156,6 +155,7 @@ impl Sidecar {
             Some((
                 sockets,
                 Handler::new(view.subscribe(), others, metrics.dns.clone()),
+                why,
             ))
         };
 
@@ -211,8 +211,7 @@ impl Sidecar {
             pod: home.pod,
             control,
             stop,
-            dns_given: config.dns.given,
-            dns_addr: dns.as_ref().map(|(sockets, _)| sockets.address()),
+            dns_addr: dns.as_ref().map(|(sockets, ..)| sockets.address()),
             dns,
             probing,
             admin,
@@ -279,8 +278,6 @@ impl Sidecar {
             control,
             stop,
             dns,
-            dns_addr,
-            dns_given,
             probing,
             admin,
             states,
@@ -309,7 +306,9 @@ impl Sidecar {
                 stop.run_until_cancelled_owned(forwarder.probe()).await;
             }));
         }
-        if let Some((sockets, handler)) = dns {
+        if let Some((sockets, handler, why)) = dns {
+            // At once, without waiting for anybody: addresses are known, and ports that come later have their own lines.
+            say_table(&parts.names, &states.borrow(), (sockets.address(), why));
             background(unfailing(sockets.serve(handler, stop.clone())));
             background(unfailing(parts.names.clone().follow(
                 states.clone(),
@@ -333,10 +332,12 @@ impl Sidecar {
                 stop.clone(),
             )));
         }
-        if let Some(dns_addr) = dns_addr {
-            // At once, without waiting for anybody: addresses are known, and ports that come later have their own lines.
-            say_table(&parts.names, &states.borrow(), (dns_addr, dns_given));
-        }
+        background(unfailing(unprovided::say(
+            parts.names.mapped.clone(),
+            parts.known.subscribe(),
+            parts.directory.subscribe(),
+            stop.clone(),
+        )));
         let directory = parts.directory.subscribe();
         let links = parts.links.subscribe();
         let following = Following {
@@ -426,7 +427,7 @@ fn unfailing(
 }
 
 /// Prints the table of names, addresses and ports.
-fn say_table(names: &NameSources, states: &[MappingState], dns: (SocketAddr, bool)) {
+fn say_table(names: &NameSources, states: &[MappingState], dns: (SocketAddr, Elsewhere)) {
     let addresses = states
         .iter()
         .map(|state| (state.target.clone(), state.address))

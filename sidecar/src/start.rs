@@ -26,15 +26,29 @@ pub(crate) async fn on<T: Send + 'static>(
     tasks.join_next().await?.ok()
 }
 
+/// Why DNS would listen elsewhere than on port 53.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Elsewhere {
+    /// The user wants it so.
+    Asked,
+    /// Another program, or another sidecar, listens there.
+    Taken,
+    /// The system does not allow it.
+    NotAllowed,
+}
+
 /// DNS at the address that was given, or at a free port near the default one.
-pub(crate) async fn bind_dns(listen: ListenOn, control: &Handle) -> Result<DnsSockets, StartError> {
+pub(crate) async fn bind_dns(
+    listen: ListenOn,
+    control: &Handle,
+) -> Result<(DnsSockets, Elsewhere), StartError> {
     let bind = async |address: SocketAddr| {
         let bound = on(control, DnsSockets::bind(address)).await;
         bound.unwrap_or_else(|| Err(std::io::Error::other("the control runtime is gone")))
     };
     let address = listen.address;
     let source = match bind(address).await {
-        Ok(sockets) => return Ok(sockets),
+        Ok(sockets) => return Ok((sockets, Elsewhere::Asked)),
         Err(source) => source,
     };
     if listen.given {
@@ -53,7 +67,11 @@ pub(crate) async fn bind_dns(listen: ListenOn, control: &Handle) -> Result<DnsSo
         sockets.address(),
         dns_remedy(address, &source)
     );
-    Ok(sockets)
+    let why = match source.kind() {
+        std::io::ErrorKind::AddrInUse => Elsewhere::Taken,
+        _ => Elsewhere::NotAllowed,
+    };
+    Ok((sockets, why))
 }
 
 /// Metrics and health at the address that was given, or at a free port if the default one is taken.

@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use crate::dns::names::NameTable;
 use crate::listener::{MappingState, PortState};
 use crate::spec::Port;
+use crate::start::Elsewhere;
 
-/// Names, addresses and ports of all mappings, and how to make the names work if DNS listens at `dns`; `given` if the user chose that.
+/// Names, addresses and ports of all mappings, and how to make the names work if DNS listens at `dns`; `why` it is not port 53,
+/// if it is not.
 pub(crate) fn table(
     names: &NameTable,
     states: &[MappingState],
-    (dns, given): (SocketAddr, bool),
+    (dns, why): (SocketAddr, Elsewhere),
 ) -> String {
     let mut text = String::from("mapped services:\n");
     let mut hosts = String::new();
@@ -50,15 +52,25 @@ pub(crate) fn table(
         );
         return text;
     }
-    let at_53 = match given {
-        true => "give --dns-addr an address with port 53, like 127.0.0.2:53, ",
-        false => "allow port 53 with `sudo sysctl net.ipv4.ip_unprivileged_port_start=53`, ",
+    let (at_53, server) = match why {
+        Elsewhere::Asked => (
+            "give --dns-addr an address with port 53, like 127.0.0.2:53",
+            "127.0.0.2",
+        ),
+        Elsewhere::Taken => (
+            "give --dns-addr an address of its own, like 127.0.0.3:53",
+            "127.0.0.3",
+        ),
+        Elsewhere::NotAllowed => (
+            "allow port 53 with `sudo sysctl net.ipv4.ip_unprivileged_port_start=53`",
+            "127.0.0.2",
+        ),
     };
     let _ = write!(
         text,
         "DNS listens on {dns}, where no resolver looks by itself. To make the names work, do one of these:\n\
          - connect to the addresses above\n\
-         - {at_53}start again, and put `nameserver 127.0.0.2` \
+         - {at_53}, start again, and put `nameserver {server}` \
          first in /etc/resolv.conf\n\
          - ask directly: `dig @{} -p {} NAME`\n\
          - add these lines to /etc/hosts:\n{}",
@@ -98,9 +110,11 @@ mod tests {
             ports,
         }];
         let dns = "127.0.0.2:40053".parse().unwrap();
-        let chosen = table(&names, &states, (dns, true));
+        let chosen = table(&names, &states, (dns, Elsewhere::Asked));
         assert!(!chosen.contains("sysctl") && chosen.contains("--dns-addr"));
-        let text = table(&names, &states, (dns, false));
+        let beside = table(&names, &states, (dns, Elsewhere::Taken));
+        assert!(!beside.contains("sysctl") && beside.contains("--dns-addr"));
+        let text = table(&names, &states, (dns, Elsewhere::NotAllowed));
         for part in [
             "mysql.default",
             "127.0.66.1",

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use keel_certs::NameError;
 use serde_json::{Map, Value};
 
 use super::answer::{Cause, shown};
@@ -227,6 +228,11 @@ fn check_text(text: &str, schema: &Map<String, Value>, path: &str, findings: &mu
         ),
         "label" => match text.parse::<keel_certs::Namespace>() {
             Ok(_) => (true, String::new()),
+            // Whatever the label is of: what it is not, the field says.
+            Err(NameError::Invalid { value, rule, .. }) => (
+                false,
+                format!("must be a DNS label, which {value:?} is not: use {rule}"),
+            ),
             Err(error) => (false, format!("must be a DNS label: {error}")),
         },
         "rate" => of_unit(text.parse::<keel_fabric::units::Rate>()),

@@ -51,12 +51,13 @@ pub(super) async fn create(inner: &Inner, request: TokenRequest) -> Answer<Token
         uses_left: request.uses,
         revoked: false,
     };
-    tracing::info!(target: AUDIT, token = %record.id, scope = ?record.scope, uses = request.uses, seconds = life.as_secs(), "token made");
+    let (id, scope) = (record.id.clone(), format!("{:?}", record.scope));
     inner
         .store
         .create_token(record)
         .await
         .map_err(|error| internal(&error))?;
+    tracing::info!(target: AUDIT, token = %id, scope, uses = request.uses, seconds = life.as_secs(), "token made");
     Ok(TokenAnswer {
         token: token.to_string(),
     })

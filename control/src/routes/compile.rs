@@ -28,6 +28,8 @@ pub struct RouterFlags {
 pub struct Plan {
     /// Where it listens.
     pub listen: ListenAddr,
+    /// What says so: a flag, or a part of a spec.
+    pub listen_said_by: String,
     /// How other nodes reach it; empty if they cannot.
     pub addresses: Vec<HostPort>,
     /// Services whose backend the router dials itself.
@@ -80,6 +82,7 @@ pub struct Announced {
 pub fn compile(spec: &RouterSpec, followed: Option<&FrpServer>, flags: &RouterFlags) -> Plan {
     let mut plan = Plan {
         listen: ListenAddr::any(DEFAULT_PORT),
+        listen_said_by: "--router-listen".to_owned(),
         addresses: Vec::new(),
         backends: Vec::new(),
         announced: Vec::new(),
@@ -142,7 +145,10 @@ fn listen(plan: &mut Plan, spec: &RouterSpec, followed: Option<&FrpServer>, flag
             flag
         }
         (Some(flag), _) => flag,
-        (None, Some(spec)) => spec,
+        (None, Some(spec)) => {
+            plan.listen_said_by = place;
+            spec
+        }
         (None, None) => plan.listen,
     };
 }

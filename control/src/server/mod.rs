@@ -317,7 +317,10 @@ fn store_status(failure: &StoreError) -> Status {
             Reason::ServiceUnavailable,
             "the APIServer's store is closed",
         ),
-        StoreError::Full => Status::failure(Reason::ServiceUnavailable, failure.to_string()),
+        // That it does not answer is in the log once, not for each request.
+        StoreError::Full | StoreError::Away { .. } => {
+            Status::failure(Reason::ServiceUnavailable, failure.to_string())
+        }
         StoreError::Panicked => Status::failure(Reason::InternalError, failure.to_string()),
         StoreError::Database { doing, source } | StoreError::Unknown { doing, source } => {
             error!(doing, error = %source, "the store failed");

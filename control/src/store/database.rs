@@ -66,10 +66,7 @@ impl From<Error> for Failed {
 impl Failed {
     pub(super) fn doing(self, doing: &'static str) -> StoreError {
         match self {
-            Self::Undone(source) => StoreError::Database {
-                doing,
-                source: Arc::new(source),
-            },
+            Self::Undone(source) => StoreError::database(doing)(source),
             Self::Unknown(source) => StoreError::Unknown {
                 doing,
                 source: Arc::new(source),
@@ -205,6 +202,14 @@ impl Database {
         match self {
             Self::Sqlite(database) => database.keep_result(id, key_hash, &result).await,
             Self::Postgres(database) => database.keep_result(id, key_hash, &result).await,
+        }
+    }
+
+    /// Whose the database is, now that this trust domain claims it.
+    pub(super) async fn claim(&mut self, domain: &str) -> Result<String, Failed> {
+        match self {
+            Self::Sqlite(_) => Ok(domain.to_owned()),
+            Self::Postgres(database) => database.claim(domain).await,
         }
     }
 

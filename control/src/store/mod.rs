@@ -15,6 +15,7 @@ mod database;
 mod events;
 mod lookup;
 mod open;
+mod owner;
 mod postgres;
 mod read;
 mod ring;
@@ -40,6 +41,7 @@ use ring::Ring;
 use writer::{Job, Writer};
 
 pub use open::OpenError;
+pub use owner::ClaimError;
 pub use read::{EventsError, Page};
 pub use tokens::{ConsumeError, Consumed, TokenRecord, TokenScope};
 
@@ -163,6 +165,17 @@ pub enum StoreError {
         "the disk that holds the store is full: nothing is written until there is room again, reads go on"
     )]
     Full,
+    /// The database does not answer; a write did not happen.
+    #[error(
+        "the store's database does not answer, so it could not {doing}: nothing is read or written until it does, flows go on"
+    )]
+    Away {
+        /// What was to be done.
+        doing: &'static str,
+        /// What the way to it said.
+        #[source]
+        source: Arc<sqlx::Error>,
+    },
     /// The database said no; a write did not happen.
     #[error("the store failed to {doing}")]
     Database {
@@ -185,9 +198,13 @@ pub enum StoreError {
 
 impl StoreError {
     fn database(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
-        move |source| Self::Database {
-            doing,
-            source: Arc::new(source),
+        move |source| {
+            let source = Arc::new(source);
+            match *source {
+                // What SQLite has to say about its file is a word of the database itself.
+                sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => Self::Away { doing, source },
+                _ => Self::Database { doing, source },
+            }
         }
     }
 }
@@ -204,6 +221,10 @@ pub struct Store {
 struct Inner {
     /// Where the store is kept, for people: a path, or an URL without its password.
     place: String,
+    /// The trust domain that it belonged to when it was opened.
+    trust_domain: Option<String>,
+    /// Whether the database answered last time.
+    reachable: watch::Receiver<bool>,
     /// Writes wait here when the writer is busy; a full queue makes callers wait, it drops nothing.
     jobs: mpsc::Sender<Job>,
     shared: Arc<Shared>,
@@ -260,6 +281,12 @@ impl Store {
     #[must_use]
     pub fn place(&self) -> &str {
         &self.inner.place
+    }
+
+    /// Whether the database answers, followed. A file always does: what fails there, fails each time anew.
+    #[must_use]
+    pub fn reachable(&self) -> watch::Receiver<bool> {
+        self.inner.reachable.clone()
     }
 
     /// Lets `decide` see the object and change it, then commits and gives its answer.

@@ -29,6 +29,26 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The URL has an option that no connection has, and that would be passed over in silence.
+    #[error(
+        "the URL of the store has the option {option:?}, which does not exist; there are {known}"
+    )]
+    Option {
+        /// Its name.
+        option: String,
+        /// Those that exist.
+        known: &'static str,
+    },
+    /// The database said no.
+    #[error("the store {store} cannot be opened: {why}{remedy}")]
+    Refused {
+        /// URL of the store.
+        store: String,
+        /// What the database said.
+        why: String,
+        /// What to do about it; empty, or begins with a colon.
+        remedy: String,
+    },
     /// The URL is none that PostgreSQL has.
     #[error(
         "this is not an URL of a PostgreSQL database, which are written postgres://USER:PASSWORD@HOST:PORT/DATABASE"
@@ -72,6 +92,8 @@ pub(super) struct State {
     pub(super) revision: Revision,
     pub(super) compacted: Revision,
     pub(super) gaps: Vec<Gap>,
+    /// The trust domain whose it is.
+    pub(super) domain: Option<String>,
 }
 
 impl Store {
@@ -94,6 +116,8 @@ impl Store {
             Database::Sqlite(database),
             Readers::Sqlite(readers),
             state,
+            // Nobody ever says otherwise.
+            watch::channel(true).1,
             config,
         ))
     }
@@ -110,11 +134,13 @@ impl Store {
     /// An [`OpenError`] that says what to do; also if the database cannot be reached now.
     pub async fn connect(url: &str, config: StoreConfig) -> Result<Self, OpenError> {
         let (place, database, readers, state) = postgres::open(url).await?;
+        let reachable = database.reachable();
         Ok(Self::start(
             place,
             Database::Postgres(Box::new(database)),
             Readers::Postgres(readers),
             state,
+            reachable,
             config,
         ))
     }
@@ -124,6 +150,7 @@ impl Store {
         database: Database,
         readers: Readers,
         state: State,
+        reachable: watch::Receiver<bool>,
         config: StoreConfig,
     ) -> Self {
         info!(store = place, revision = %state.revision, "store open");
@@ -148,6 +175,8 @@ impl Store {
         task.spawn(writer.run());
         let inner = Inner {
             place,
+            trust_domain: state.domain,
+            reachable,
             jobs,
             shared,
             readers,

@@ -198,7 +198,7 @@ impl Store {
     }
 
     /// Runs `work` in the writer task, between batches.
-    async fn transact<T, F>(&self, doing: &'static str, work: F) -> Result<T, StoreError>
+    pub(super) async fn transact<T, F>(&self, doing: &'static str, work: F) -> Result<T, StoreError>
     where
         F: for<'c> FnOnce(&'c mut Database) -> BoxFuture<'c, Result<T, Failed>> + Send + 'static,
         T: Send + 'static,

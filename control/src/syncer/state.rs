@@ -410,6 +410,6 @@ impl Report {
 fn ahead(held: Revision) -> String {
     format!(
         "it holds a status of ours of revision {held}, which our store is behind and cannot be raised to: \
-         check both nodes' clocks, or delete our Router there"
+         check both nodes' clocks and whether another machine was joined under this node's name, or delete our Router there"
     )
 }

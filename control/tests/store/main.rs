@@ -14,6 +14,7 @@ mod log;
 mod model;
 #[path = "../need/mod.rs"]
 mod need;
+mod opening;
 mod place;
 mod restart;
 mod server;

@@ -353,11 +353,15 @@ async fn a_database_that_crashes_loses_nothing_and_is_found_again() {
             acknowledged.extend(acks);
             match error {
                 StoreError::Unknown { .. } => unknown += 1,
-                StoreError::Database { .. } => failed += 1,
+                StoreError::Away { .. } | StoreError::Database { .. } => failed += 1,
                 other => panic!("{other}"),
             }
         }
-        assert!(stores[1].get(&key("a")).await.is_err(), "it is away");
+        let read = stores[1].get(&key("a")).await;
+        assert!(matches!(read, Err(StoreError::Away { .. })), "{read:?}");
+        let mut reachable = stores[0].reachable();
+        let away = reachable.wait_for(|reachable| !reachable);
+        timeout(SOON, away).await.unwrap().unwrap();
         assert!(stores[0].is_open());
         server.up();
         // The same stores go on; how soon is the database's affair.
@@ -368,6 +372,8 @@ async fn a_database_that_crashes_loses_nothing_and_is_found_again() {
         {
             assert!(Instant::now() < deadline, "{error}");
         }
+        let back = reachable.wait_for(|reachable| *reachable);
+        timeout(SOON, back).await.unwrap().unwrap();
         let last = put(&stores[1], "probe", "x").await;
         acknowledged.push((last.0, "probe".to_owned(), Bytes::from_static(b"x")));
     }

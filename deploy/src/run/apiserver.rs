@@ -20,6 +20,7 @@ use keel_control::syncer::PeerStates;
 use keel_control::transport::{ApiServer, Limits, TransportMetrics};
 use keel_fabric::metrics::Pairs;
 use keel_fabric::quic::{HostPort, QuicKeys};
+use keel_sidecar::admin::Ready;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -54,18 +55,20 @@ pub(super) struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Opens the data directory and the store, finds out who the node is, and serves the API; `None` if `stop` comes before the node knows.
+    /// Opens the store, finds out who the node is, and serves the API; `None` if `stop` comes before the node knows.
     /// `flows` is what the node's router counts, if it is in this process.
     pub(super) async fn start(
         settings: &NodeSettings,
+        data: DataDir,
         part: Part,
         metrics: Arc<TransportMetrics>,
         flows: Option<Arc<Pairs>>,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
-        let data = DataDir::open(&settings.data_dir)?;
         let mut settings = Cow::Borrowed(settings);
+        let mut founds = false;
         if NodeAuthority::load(&data)?.is_none() {
+            founds = settings.join.is_none() && RootAuthority::load(&data)?.is_none();
             ports::check(&settings, part)?;
             if let Some(source) = &settings.join
                 && RootAuthority::load(&data)?.is_none()
@@ -77,10 +80,19 @@ impl ControlPlane {
         let settings = &*settings;
         // Before the node is made: one that fails to start must not leave a trust domain behind, nor have used up a token.
         let store = open(settings, &data, &metrics).await?;
-        let started = match stop
-            .run_until_cancelled(Box::pin(identity::establish(&data, settings)))
-            .await
-        {
+        let establish = async {
+            if founds && let Some(domain) = store.trust_domain() {
+                return Err(anyhow!(
+                    "the store {} belongs to trust domain {domain}, and this node would found another one: give --join with a token of \
+                     {domain}, or name another database",
+                    store.place()
+                ));
+            }
+            let established = identity::establish(&data, settings).await?;
+            store.claim(&established.authority.trust_domain()).await?;
+            Ok(established)
+        };
+        let started = match stop.run_until_cancelled(Box::pin(establish)).await {
             Some(Ok(established)) => {
                 Self::serve(settings, data, established, store.clone(), metrics, flows).map(Some)
             }
@@ -262,6 +274,27 @@ impl ControlPlane {
         self.tasks.spawn(async move {
             tokio::join!(router, peers);
             "the node's information"
+        });
+    }
+
+    /// Makes readiness wait for the store whenever its database is away.
+    pub(super) fn tell_readiness(&mut self, ready: Ready) {
+        let (mut reachable, stop) = (self.store.reachable(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let mut away = None;
+            loop {
+                away = match *reachable.borrow_and_update() {
+                    true => None,
+                    false => away.or_else(|| Some(ready.wait_for("store"))),
+                };
+                let changed = stop.run_until_cancelled(reachable.changed()).await;
+                if !matches!(changed, Some(Ok(()))) {
+                    break;
+                }
+            }
+            // Nobody says more of a file.
+            stop.cancelled().await;
+            "the store's readiness"
         });
     }
 

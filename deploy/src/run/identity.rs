@@ -1,5 +1,6 @@
 //! Who a node is: read from its data directory, joined with a token, or founded as the first of a new trust domain.
 
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, anyhow};
@@ -42,9 +43,17 @@ async fn establish_at(
     settings: &NodeSettings,
     now: SystemTime,
 ) -> anyhow::Result<Established> {
-    let root = RootAuthority::load(data)?;
+    let unreadable = |dir: PathBuf| {
+        let dir = dir.display();
+        format!(
+            "the identity in {dir} cannot be read: put the files back from a backup; without one, move {dir} away, and a node that joined \
+             can join again (`keel token create --node` where the root key is)"
+        )
+    };
+    let root = RootAuthority::load(data).with_context(|| unreadable(data.ca()))?;
     let hosts = hosts(settings);
-    let (authority, root) = match NodeAuthority::load(data)? {
+    let held = NodeAuthority::load(data).with_context(|| unreadable(data.node()))?;
+    let (authority, root) = match held {
         Some(authority) => {
             let token = resumed(&authority, settings)?;
             if root.is_none() && authority.not_after() <= now {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use keel_certs::{ClusterName, LiveIdentity, NodeName, TrustDomain};
+use keel_certs::{ClusterName, DataDir, LiveIdentity, NodeName, TrustDomain};
 use keel_control::client::{Client, ClientConfig};
 use keel_control::routes::RouterFlags;
 use keel_control::syncer::{PeerStates, SyncMetrics};
@@ -58,6 +58,8 @@ impl Node {
         if let Some(addr) = settings.dashboard_listen {
             info!(%addr, "--dashboard-listen: nothing served yet");
         }
+        // First of all: whoever is there already has the ports, too, and that would be the lesser word.
+        let data = DataDir::open(&settings.data_dir)?;
         let mut registry = Registry::default();
         let runtimes = ProcessCollector::register(&mut registry, Handle::current());
         let transport = TransportMetrics::register(&mut registry);
@@ -68,11 +70,13 @@ impl Node {
         let metrics = MetricsPort::start(settings.metrics_listen, registry, ready.clone()).await?;
 
         let flows = Some(Arc::clone(&fabric.pairs));
-        let control = ControlPlane::start(&settings, Part::Node, transport, flows, stop).await?;
-        let Some(control) = control else {
+        let control =
+            ControlPlane::start(&settings, data, Part::Node, transport, flows, stop).await?;
+        let Some(mut control) = control else {
             metrics.stop().await;
             return Ok(None);
         };
+        control.tell_readiness(ready.clone());
         let parts = stop
             .run_until_cancelled(parts(&settings, &control, sync, (fabric, runtimes)))
             .await;

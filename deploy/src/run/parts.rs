@@ -42,16 +42,19 @@ fn registry() -> (Registry, Runtimes) {
 /// # Errors
 /// It cannot start, or a part of it failed.
 pub async fn apiserver(settings: NodeSettings, stop: CancellationToken) -> anyhow::Result<()> {
+    let data = DataDir::open(&settings.data_dir)?;
     let (mut registry, _) = registry();
     let transport = TransportMetrics::register(&mut registry);
     let ready = Ready::default();
     let starting = ready.wait_for("apiserver");
-    let metrics = MetricsPort::start(settings.metrics_listen, registry, ready).await?;
-    let control = ControlPlane::start(&settings, Part::ApiServer, transport, None, &stop).await?;
+    let metrics = MetricsPort::start(settings.metrics_listen, registry, ready.clone()).await?;
+    let control =
+        ControlPlane::start(&settings, data, Part::ApiServer, transport, None, &stop).await?;
     let Some(mut control) = control else {
         metrics.stop().await;
         return Ok(());
     };
+    control.tell_readiness(ready);
     drop(starting);
     info!(node = %control.node, apiserver = %control.local_addr(), metrics = %metrics.addr(), "ready");
     let outcome = tokio::select! {

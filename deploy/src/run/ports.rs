@@ -35,15 +35,15 @@ pub(super) fn check(settings: &NodeSettings, part: Part) -> anyhow::Result<()> {
     let router = settings
         .router_listen
         .unwrap_or(ListenAddr::any(DEFAULT_PORT));
-    for_each(router, udp).with_context(|| router_cannot_listen(router))
+    for_each(router, udp).with_context(|| router_cannot_listen(router, "--router-listen"))
 }
 
 /// What the APIServer says if it cannot listen.
 pub(super) const API: &str = "the APIServer cannot listen (--apiserver-listen)";
 
-/// What the router says if it cannot.
-pub(super) fn router_cannot_listen(on: ListenAddr) -> String {
-    format!("the router cannot listen on {on} (--router-listen)")
+/// What the router says if it cannot; `place` is where the address comes from.
+pub(super) fn router_cannot_listen(on: ListenAddr, place: &str) -> String {
+    format!("the router cannot listen on {on} ({place})")
 }
 
 fn udp(addr: SocketAddr) -> Result<(), quic::BindError> {

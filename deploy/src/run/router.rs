@@ -220,7 +220,7 @@ impl Serve {
         let mut plan = self.plan.borrow_and_update().clone();
         let (backends_tx, backends) = watch::channel(Arc::new(plan.backends.clone()));
         let (elsewhere_tx, elsewhere_rx) = watch::channel(elsewhere(&plan));
-        let mut serving = self.bind(plan.listen, &backends)?;
+        let mut serving = self.bind((plan.listen, &plan.listen_said_by), &backends)?;
         let mut trouble = None;
         // Routers on addresses of before, which drain.
         let mut retired = JoinSet::new();
@@ -242,7 +242,8 @@ impl Serve {
                     backends_tx.send_if_modified(|old| replace(old, &plan.backends));
                     elsewhere_tx.send_if_modified(|old| replace(old, &elsewhere(&plan)));
                     if plan.listen != serving.listen {
-                        (serving, trouble) = self.rebind(serving, plan.listen, &backends, &mut retired).await?;
+                        let wanted = (plan.listen, plan.listen_said_by.as_str());
+                        (serving, trouble) = self.rebind(serving, wanted, &backends, &mut retired).await?;
                     }
                 }
             }
@@ -253,9 +254,10 @@ impl Serve {
         Ok(())
     }
 
+    /// A router that listens there; with what says so.
     fn bind(
         &self,
-        listen: ListenAddr,
+        (listen, place): (ListenAddr, &str),
         backends: &watch::Receiver<Arc<Vec<Publication>>>,
     ) -> anyhow::Result<Serving> {
         let config = RouterConfig {
@@ -272,12 +274,15 @@ impl Serve {
             identity_limit: self.identity_limit,
         };
         let router = Router::bind(config, self.live.clone(), self.metrics.clone())
-            .with_context(|| ports::router_cannot_listen(listen))?;
+            .with_context(|| ports::router_cannot_listen(listen, place))?;
         let (view, addrs, hurry) = (router.view(), router.local_addrs(), router.hurry());
         let stop = CancellationToken::new();
         let mut task = JoinSet::new();
         task.spawn(router.run(backends.clone(), stop.clone()));
-        info!(listen = %listen, "router listens");
+        match listen.port() {
+            0 => info!(?addrs, "router listens"),
+            _ => info!(%listen, "router listens"),
+        }
         Ok(Serving {
             task,
             stop,
@@ -292,14 +297,14 @@ impl Serve {
     async fn rebind(
         &self,
         old: Serving,
-        listen: ListenAddr,
+        (listen, place): (ListenAddr, &str),
         backends: &watch::Receiver<Arc<Vec<Publication>>>,
         retired: &mut JoinSet<()>,
     ) -> anyhow::Result<(Serving, Option<String>)> {
         // Another port: take it before giving up the old one. The same port: the old one is in the way, and its flows wait
         // for the new one.
         if listen.port() == 0 || listen.port() != old.listen.port() {
-            return Ok(match self.bind(listen, backends) {
+            return Ok(match self.bind((listen, place), backends) {
                 Ok(new) => {
                     retired.spawn(old.end());
                     (new, None)
@@ -310,9 +315,9 @@ impl Serve {
         let before = old.listen;
         old.hurry.cancel();
         old.end().await;
-        match self.bind(listen, backends) {
+        match self.bind((listen, place), backends) {
             Ok(new) => Ok((new, None)),
-            Err(error) => Ok(self.stay(self.bind(before, backends)?, &error)),
+            Err(error) => Ok(self.stay(self.bind((before, "as before"), backends)?, &error)),
         }
     }
 

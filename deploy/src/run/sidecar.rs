@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::datapath::DataPath;
 use crate::errors::{Usage, chain};
@@ -76,6 +76,10 @@ impl RunningSidecar {
     /// # Errors
     /// A listener cannot be had; the error names it and says what to do.
     pub async fn start(settings: SidecarSettings, stop: CancellationToken) -> anyhow::Result<Self> {
+        let config = &settings.config;
+        if config.mapped.is_empty() && config.published.is_empty() {
+            warn!("nothing is mapped or published: give --mapped-services or --published-services");
+        }
         let control = Handle::current();
         let (tell, told) = oneshot::channel();
         let inner = stop.clone();

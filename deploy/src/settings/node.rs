@@ -355,7 +355,7 @@ impl NodeFlags {
             router_listen: self.router_listen,
             trust_domain: self.trust_domain,
             advertise: values::reachable(self.advertise)?,
-            peers: self.peer,
+            peers: values::each_once(self.peer)?,
             peers_file: self.peer_from,
             follow: self.follow.map(|name| name.0),
             store: self.store,

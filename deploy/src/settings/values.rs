@@ -1,5 +1,6 @@
 //! Values that flags, environment and file share: each parses from one text, and says what was wrong with it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
@@ -201,6 +202,18 @@ pub struct PeerArg {
     pub node: NodeName,
     /// Where its APIServer listens.
     pub server: HostPort,
+}
+
+/// Refuses a peer that is given twice.
+pub(super) fn each_once(peers: Vec<PeerArg>) -> Result<Vec<PeerArg>, Usage> {
+    let mut seen = BTreeSet::new();
+    match peers.iter().find(|peer| !seen.insert(&peer.node)) {
+        Some(peer) => Err(Usage(format!(
+            "--peer: {} is given twice; leave one of them out",
+            peer.node
+        ))),
+        None => Ok(peers),
+    }
 }
 
 impl FromStr for PeerArg {

@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::errors::Usage;
 
@@ -52,17 +53,35 @@ impl LogSettings {
 /// What hickory says at `info` is two lines per DNS question. A filter that names it itself comes later and wins.
 const QUIET: &str = "hickory_server=warn";
 
+/// What is wrong with a filter that `tracing-subscriber` takes and that would log nothing: a word that is no level is a target there.
+fn slip(filter: &str) -> Option<String> {
+    let words = filter.split(',').map(str::trim);
+    words
+        .filter(|word| !word.contains(['=', '[']) && !word.is_empty())
+        .find(|word| word.parse::<LevelFilter>().is_err() && !word.starts_with("keel"))
+        .or_else(|| {
+            let mut words = filter.split(',').map(str::trim);
+            words.find(|word| word.replace("::", "").contains(':') && !word.contains('['))
+        })
+        .map(|word| format!("`{word}` is no level"))
+}
+
 /// Starts logging for the whole process.
 ///
 /// # Errors
 /// The filter cannot be understood.
 pub fn init(settings: &LogSettings) -> Result<(), Usage> {
-    let filter = EnvFilter::try_new(format!("{QUIET},{}", settings.filter)).map_err(|error| {
+    let wrong = |why: &str| {
         Usage(format!(
-            "KEEL_LOG={}: {error}; write for example info or info,keel_fabric=debug",
+            "KEEL_LOG={}: {why}; write for example info or info,keel_fabric=debug",
             settings.filter
         ))
-    })?;
+    };
+    if let Some(slip) = slip(&settings.filter) {
+        return Err(wrong(&slip));
+    }
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", settings.filter))
+        .map_err(|error| wrong(&error.to_string()))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -94,6 +113,25 @@ mod tests {
             colour: false,
         };
         assert!(init(&settings).unwrap_err().0.contains("KEEL_LOG"));
+        for wrong in [
+            "verbose",
+            "keel_fabric:debug",
+            "info,quiet",
+            "info, a:b=debug",
+        ] {
+            assert!(slip(wrong).is_some(), "{wrong}");
+        }
+        for right in [
+            "",
+            "off",
+            "INFO,keel_fabric=debug",
+            "keel_fabric::quic=trace,hyper=warn",
+            "keel_control",
+            "info,keel_fabric[flow{id=1:2}]=debug",
+            "2",
+        ] {
+            assert_eq!(slip(right), None, "{right}");
+        }
     }
 
     #[test]

@@ -153,6 +153,9 @@ impl FromStr for HostPort {
 
     fn from_str(s: &str) -> Result<Self, AddrError> {
         let bad = |why| AddrError::HostPort(s.to_owned(), why);
+        if s.contains("://") {
+            return Err(bad("it is an URL: leave the scheme out"));
+        }
         let (host, port) = s
             .rsplit_once(':')
             .ok_or_else(|| bad("the port is missing"))?;

@@ -22,14 +22,6 @@ pub enum KeysError {
         /// What the system said.
         source: io::Error,
     },
-    /// A key file has another length than it was written with.
-    #[error(
-        "the QUIC key {path} is damaged: remove it, and peers notice one restart later than usual"
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-    },
 }
 
 /// Stateless-reset key, connection-id key and address-token key of one endpoint.
@@ -62,7 +54,8 @@ impl QuicKeys {
     }
 
     /// Reads `reset.key`, `cid.key` and `token.key` in `dir`; makes what is missing: the directory with mode 0700, the
-    /// files with mode 0600.
+    /// files with mode 0600. One that is damaged is set aside (`reset.key.damaged`) with a warning, and a new one takes its place: peers
+    /// notice this restart later than others, which is no reason not to start.
     ///
     /// # Errors
     /// [`KeysError`] names the file.
@@ -130,16 +123,23 @@ fn load_key<const N: usize>(path: &Path) -> Result<[u8; N], KeysError> {
         source,
     };
     match std::fs::read(path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| KeysError::Damaged {
-            path: path.to_owned(),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let key = fresh();
-            write_secret(path, &key).map_err(io_error)?;
-            Ok(key)
-        }
-        Err(error) => Err(io_error(error)),
+        Ok(bytes) => match bytes.try_into() {
+            Ok(key) => return Ok(key),
+            Err(_) => {
+                let aside = path.with_extension("key.damaged");
+                std::fs::rename(path, &aside).map_err(io_error)?;
+                tracing::warn!(
+                    key = %path.display(), set_aside = %aside.display(),
+                    "a QUIC key is damaged and made anew: peers notice this restart some seconds later than usual"
+                );
+            }
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io_error(error)),
     }
+    let key = fresh();
+    write_secret(path, &key).map_err(io_error)?;
+    Ok(key)
 }
 
 /// Writes beside and renames, so that a power cut leaves no half key.
@@ -179,10 +179,18 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_key_is_an_error_that_names_the_file() {
+    fn a_damaged_key_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("cid.key"), b"short").unwrap();
-        let error = QuicKeys::load_or_create(dir.path()).unwrap_err();
-        assert!(error.to_string().contains("cid.key"), "{error}");
+        let first = QuicKeys::load_or_create(dir.path()).unwrap();
+        for damage in [&b""[..], b"short"] {
+            std::fs::write(dir.path().join("cid.key"), damage).unwrap();
+            let second = QuicKeys::load_or_create(dir.path()).unwrap();
+            assert_eq!((first.reset, first.token), (second.reset, second.token));
+            assert_ne!(first.cid, second.cid);
+            let aside = std::fs::read(dir.path().join("cid.key.damaged"));
+            assert_eq!(aside.unwrap(), damage);
+            let third = QuicKeys::load_or_create(dir.path()).unwrap();
+            assert_eq!(second.cid, third.cid);
+        }
     }
 }

@@ -48,6 +48,7 @@ fn a_wrong_word_is_named_with_what_is_right() {
             "mysql=resume-window:10",
             &["resume-window", "no length of time"],
         ),
+        ("mysql=weight:1,weight:2", &["`weight`", "twice"]),
         ("mysql=sticky:yes", &["sticky `yes`", "client"]),
         ("mysql=check-interval:1s", &["check-interval", "check:tcp"]),
         ("mysql=check:healthz", &["check `healthz`", "/healthz"]),

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Error};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -48,7 +49,7 @@ pub(super) struct Database {
     regained: bool,
     listener: Listener,
     /// Whether the database answered last time, so that its going and coming are logged once.
-    reachable: bool,
+    reachable: watch::Sender<bool>,
 }
 
 /// Gives up on a database that does not answer.
@@ -81,9 +82,25 @@ impl Database {
         self.settle(connection, outcome)
     }
 
+    pub(super) fn reachable(&self) -> watch::Receiver<bool> {
+        self.reachable.subscribe()
+    }
+
+    /// Whose the database is; this trust domain's if it was nobody's.
+    pub(super) async fn claim(&mut self, domain: &str) -> Result<String, Failed> {
+        let mut connection = self.take().await?;
+        let work =
+            sqlx::query_scalar("UPDATE meta SET domain = COALESCE(domain, $1) RETURNING domain")
+                .bind(domain)
+                .fetch_one(&mut connection);
+        let outcome = timely(work).await.map_err(Failed::Undone);
+        self.settle(connection, outcome)
+    }
+
     /// Waits until there is something to look at. Cancel safe.
     pub(super) async fn told(&mut self, published: Revision) {
-        self.listener.told(published, self.reachable).await;
+        let reachable = *self.reachable.borrow();
+        self.listener.told(published, reachable).await;
     }
 
     pub(super) async fn news(
@@ -163,7 +180,7 @@ impl Database {
     ) -> Result<T, Failed> {
         match &outcome {
             Ok(_) => {
-                if !std::mem::replace(&mut self.reachable, true) {
+                if !self.reachable.send_replace(true) {
                     info!("the database is back");
                 }
                 self.connection = Some(connection);
@@ -176,7 +193,7 @@ impl Database {
 
     fn lost(&mut self, error: &Error) {
         // What the database says itself is about one request.
-        if error.as_database_error().is_none() && std::mem::replace(&mut self.reachable, false) {
+        if error.as_database_error().is_none() && self.reachable.send_replace(false) {
             warn!(%error, "THE DATABASE IS AWAY: nothing is read or written until it is back");
         }
     }

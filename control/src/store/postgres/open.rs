@@ -3,8 +3,10 @@
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use percent_encoding::percent_decode_str;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Error};
+use tokio::sync::watch;
 
 use super::super::database::column;
 use super::super::open::{OpenError, State};
@@ -24,7 +26,7 @@ const CREATE: &str = r#"
 CREATE SCHEMA IF NOT EXISTS keel;
 CREATE TABLE meta (
     one BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (one), version BIGINT NOT NULL,
-    revision BIGINT NOT NULL, compacted BIGINT NOT NULL
+    revision BIGINT NOT NULL, compacted BIGINT NOT NULL, domain TEXT
 );
 CREATE TABLE object (
     resource TEXT COLLATE "C" NOT NULL, name TEXT COLLATE "C" NOT NULL, revision BIGINT NOT NULL, data BYTEA NOT NULL,
@@ -45,11 +47,70 @@ CREATE TABLE token_use (
 );
 "#;
 
+/// The options that the URL of a connection may have. Of several words for the same, the others are taken too.
+const OPTIONS: &str = "sslmode, sslrootcert, sslcert, sslkey, host, hostaddr, port, dbname, user, password, application_name, options, \
+     statement-cache-capacity";
+
+/// Refuses options that do not exist: a connection whose `sslmode` is mistyped would be one in clear.
+fn check_options(url: &str) -> Result<(), OpenError> {
+    const ALSO: [&str; 6] = [
+        "ssl-mode",
+        "ssl-root-cert",
+        "ssl-ca",
+        "ssl-cert",
+        "ssl-key",
+        "options[",
+    ];
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let query = query.split_once('#').map_or(query, |(query, _)| query);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        let is_setting = name.starts_with("options[") && name.ends_with(']');
+        if !is_setting && !OPTIONS.split(", ").any(|known| known == name) && !ALSO.contains(&&*name)
+        {
+            return Err(OpenError::Option {
+                option: name.chars().take(40).collect(),
+                known: OPTIONS,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What the database said, and what to do about it.
+fn refused(store: &str, options: &PgConnectOptions, source: Error) -> OpenError {
+    let store = store.to_owned();
+    let Some(said) = source.as_database_error() else {
+        return OpenError::Database { store, source };
+    };
+    let user = options.get_username();
+    let database = options.get_database().unwrap_or(user);
+    // https://www.postgresql.org/docs/current/errcodes-appendix.html
+    let remedy = match said.code().as_deref() {
+        Some("28P01" | "28000") => format!(
+            ": give the password of {user} in the URL (KEEL_STORE keeps it out of the list of processes) or in the file that PGPASSFILE names"
+        ),
+        Some("3D000") => format!(": make it with `createdb {database}`, or name another one"),
+        Some("42501") => format!(
+            ": let {user} make the schema there (`GRANT CREATE ON DATABASE {database} TO {user}`), or make it (`CREATE SCHEMA keel AUTHORIZATION {user}`)"
+        ),
+        Some("53300") => ": raise max_connections there; a node takes up to 7".to_owned(),
+        _ => String::new(),
+    };
+    OpenError::Refused {
+        store,
+        why: said.message().to_owned(),
+        remedy,
+    }
+}
+
 /// Opens the database. Gives back its name for people, too.
 pub(in crate::store) async fn open(
     url: &str,
 ) -> Result<(String, Database, PgPool, State), OpenError> {
     let options = PgConnectOptions::from_str(url).map_err(|source| OpenError::Url { source })?;
+    check_options(url)?;
     let store = place(&options);
     let options = options.application_name("keel").options([
         ("search_path", "keel"),
@@ -58,10 +119,7 @@ pub(in crate::store) async fn open(
         ("lock_timeout", "10s"),
         ("statement_timeout", "60s"),
     ]);
-    let failed = |source| OpenError::Database {
-        store: store.clone(),
-        source,
-    };
+    let failed = |source| refused(&store, &options, source);
     let mut connection = connect(&options).await.map_err(failed)?;
     match timely(prepare(&mut connection)).await.map_err(failed)? {
         Found::Store(state) => {
@@ -75,7 +133,7 @@ pub(in crate::store) async fn open(
                 options,
                 connection: Some(connection),
                 regained: false,
-                reachable: true,
+                reachable: watch::Sender::new(true),
             };
             Ok((store, database, readers, state))
         }
@@ -152,6 +210,21 @@ async fn prepare(connection: &mut PgConnection) -> Result<Found, Error> {
     if version > SCHEMA {
         return Ok(Found::Newer(version));
     }
+    let knows_domains: bool = sqlx::query_scalar(
+        "SELECT COUNT(*) > 0 FROM information_schema.columns \
+         WHERE table_schema = 'keel' AND table_name = 'meta' AND column_name = 'domain'",
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    if !knows_domains {
+        // Of the first version, which leaves it alone.
+        sqlx::raw_sql("ALTER TABLE meta ADD COLUMN domain TEXT")
+            .execute(&mut *transaction)
+            .await?;
+    }
+    let domain = sqlx::query_scalar("SELECT domain FROM meta")
+        .fetch_one(&mut *transaction)
+        .await?;
     let (durable, _) = lock(&mut transaction).await?;
     let revision = match fresh {
         true => durable,
@@ -165,7 +238,34 @@ async fn prepare(connection: &mut PgConnection) -> Result<Found, Error> {
         revision,
         compacted,
         gaps: all(&gaps, Cells::gap)?,
+        domain,
     };
     transaction.commit().await?;
     Ok(Found::Store(state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_that_does_not_exist_is_refused() {
+        for url in [
+            "postgres://h/d",
+            "postgres://u:p%3F@h:1/d?sslmode=verify-full&sslrootcert=/a%26b&host=%2Ftmp",
+            "postgres://h/d?options[geqo]=off&ssl-ca=x&options%5Bx%5D=1&",
+        ] {
+            check_options(url).unwrap();
+        }
+        for (url, name) in [
+            ("postgres://h/d?sslmod=verify-full", "sslmod"),
+            ("postgres://h/d?sslmode=disable&SSLMODE=require", "SSLMODE"),
+            ("postgres://h/d?x", "x"),
+        ] {
+            match check_options(url) {
+                Err(OpenError::Option { option, .. }) => assert_eq!(option, name),
+                other => panic!("{url}: {other:?}"),
+            }
+        }
+    }
 }

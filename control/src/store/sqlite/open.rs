@@ -376,6 +376,7 @@ async fn resume(connection: &mut SqliteConnection, fresh: bool) -> Result<(State
         revision,
         compacted,
         gaps,
+        domain: None,
     };
     Ok((state, events.unsigned_abs()))
 }

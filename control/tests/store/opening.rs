@@ -1,0 +1,47 @@
+//! Opening a database of a server: whose it is, and what is said if that is not to be.
+
+use keel_certs::TrustDomain;
+use keel_control::store::{ClaimError, OpenError, StoreConfig};
+
+use super::place::{Place, open};
+use super::server;
+
+#[tokio::test]
+async fn a_database_belongs_to_one_trust_domain() {
+    let Some(place) = Place::postgres().await else {
+        return;
+    };
+    let domain = |name: &str| name.parse::<TrustDomain>().unwrap();
+    let store = place.open(StoreConfig::default()).await;
+    assert_eq!(store.trust_domain(), None);
+    for _ in 0..2 {
+        store.claim(&domain("a.example")).await.unwrap();
+    }
+    let other = place.open(StoreConfig::default()).await;
+    assert_eq!(other.trust_domain(), Some("a.example"));
+    let refused = other.claim(&domain("b.example")).await.unwrap_err();
+    assert!(matches!(refused, ClaimError::Another { .. }), "{refused}");
+    assert!(refused.to_string().contains("a.example"), "{refused}");
+    store.claim(&domain("a.example")).await.unwrap();
+    store.close().await;
+    other.close().await;
+    // As the version before made it.
+    place.sql("ALTER TABLE meta DROP COLUMN domain").await;
+    let store = place.open(StoreConfig::default()).await;
+    assert_eq!(store.trust_domain(), None);
+    store.claim(&domain("b.example")).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_a_server_refuses_comes_with_a_remedy() {
+    let Some(server) = server::shared() else {
+        return;
+    };
+    let refused = open(&server.url("nobody_made_it"), StoreConfig::default()).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("createdb nobody_made_it"), "{refused}");
+    // Before anything is connected: in clear is not what was meant.
+    let mistyped = open("postgres://h/d?sslmod=verify-full", StoreConfig::default()).await;
+    assert!(matches!(&mistyped, Err(OpenError::Option { option, .. }) if option == "sslmod"));
+}
