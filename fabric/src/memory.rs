@@ -204,12 +204,8 @@ impl Buffers {
             return;
         }
         let (process, identity) = self.count(held);
-        let level = process.max(identity);
-        if level == Level::Over && held > 0 {
-            let of = self.holder.share.as_ref();
-            self.memory.shed(of.filter(|_| identity > process));
-        }
-        let level = level.min(Level::Full);
+        self.make_room(process, identity);
+        let level = process.max(identity).min(Level::Full);
         if level == self.level {
             return;
         }
@@ -223,6 +219,14 @@ impl Buffers {
             Level::Tight => self.limits.window.min(self.limits.max_window),
             Level::Full | Level::Over => TRICKLE.min(self.limits.max_window),
         });
+    }
+
+    /// One flow is cut if too much is held, and the next one when that has given back what it held: nothing else may move.
+    fn make_room(&self, process: Level, identity: Level) {
+        if process.max(identity) == Level::Over {
+            let of = self.holder.share.as_ref();
+            self.memory.shed(of.filter(|_| identity > process));
+        }
     }
 
     /// Enters what the flow holds; says how full process and identity are.
@@ -245,8 +249,9 @@ impl Buffers {
 
 impl Drop for Buffers {
     fn drop(&mut self) {
-        self.count(0);
+        let (process, identity) = self.count(0);
         lock(&self.memory.flows).all.remove(&self.number);
+        self.make_room(process, identity);
     }
 }
 
@@ -256,7 +261,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::LimitLabels;
-    use crate::wire::{FlowId, Generation, Open, Protocol, Secret, VERSION};
+    use crate::wire::{AbortCode, FlowId, Generation, Open, Protocol, Secret, VERSION};
 
     const LIMITS: MemoryLimits = MemoryLimits {
         identity: 50_000,
@@ -373,6 +378,27 @@ mod tests {
         // Its end makes room.
         drop(world.flows.remove(new));
         assert_eq!(world.metrics.flow_buffered.get(), 70_000);
+    }
+
+    #[test]
+    fn flows_are_cut_until_there_is_room_although_nothing_else_moves() {
+        let mut world = World::new();
+        for bytes in [30_000, 5_000, 5_000, 5_000] {
+            world.add("/node/a", bytes);
+        }
+        let (buffers, flow) = &mut world.flows[0];
+        flow.write(Bytes::from(vec![0; 20_000]));
+        buffers.follow(flow);
+        // 65,000 of 50,000.
+        assert!(world.is_cut(3) && !world.is_cut(2));
+        let (buffers, flow) = &mut world.flows[3];
+        flow.abort(AbortCode::Limit);
+        buffers.follow(flow);
+        assert!(world.is_cut(2) && !world.is_cut(1));
+        drop(world.flows.remove(2));
+        assert!(world.is_cut(1));
+        drop(world.flows.remove(1));
+        assert!(!world.is_cut(0));
     }
 
     #[test]

@@ -17,6 +17,9 @@ const CONNECTION: u64 = 16 << 10;
 /// The share of all memory for what flows have buffered, and the same for the connections themselves.
 const SHARE: u64 = 4;
 
+/// The least window of a connection.
+const LEAST_WINDOW: u32 = 1 << 20;
+
 /// Who shares the files of a node: connections to backends that its Router dials, and the APIServer's over TCP.
 pub(super) const OF_NODE: u64 = 2;
 
@@ -64,6 +67,10 @@ impl Room {
         limits.memory.process = limits.memory.process.min(memory);
         // One consumer is all that many a provider has.
         limits.memory.identity = limits.memory.identity.min(memory / 2);
+        limits.router.passing = limits.router.passing.min(memory);
+        limits.router.passing_identity = limits.router.passing_identity.min(memory / 2);
+        let window = u32::try_from(memory).unwrap_or(u32::MAX).max(LEAST_WINDOW);
+        limits.windows.connection = limits.windows.connection.min(window);
         if limits.consumer.connections < before {
             let raise = if files <= memory / CONNECTION {
                 "open files (ulimit -n, LimitNOFILE=)"
@@ -148,6 +155,9 @@ mod tests {
         let limits = small.fit(Limits::default(), 2);
         assert_eq!(limits.memory.process, 32 * MIB);
         assert_eq!(limits.memory.identity, 16 * MIB);
+        assert_eq!(limits.router.passing, 32 * MIB);
+        assert_eq!(limits.router.passing_identity, 16 * MIB);
+        assert_eq!(limits.windows.connection, 32 << 20);
         assert_eq!(limits.consumer.connections, 2048);
     }
 

@@ -64,6 +64,12 @@ impl Flow {
             .take(if self.accepted { usize::MAX } else { 0 })
     }
 
+    /// The application takes no more now: what has arrived gets memory of its own, instead of a part of the packets in which
+    /// the bytes of other flows came too.
+    pub(crate) fn part(&mut self) {
+        self.recv.part();
+    }
+
     /// Bytes that arrived and were not taken, also before the flow is accepted.
     pub(crate) fn arrived(&self) -> impl Iterator<Item = &Bytes> + Clone {
         self.recv.chunks()

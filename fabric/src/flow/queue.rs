@@ -11,6 +11,8 @@ use bytes::{Buf, Bytes, BytesMut};
 pub(crate) struct Queue {
     chunks: VecDeque<Bytes>,
     len: usize,
+    /// Chunks at the front whose memory nobody shares.
+    own: usize,
 }
 
 /// A place in a queue that stays at the same byte while the queue changes at both ends.
@@ -58,7 +60,17 @@ impl Queue {
             self.chunks.pop_back();
             bytes = joined.freeze();
         }
+        self.own = self.own.min(self.chunks.len());
         self.chunks.push_back(bytes);
+    }
+
+    /// Gives all chunks memory of their own, each once. One that came in packets is a part of them, and would keep the bytes
+    /// of others that came with it.
+    pub(crate) fn part(&mut self) {
+        for chunk in self.chunks.range_mut(self.own..) {
+            *chunk = Bytes::copy_from_slice(chunk);
+        }
+        self.own = self.chunks.len();
     }
 
     /// Drops the first `count` bytes, at most all.
@@ -75,6 +87,7 @@ impl Queue {
             }
             left -= front.len();
             self.chunks.pop_front();
+            self.own = self.own.saturating_sub(1);
             *cursor = match cursor.index.checked_sub(1) {
                 Some(index) => Cursor { index, ..*cursor },
                 None => Cursor::default(),
@@ -162,6 +175,26 @@ mod tests {
             read.extend_from_slice(&piece);
         }
         assert_eq!(read, bytes);
+    }
+
+    #[test]
+    fn what_parts_keeps_no_packet_and_is_copied_once() {
+        let packet = Bytes::from(vec![7; 60_000]);
+        let mut queue = Queue::default();
+        let mut cursor = Cursor::default();
+        for at in [0, 10_000, 20_000, 20_500] {
+            queue.push(packet.slice(at..at + 6000 - at / 5), &mut cursor);
+        }
+        queue.part();
+        assert!(packet.is_unique());
+        let places = |queue: &Queue| queue.chunks().map(|at| at.as_ptr()).collect::<Vec<_>>();
+        let before = places(&queue);
+        queue.advance(7000, &mut cursor);
+        queue.push(packet.slice(..6000), &mut cursor);
+        queue.part();
+        assert!(packet.is_unique());
+        let after = places(&queue);
+        assert_eq!(after[1..after.len() - 1], before[2..]);
     }
 
     #[test]

@@ -127,6 +127,11 @@ impl RecvHalf {
         }
     }
 
+    /// What has arrived and is not taken stays; it keeps nothing else.
+    pub(crate) fn part(&mut self) {
+        self.queue.part();
+    }
+
     /// An ACK whose delay has passed goes with the next frame that can.
     pub(crate) fn tick(&mut self, now: Instant) {
         if matches!(self.ack, AckWhen::At(at) if at <= now) {

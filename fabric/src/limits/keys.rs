@@ -199,7 +199,7 @@ keys! {
     "associationsPerClient" Count consumer.associations_per_client [1, 65_536] "associations_per_client" "UDP associations of one client's address at one port";
     "flowWindow" Bytes flow.window [64 * KIB, 16 * MIB] "" "credit and replay of one flow at its start";
     "flowWindowMax" Bytes flow.max_window [64 * KIB, 16 * MIB] "" "credit and replay to which a flow may grow";
-    "connectionWindow" Bytes windows.connection [MIB, 256 * MIB] "connection_window" "bytes of one connection on their way to this process; at a router the third connection of an identity has a quarter of it, the fourth a ninth, and so on down to 1 MiB";
+    "connectionWindow" Bytes windows.connection [MIB, 256 * MIB] "connection_window" "bytes of one connection on their way to this process, and up to 64MiB on their way from it; at a router the third connection of an identity has a quarter of it, the fourth a ninth, and so on down to 1 MiB";
     "incomingBuffer" Bytes windows.incoming [64 * KIB, GIB] "" "bytes of packets of peers whose handshake waits; more are lost, as on the way";
     "queuedPackets" Count windows.packets [1, 65_536] "" "UDP packets of one association that wait to leave on one connection; more are dropped as `queue`";
     "queuedPacketBytes" Bytes windows.packet_bytes [64 * KIB, GIB] "" "bytes of all UDP packets that wait to leave on one connection; more are dropped as `queue`";

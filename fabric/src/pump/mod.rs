@@ -176,6 +176,7 @@ impl Pump {
             let now = Instant::now();
             let mut moved = self.poll_leg_in(cx, now);
             moved |= self.poll_tcp_out(cx);
+            self.flow.part();
             moved |= self.poll_tcp_in(cx);
             moved |= self.poll_tcp_error(cx);
             moved |= self.poll_leg_out(cx, now);

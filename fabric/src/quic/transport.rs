@@ -87,12 +87,13 @@ impl Windows {
         }
     }
 
-    const fn over(self, numbers: &mut Numbers) {
+    fn over(self, numbers: &mut Numbers) {
         if self.stream > numbers.stream_window {
             numbers.stream_window = self.stream;
         }
         if self.connection > 0 {
             numbers.receive_window = self.connection;
+            numbers.send_window = numbers.send_window.min(self.connection.into());
         }
         if numbers.receive_window < numbers.stream_window {
             numbers.receive_window = numbers.stream_window;
@@ -257,3 +258,21 @@ impl Profile {
 
 /// Silence after which a connection is given up: several lost keep-alives, and well inside the resume window.
 const IDLE_MS: u32 = 15_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_of_a_connection_is_one_of_both_ways() {
+        let whole = |connection| {
+            let mut limits = Limits::default();
+            limits.windows.connection = connection;
+            let whole = Profile::Router.whole(Windows::of(&limits));
+            (u64::from(whole.receive), whole.send)
+        };
+        assert_eq!(whole(16 * MIB), (16 << 20, 16 << 20));
+        // What leaves is bounded by what one identity may have buffered.
+        assert_eq!(whole(128 * MIB), (128 << 20, SEND_WINDOW));
+    }
+}
