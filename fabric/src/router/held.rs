@@ -1,7 +1,8 @@
 //! The memory of bytes that were read from one connection and wait for the other one of their flow.
 //!
 //! An identity has its budget, and no more than what all others leave of the process's: who comes late, or has one flow
-//! only, always finds room. Beyond it a flow is read packet by packet, and not at all while one waits.
+//! only, always finds room. Beyond it a flow is read packet by packet, and not at all while one waits. Those packets are in no
+//! budget, or the stuck flows of one identity would take with them what the others have.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -17,6 +18,7 @@ const IDENTITY: &str = "identity_passing_buffers";
 #[derive(Debug, Clone)]
 pub(super) struct Holding {
     identity: Arc<AtomicI64>,
+    process: Arc<AtomicI64>,
     limits: Bounds,
     metrics: Arc<FabricMetrics>,
 }
@@ -28,11 +30,16 @@ struct Bounds {
 }
 
 impl Holding {
-    /// Of an identity that holds nothing yet.
-    pub(super) fn new(limits: &RouterLimits, metrics: &Arc<FabricMetrics>) -> Self {
+    /// Of an identity that holds nothing yet; `process` is what all of them hold.
+    pub(super) fn new(
+        limits: &RouterLimits,
+        process: &Arc<AtomicI64>,
+        metrics: &Arc<FabricMetrics>,
+    ) -> Self {
         let bytes = |limit| i64::try_from(limit).unwrap_or(i64::MAX);
         Self {
             identity: Arc::default(),
+            process: Arc::clone(process),
             limits: Bounds {
                 identity: bytes(limits.passing_identity),
                 process: bytes(limits.passing),
@@ -44,7 +51,7 @@ impl Holding {
     /// The bound that is reached, if one is.
     fn reached(&self) -> Option<&'static str> {
         let own = self.identity.load(Ordering::Relaxed);
-        let left = self.limits.process - self.metrics.router_held.get();
+        let left = self.limits.process - self.process.load(Ordering::Relaxed);
         if own >= self.limits.identity {
             Some(IDENTITY)
         } else {
@@ -54,7 +61,7 @@ impl Holding {
 
     fn add(&self, bytes: i64) {
         self.identity.fetch_add(bytes, Ordering::Relaxed);
-        self.metrics.router_held.inc_by(bytes);
+        self.process.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
@@ -63,6 +70,8 @@ impl Holding {
 pub(super) struct Held<'a> {
     of: &'a Holding,
     bytes: i64,
+    /// Of these, what is in the budgets.
+    counted: i64,
     tight: bool,
 }
 
@@ -71,6 +80,7 @@ impl<'a> Held<'a> {
         Self {
             of,
             bytes: 0,
+            counted: 0,
             tight: false,
         }
     }
@@ -89,12 +99,15 @@ impl<'a> Held<'a> {
         self.bytes
     }
 
-    /// It holds so much now.
+    /// It holds so much now. It is in the budgets if they allowed to read it.
     pub(super) fn set(&mut self, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        if bytes != self.bytes {
-            self.of.add(bytes - self.bytes);
-            self.bytes = bytes;
+        self.of.metrics.router_held.inc_by(bytes - self.bytes);
+        self.bytes = bytes;
+        let counted = if self.tight { 0 } else { bytes };
+        if counted != self.counted {
+            self.of.add(counted - self.counted);
+            self.counted = counted;
         }
     }
 }
@@ -117,8 +130,8 @@ mod tests {
             passing: 2500,
             ..RouterLimits::default()
         };
-        let of = Arc::clone(&metrics);
-        (metrics, move || Holding::new(&limits, &of))
+        let (of, process) = (Arc::clone(&metrics), Arc::default());
+        (metrics, move || Holding::new(&limits, &process, &of))
     }
 
     fn hits(metrics: &FabricMetrics, name: &'static str) -> u64 {
@@ -141,6 +154,28 @@ mod tests {
         assert!(first.is_free());
         drop(first);
         assert_eq!(metrics.router_held.get(), 0);
+    }
+
+    #[test]
+    fn packets_of_stuck_flows_beyond_a_budget_take_nothing_from_others() {
+        let (metrics, holding) = world();
+        let (one, other) = (holding(), holding());
+        let mut stuck: Vec<_> = (0..30).map(|_| Held::new(&one)).collect();
+        for flow in &mut stuck {
+            flow.is_free();
+            flow.set(100);
+        }
+        assert_eq!(metrics.router_held.get(), 3000, "10 in the budget");
+        let mut another = Held::new(&other);
+        assert!(another.is_free());
+        another.set(700);
+        assert!(another.is_free());
+        assert_eq!(hits(&metrics, PROCESS), 0);
+        drop(stuck);
+        drop(another);
+        assert_eq!(metrics.router_held.get(), 0);
+        let (own, all) = (&one.identity, &one.process);
+        assert_eq!([own, all].map(|held| held.load(Ordering::Relaxed)), [0, 0]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Budgets of identities: connections, new flows, legs of known ones, floods.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use keel_certs::Subject;
@@ -16,6 +17,8 @@ use crate::units::Rate;
 #[derive(Debug)]
 pub(super) struct Identities {
     all: Mutex<HashMap<Subject, Allowance>>,
+    /// What their flows hold together.
+    held: Arc<AtomicI64>,
     /// Bandwidth of each.
     rate: Option<Rate>,
     metrics: Arc<FabricMetrics>,
@@ -84,6 +87,7 @@ impl Identities {
     pub(super) fn new(rate: Option<Rate>, metrics: Arc<FabricMetrics>) -> Self {
         Self {
             all: Mutex::default(),
+            held: Arc::default(),
             rate,
             metrics,
         }
@@ -116,7 +120,7 @@ impl Identities {
             Allowance {
                 budget: Arc::new(Mutex::new(budget)),
                 limit: self.rate.map(limit),
-                holding: Holding::new(limits, &self.metrics),
+                holding: Holding::new(limits, &self.held, &self.metrics),
             }
         });
         let allowance = known.clone();

@@ -11,6 +11,7 @@ use super::Shared;
 use super::answers::Asked;
 use super::clients::Client;
 use super::datagrams::Beside;
+use super::held::Held;
 use super::identities::Allowance;
 use super::park;
 use super::route::{Next, Request, ServiceKey};
@@ -300,15 +301,21 @@ async fn forward(
     let beside = (key.protocol == Protocol::Udp)
         .then(|| Beside::join(&send, &far_send, &passing, limit.as_ref(), &shared.metrics));
     let mut chunks = vec![head];
-    chunks.extend(decoder.into_rest());
-    let ahead = chunks.iter().map(|chunk| chunk.len() as u64);
-    passing.up.add(ahead.sum());
+    // It would keep all packets that came with it.
+    let rest = decoder.into_rest();
+    chunks.extend(rest.iter().map(|chunk| Bytes::copy_from_slice(chunk)));
+    let length = chunks.iter().map(Bytes::len).sum();
+    passing.up.add(length as u64);
+    let mut ahead = Held::new(&holding);
+    ahead.is_free();
+    ahead.set(length);
     let cut = tokio::select! {
         // If the far stream is gone already, the splice finds out and cuts the near one.
         _ = far_send.write_all_chunks(&mut chunks) => None,
         () = silent(&mut asked) => Some(ResetCode::ProviderSilent),
         _ = client.connection.closed() => Some(ResetCode::LegLost),
     };
+    drop(ahead);
     if let Some(code) = cut {
         // What was written may end within a frame, so nothing can follow it.
         for half in [&mut send, &mut far_send] {

@@ -96,6 +96,21 @@ const BUDGET: usize = 256 << 10;
 const READ: usize = 32 * 6500;
 const PACKET: usize = 6500;
 
+/// What a router holds of flows that nobody reads, once it has come.
+async fn settled(world: &World) -> i64 {
+    let settled = async {
+        let (mut seen, mut still) = (0, 0);
+        while still < 20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let held = world.metrics.router_held.get();
+            still = if held == seen { still + 1 } else { 0 };
+            seen = held;
+        }
+        seen
+    };
+    soon(settled).await
+}
+
 /// One identity fills many flows that nobody reads, on many connections; another one's flow goes on as before.
 async fn flooded(limit: &'static str) {
     let mut world = World::new();
@@ -134,18 +149,7 @@ async fn flooded(limit: &'static str) {
     let legs = i64::try_from(CONNECTIONS * FLOWS).unwrap() + 1;
     until(|| world.metrics.router_legs.get() == legs).await;
     until(|| world.metrics.router_held.get() >= BUDGET as i64).await;
-    // Nobody reads, so what is held stays once it has come.
-    let settled = async {
-        let (mut seen, mut still) = (0, 0);
-        while still < 20 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            let held = world.metrics.router_held.get();
-            still = if held == seen { still + 1 } else { 0 };
-            seen = held;
-        }
-        seen
-    };
-    let held = usize::try_from(soon(settled).await).unwrap();
+    let held = usize::try_from(settled(&world).await).unwrap();
     let after = echoed(&mut client, 8 << 20).await;
     println!("{held} bytes held; 8 MiB echoed in {before:?} before and {after:?} beside");
     let bound = BUDGET + READ + CONNECTIONS * FLOWS * PACKET;
@@ -170,4 +174,27 @@ async fn an_identity_that_floods_a_router_holds_its_budget_and_stops_nobody() {
 #[tokio::test]
 async fn an_identity_that_floods_a_router_leaves_others_half_of_what_there_is() {
     flooded("passing_buffers").await;
+}
+
+/// What comes with a flow's header waits like what comes later.
+#[tokio::test]
+async fn first_bytes_that_wait_are_counted() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let (_slow, _control, target) = slow_provider(&world, &router).await;
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _first = connection.open_bi().await.unwrap();
+    let header = || bytes(&Frame::Open(Box::new(headers::open(&target))));
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    send.write_all(&header()).await.unwrap();
+    let mut writing = JoinSet::new();
+    writing.spawn(async move { while send.write_all(&[0; 64 << 10]).await.is_ok() {} });
+    until(|| world.metrics.router_held.get() > 0).await;
+    let before = settled(&world).await;
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    let with_more = [&header()[..], &[0; 1000]].concat();
+    send.write_all(&with_more).await.unwrap();
+    until(|| world.metrics.router_held.get() >= before + 1000).await;
+    connection.close(0, b"");
+    until(|| world.metrics.router_held.get() == 0).await;
 }
