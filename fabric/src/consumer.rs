@@ -253,8 +253,8 @@ impl ConsumerFlow {
                 );
                 if let Some(client) = self.udp.take() {
                     let metrics = Arc::clone(&self.config.metrics);
-                    let idle = target.options.idle_timeout;
-                    pump.set_udp(udp::End::client(client, idle, metrics));
+                    let bounds = (target.options.idle_timeout, limits);
+                    pump.set_udp(udp::End::client(client, bounds, metrics));
                 }
                 self.pump.insert(pump)
             }

@@ -197,9 +197,9 @@ impl Buffers {
         self.holder.cut.load(Ordering::Relaxed)
     }
 
-    /// Counts what `flow` holds, and lets its windows grow only while there is room.
-    pub(crate) fn follow(&mut self, flow: &mut Flow) {
-        let held = i64::try_from(flow.stats().buffered).unwrap_or(i64::MAX);
+    /// Counts what `flow` holds, and `more` beside it; lets its windows grow only while there is room.
+    pub(crate) fn follow(&mut self, flow: &mut Flow, more: usize) {
+        let held = i64::try_from(flow.stats().buffered + more).unwrap_or(i64::MAX);
         if held == self.counted {
             return;
         }
@@ -311,7 +311,7 @@ mod tests {
             let mut buffers = Buffers::new(Arc::clone(&self.memory), Some(&identity), limits);
             let mut flow = flow();
             flow.write(Bytes::from(vec![0; bytes]));
-            buffers.follow(&mut flow);
+            buffers.follow(&mut flow, 0);
             self.flows.push((buffers, flow));
             self.flows.len() - 1
         }
@@ -369,7 +369,7 @@ mod tests {
         let other = world.add("/node/b", 30_000);
         let (buffers, flow) = &mut world.flows[old];
         flow.write(Bytes::from(vec![0; 10_000]));
-        buffers.follow(flow);
+        buffers.follow(flow, 0);
         let cut: Vec<_> = (0..=other).filter(|&flow| world.is_cut(flow)).collect();
         assert_eq!(cut, [new], "and not {idle}, which holds nothing");
         let share = world.flows[old].0.holder.share.clone();
@@ -388,12 +388,12 @@ mod tests {
         }
         let (buffers, flow) = &mut world.flows[0];
         flow.write(Bytes::from(vec![0; 20_000]));
-        buffers.follow(flow);
+        buffers.follow(flow, 0);
         // 65,000 of 50,000.
         assert!(world.is_cut(3) && !world.is_cut(2));
         let (buffers, flow) = &mut world.flows[3];
         flow.abort(AbortCode::Limit);
-        buffers.follow(flow);
+        buffers.follow(flow, 0);
         assert!(world.is_cut(2) && !world.is_cut(1));
         drop(world.flows.remove(2));
         assert!(world.is_cut(1));

@@ -251,6 +251,12 @@ impl FabricMetrics {
             .inc();
     }
 
+    /// A packet was dropped because the queue that it should wait in has reached a limit.
+    pub(crate) fn queue_full(&self, limit: &'static str) {
+        self.dropped("queue");
+        self.hit(limit);
+    }
+
     pub(crate) fn leg_lost(&self, role: Side, cause: &'static str) {
         let labels = LossLabels { role, cause };
         self.legs_lost.get_or_create(&labels).inc();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use keel_fabric::EndReason;
 use keel_fabric::consumer::ConsumerFlow;
-use keel_fabric::metrics::DropLabels;
+use keel_fabric::metrics::{DropLabels, LimitLabels};
 use keel_fabric::udp::{Client, Inbox, NotTaken};
 use keel_fabric::wire::Protocol;
 use tokio::net::UdpSocket;
@@ -133,7 +133,11 @@ impl Associations {
             }
             match association.inbox.push(packet.clone()) {
                 Ok(()) => return,
-                Err(NotTaken::Full) => return self.dropped("queue"),
+                Err(NotTaken::Full(limit)) => {
+                    let limits = &self.proxy.consumer.metrics.limit_hit;
+                    limits.get_or_create(&LimitLabels { name: limit }).inc();
+                    return self.dropped("queue");
+                }
                 // It is just ending, and has taken no packet that it will not carry.
                 Err(NotTaken::Closed) => self.remove(from),
             }
@@ -143,7 +147,7 @@ impl Associations {
     }
 
     fn start(&mut self, packet: Bytes, from: SocketAddr) {
-        let inbox = Arc::new(Inbox::default());
+        let inbox = Arc::new(Inbox::new(&self.proxy.consumer.limits));
         // An empty inbox takes any packet.
         let _ = inbox.push(packet);
         let unserved = Arc::new(AtomicBool::new(false));

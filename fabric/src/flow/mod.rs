@@ -181,15 +181,23 @@ pub struct FlowLimits {
     /// How long the initiator looks for another leg; the terminator waits [`TERMINATOR_GRACE`] longer. Zero: not at all;
     /// the flow lives and dies with its first leg, what was sent is not kept, and only credit is acknowledged.
     pub resume_window: Duration,
+    /// UDP packets that wait at one end of an association, for its application or for its way; more are dropped
+    /// (`waiting_packets`).
+    pub packets: usize,
+    /// Their bytes (`waiting_packet_bytes`).
+    pub packet_bytes: usize,
 }
 
 impl Default for FlowLimits {
-    /// 256 KiB, 4 MiB, 60 s.
+    /// 256 KiB, 4 MiB, 60 s; 256 packets, of which one is of the largest kind and as much again for the others: thousands
+    /// of clients may wait for a provider.
     fn default() -> Self {
         Self {
             window: 256 * 1024,
             max_window: 4 * 1024 * 1024,
             resume_window: Duration::from_secs(60),
+            packets: 256,
+            packet_bytes: 128 << 10,
         }
     }
 }

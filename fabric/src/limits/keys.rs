@@ -201,8 +201,10 @@ keys! {
     "flowWindowMax" Bytes flow.max_window [64 * KIB, 16 * MIB] "" "credit and replay to which a flow may grow";
     "connectionWindow" Bytes windows.connection [MIB, 256 * MIB] "connection_window" "bytes of one connection on their way to this process, and up to 64MiB on their way from it; at a router the third connection of an identity has a quarter of it, the fourth a ninth, and so on down to 1 MiB";
     "incomingBuffer" Bytes windows.incoming [64 * KIB, GIB] "" "bytes of packets of peers whose handshake waits; more are lost, as on the way";
-    "queuedPackets" Count windows.packets [1, 65_536] "" "UDP packets of one association that wait to leave on one connection; more are dropped as `queue`";
-    "queuedPacketBytes" Bytes windows.packet_bytes [64 * KIB, GIB] "" "bytes of all UDP packets that wait to leave on one connection; more are dropped as `queue`";
+    "queuedPackets" Count windows.packets [1, 65_536] "queued_packets" "UDP packets of one association that wait to leave on one connection; more are dropped as `queue`";
+    "queuedPacketBytes" Bytes windows.packet_bytes [64 * KIB, GIB] "queued_packet_bytes" "bytes of all UDP packets that wait to leave on one connection; more are dropped as `queue`; less on an identity's later connections, as `connectionWindow`";
+    "waitingPackets" Count flow.packets [1, 65_536] "waiting_packets" "UDP packets that wait at one end of an association; more are dropped as `queue`";
+    "waitingPacketBytes" Bytes flow.packet_bytes [64 * KIB, GIB] "waiting_packet_bytes" "their bytes; more are dropped as `queue`";
     "identityBuffers" Bytes memory.identity [MIB, 64 * GIB] "identity_buffers" "bytes held for flows of one consumer's identity that end here";
     "processBuffers" Bytes memory.process [MIB, 64 * GIB] "buffers" "bytes held for all flows that end here";
 }

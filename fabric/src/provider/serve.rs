@@ -104,8 +104,8 @@ fn pump(
     }
     let mut pump = Pump::new(flow, None, AbortCode::BackendReset, buffers, meter, pace);
     if open.protocol == Protocol::Udp {
-        let idle = backend.options.idle_timeout;
-        pump.set_udp(udp::End::provider(idle, Arc::clone(metrics)));
+        let bounds = (backend.options.idle_timeout, limits);
+        pump.set_udp(udp::End::provider(bounds, Arc::clone(metrics)));
     }
     pump.attach(Leg::new(open.generation, leg.send, leg.recv, leg.decoder));
     pump

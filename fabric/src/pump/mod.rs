@@ -181,7 +181,8 @@ impl Pump {
             moved |= self.poll_tcp_error(cx);
             moved |= self.poll_leg_out(cx, now);
             self.settle();
-            self.buffers.follow(&mut self.flow);
+            let packets = self.udp.as_ref().map_or(0, |udp| udp.waiting());
+            self.buffers.follow(&mut self.flow, packets);
             let stats = self.stats();
             self.meter.follow(&stats, now);
             if let Some(event) = self.next_event() {

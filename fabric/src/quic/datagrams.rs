@@ -52,8 +52,8 @@ pub(crate) trait Sink: Send + Sync + fmt::Debug {
 pub(crate) enum NotSent {
     /// It is larger than what the connection takes now.
     TooLarge,
-    /// The queue of its flow or connection is full.
-    Full,
+    /// The queue of its flow or connection is full; the limit that was hit.
+    Full(&'static str),
     /// The connection has ended, or the peer takes no datagrams.
     Lost,
 }
@@ -221,9 +221,7 @@ impl Sender {
                     _ => NotSent::Lost,
                 });
         }
-        if !queue.push(self.stream, datagram) {
-            return Err(NotSent::Full);
-        }
+        queue.push(self.stream, datagram).map_err(NotSent::Full)?;
         drop(queue);
         shared.queued.notify_one();
         Ok(())

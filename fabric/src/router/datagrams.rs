@@ -89,7 +89,7 @@ impl Sink for Forward {
                 self.metrics.dropped("too_large");
                 self.narrowed.cancel();
             }
-            Err(NotSent::Full) => self.metrics.dropped("queue"),
+            Err(NotSent::Full(limit)) => self.metrics.queue_full(limit),
             Err(NotSent::Lost) => self.metrics.dropped("no_leg"),
         }
     }

@@ -14,7 +14,7 @@ use super::inbox::{Arrivals, Inbox};
 use super::local::{Backend, Local, PROBE};
 use super::packets::{self, PREFIX};
 use super::{Client, IDLE_TIMEOUT};
-use crate::flow::{Flow, State};
+use crate::flow::{Flow, FlowLimits, State};
 use crate::leg::Leg;
 use crate::metrics::FabricMetrics;
 use crate::pace::Gate;
@@ -83,12 +83,16 @@ fn way(length: usize, now: Now) -> Way {
 }
 
 impl End {
-    fn new(local: Local, idle: Option<Duration>, metrics: Arc<FabricMetrics>) -> Self {
+    fn new(
+        local: Local,
+        (idle, limits): (Option<Duration>, FlowLimits),
+        metrics: Arc<FabricMetrics>,
+    ) -> Self {
         Self {
             local,
             route: None,
             cap: u64::MAX,
-            arrived: Arc::default(),
+            arrived: Arc::new(Inbox::new(&limits)),
             held: None,
             idle: idle.unwrap_or(IDLE_TIMEOUT),
             moved: Instant::now(),
@@ -104,15 +108,18 @@ impl End {
     /// The consumer's end; it ends after `idle` without a packet, [`IDLE_TIMEOUT`] if nothing is said.
     pub(crate) fn client(
         client: Client,
-        idle: Option<Duration>,
+        bounds: (Option<Duration>, FlowLimits),
         metrics: Arc<FabricMetrics>,
     ) -> Self {
-        Self::new(Local::Client(client), idle, metrics)
+        Self::new(Local::Client(client), bounds, metrics)
     }
 
     /// The provider's end, as [`client`](Self::client); its backend comes with [`connected`](Self::connected).
-    pub(crate) fn provider(idle: Option<Duration>, metrics: Arc<FabricMetrics>) -> Self {
-        Self::new(Local::None, idle, metrics)
+    pub(crate) fn provider(
+        bounds: (Option<Duration>, FlowLimits),
+        metrics: Arc<FabricMetrics>,
+    ) -> Self {
+        Self::new(Local::None, bounds, metrics)
     }
 
     /// The backend's socket is there.
@@ -135,6 +142,15 @@ impl End {
             SAFE_DATAGRAM
         };
         self.route = Some(datagrams.route(stream, Arc::new(arrivals), &self.metrics));
+    }
+
+    /// Bytes of packets that wait, either direction.
+    pub(crate) fn waiting(&self) -> usize {
+        let client = match &self.local {
+            Local::Client(client) => client.inbox.bytes(),
+            Local::Backend(_) | Local::None => 0,
+        };
+        client + self.arrived.bytes()
     }
 
     /// Payload that came from the application, and that went to it.
@@ -199,7 +215,7 @@ impl End {
                 }
                 // The path has become narrower: this packet goes on the stream.
                 Err(NotSent::TooLarge) => now.attached = false,
-                Err(NotSent::Full) => return self.metrics.dropped("queue"),
+                Err(NotSent::Full(limit)) => return self.metrics.queue_full(limit),
                 Err(NotSent::Lost) => return self.metrics.dropped("no_leg"),
             }
         }

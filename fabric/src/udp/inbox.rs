@@ -7,17 +7,15 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::flow::FlowLimits;
 use crate::metrics::FabricMetrics;
 use crate::quic::Sink;
-
-/// Packets that wait at most.
-const PACKETS: usize = 256;
-/// Bytes that wait at most; one of the largest packets and as much again. Thousands of clients may wait for a provider.
-const BYTES: usize = 128 << 10;
 
 /// Packets that wait for one association. Whoever puts them in never waits; what does not fit is dropped.
 #[derive(Debug)]
 pub struct Inbox {
+    /// Packets and bytes.
+    most: (usize, usize),
     state: Mutex<State>,
 }
 
@@ -34,15 +32,18 @@ struct State {
 /// Why a packet was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotTaken {
-    /// There is no room.
-    Full,
+    /// There is no room; the limit that was hit.
+    Full(&'static str),
     /// The association has ended; the packet belongs to a new one.
     Closed,
 }
 
-impl Default for Inbox {
-    fn default() -> Self {
+impl Inbox {
+    /// With room for what waits at one end of an association.
+    #[must_use]
+    pub fn new(limits: &FlowLimits) -> Self {
         Self {
+            most: (limits.packets, limits.packet_bytes),
             state: Mutex::new(State {
                 packets: VecDeque::new(),
                 bytes: 0,
@@ -52,9 +53,7 @@ impl Default for Inbox {
             }),
         }
     }
-}
 
-impl Inbox {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing is left half changed here, so a panic elsewhere does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,8 +69,12 @@ impl Inbox {
             return Err(NotTaken::Closed);
         }
         state.moved = Instant::now();
-        if state.packets.len() >= PACKETS || state.bytes + packet.len() > BYTES {
-            return Err(NotTaken::Full);
+        let (packets, bytes) = self.most;
+        if state.packets.len() >= packets {
+            return Err(NotTaken::Full("waiting_packets"));
+        }
+        if state.bytes + packet.len() > bytes {
+            return Err(NotTaken::Full("waiting_packet_bytes"));
         }
         state.bytes += packet.len();
         state.packets.push_back(packet);
@@ -110,6 +113,11 @@ impl Inbox {
         }
     }
 
+    /// Bytes that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        self.state().bytes
+    }
+
     /// Notes that a packet went the other way.
     pub(crate) fn touch(&self) {
         self.state().moved = Instant::now();
@@ -131,8 +139,10 @@ pub(super) struct Arrivals {
 
 impl Sink for Arrivals {
     fn take(&self, packet: Bytes) {
-        if self.inbox.push(packet).is_err() {
-            self.metrics.dropped("queue");
+        match self.inbox.push(packet) {
+            Ok(()) => {}
+            Err(NotTaken::Full(limit)) => self.metrics.queue_full(limit),
+            Err(NotTaken::Closed) => self.metrics.dropped("queue"),
         }
     }
 }
@@ -144,17 +154,23 @@ mod tests {
     #[test]
     fn it_takes_exactly_its_bounds() {
         let mut cx = Context::from_waker(Waker::noop());
-        let small = Inbox::default();
-        let taken = (0..PACKETS + 1)
-            .take_while(|_| small.push(Bytes::new()).is_ok())
-            .count();
-        assert_eq!(taken, PACKETS);
-        let large = Inbox::default();
+        let limits = FlowLimits {
+            packets: 5,
+            packet_bytes: 400,
+            ..FlowLimits::default()
+        };
+        let small = Inbox::new(&limits);
+        let taken = (0..6).map(|_| small.push(Bytes::new()));
+        let mut expected = vec![Ok(()); 5];
+        expected.push(Err(NotTaken::Full("waiting_packets")));
+        assert_eq!(taken.collect::<Vec<_>>(), expected);
+        let large = Inbox::new(&limits);
         for _ in 0..4 {
-            assert_eq!(large.push(Bytes::from(vec![0; BYTES / 4])), Ok(()));
+            assert_eq!(large.push(Bytes::from(vec![0; 100])), Ok(()));
         }
         let one = Bytes::from_static(b"x");
-        assert_eq!(large.push(one.clone()), Err(NotTaken::Full));
+        let full = Err(NotTaken::Full("waiting_packet_bytes"));
+        assert_eq!(large.push(one.clone()), full);
         assert!(large.poll_pop(&mut cx).is_ready());
         assert_eq!(large.push(one.clone()), Ok(()));
         large.close();

@@ -7,7 +7,7 @@ use keel_fabric::EndReason;
 use keel_fabric::consumer::ConsumerFlow;
 use keel_fabric::metrics::PairCounts;
 use keel_fabric::router::Role;
-use keel_fabric::udp;
+use keel_fabric::udp::{self, Inbox};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
@@ -40,7 +40,7 @@ pub(crate) async fn until(what: impl Fn() -> bool) {
 async fn an_association_that_nobody_takes_is_counted_as_one() {
     let world = World::new();
     let client = udp::Client {
-        inbox: Arc::default(),
+        inbox: Arc::new(Inbox::new(&world.limits)),
         socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
         address: nobody(),
     };

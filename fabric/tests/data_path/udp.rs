@@ -88,7 +88,7 @@ pub(crate) async fn map(consumer: &Consumer, target: &Target) -> Mapped {
             {
                 continue;
             }
-            let inbox = Arc::new(Inbox::default());
+            let inbox = Arc::new(Inbox::new(&config.limits));
             inbox.push(packet).unwrap();
             clients.insert(address, Arc::clone(&inbox));
             let client = udp::Client {

@@ -16,6 +16,8 @@ const LIMITS: FlowLimits = FlowLimits {
     window: 4096,
     max_window: 16_384,
     resume_window: Duration::from_secs(60),
+    packets: 1,
+    packet_bytes: 1,
 };
 /// What an end may hold at most.
 const CAP: usize = 2 * LIMITS.max_window + EARLY as usize;

@@ -15,6 +15,8 @@ const LIMITS: FlowLimits = FlowLimits {
     window: 1024,
     max_window: 4096,
     resume_window: Duration::from_secs(60),
+    packets: 1,
+    packet_bytes: 1,
 };
 const CAP: usize = 2 * LIMITS.max_window + EARLY as usize;
 

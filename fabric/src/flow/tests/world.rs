@@ -101,6 +101,7 @@ impl World {
             } else {
                 Duration::from_secs(60)
             },
+            ..FlowLimits::default()
         };
         let mut app = App::new(
             "the consumer's application",

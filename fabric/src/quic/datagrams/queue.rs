@@ -68,21 +68,24 @@ impl Queue {
         self.turns.is_empty() && !self.sending
     }
 
-    /// Queues a datagram; `false` if there is no room.
-    pub(super) fn push(&mut self, stream: u64, datagram: Bytes) -> bool {
+    /// Queues a datagram.
+    ///
+    /// # Errors
+    /// The limit that was hit: there is no room.
+    pub(super) fn push(&mut self, stream: u64, datagram: Bytes) -> Result<(), &'static str> {
         if self.bytes + datagram.len() > self.limits.bytes {
-            return false;
+            return Err("queued_packet_bytes");
         }
         let flow = self.flows.entry(stream).or_default();
         if flow.len() >= self.limits.packets {
-            return false;
+            return Err("queued_packets");
         }
         if flow.is_empty() {
             self.turns.push_back(stream);
         }
         self.bytes += datagram.len();
         flow.push_back(datagram);
-        true
+        Ok(())
     }
 
     /// The datagram whose turn it is.
@@ -127,11 +130,15 @@ mod tests {
     fn flows_take_turns_and_a_flood_waits_behind_itself() {
         let mut queue = Queue::new(BOUNDS);
         let mut taken = 0;
-        while queue.push(1, packet("flood")) {
-            taken += 1;
-        }
-        assert_eq!(taken, BOUNDS.packets);
-        assert!(queue.push(2, packet("a")) && queue.push(2, packet("b")));
+        let full = loop {
+            match queue.push(1, packet("flood")) {
+                Ok(()) => taken += 1,
+                Err(limit) => break limit,
+            }
+        };
+        assert_eq!((taken, full), (BOUNDS.packets, "queued_packets"));
+        queue.push(2, packet("a")).unwrap();
+        queue.push(2, packet("b")).unwrap();
         let first: Vec<Bytes> = (0..4).filter_map(|_| queue.pop()).collect();
         assert_eq!(first, ["flood", "a", "flood", "b"]);
         assert!(!queue.is_idle());
@@ -140,7 +147,9 @@ mod tests {
     #[test]
     fn what_was_taken_out_is_not_overtaken_and_what_is_forgotten_is_gone() {
         let mut queue = Queue::new(BOUNDS);
-        assert!(queue.is_idle() && queue.push(1, packet("a")) && queue.push(2, packet("b")));
+        assert!(queue.is_idle());
+        queue.push(1, packet("a")).unwrap();
+        queue.push(2, packet("b")).unwrap();
         queue.forget(1);
         assert_eq!(queue.pop(), Some(packet("b")));
         assert!(!queue.is_idle(), "it may still wait for the connection");
@@ -154,9 +163,13 @@ mod tests {
         let mut queue = Queue::new(BOUNDS);
         let big = Bytes::from(vec![0; 64 << 10]);
         let mut stream = 0;
-        while queue.push(stream, big.clone()) {
-            stream += 1;
-        }
-        assert_eq!(stream, (BOUNDS.bytes / big.len()) as u64);
+        let full = loop {
+            match queue.push(stream, big.clone()) {
+                Ok(()) => stream += 1,
+                Err(limit) => break limit,
+            }
+        };
+        let most = (BOUNDS.bytes / big.len()) as u64;
+        assert_eq!((stream, full), (most, "queued_packet_bytes"));
     }
 }
