@@ -16,6 +16,7 @@ use tracing::debug;
 
 use super::adapter::{Accepted, H3Connection, MAX_FIELD_SECTION, Side};
 use super::body::{Ending, Reader, Streamed, Timed};
+use super::stall::PIECE;
 use super::{Limits, TransportMetrics};
 use crate::http::{Body, Caller, Handler};
 
@@ -160,7 +161,7 @@ impl Request {
         let head = request.method() == http::Method::HEAD;
         let answer: BoxFuture<'static, _> = self.handler.handle(request, self.caller.clone());
         let (parts, body) = answer.await.into_parts();
-        send.send_response(http::Response::from_parts(parts, ()))
+        self.taken(send.send_response(http::Response::from_parts(parts, ())))
             .await?;
         let mut body = Ending::new(body, self.ending.clone());
         while let Some(frame) = body.frame().await {
@@ -172,12 +173,31 @@ impl Request {
                 }
             };
             match frame.into_data() {
-                Ok(data) if !head && !data.is_empty() => send.send_data(data).await?,
+                Ok(mut data) if !head => {
+                    while !data.is_empty() {
+                        let piece = data.split_to(data.len().min(PIECE));
+                        self.taken(send.send_data(piece)).await?;
+                    }
+                }
                 // Trailers carry nothing that our API uses.
                 Ok(_) | Err(_) => {}
             }
         }
-        Ok(send.finish().await?)
+        self.taken(send.finish()).await
+    }
+
+    /// Waits until the client has taken what is sent, or for too long: it may say that it is there and give this stream no window.
+    async fn taken(
+        &self,
+        sent: impl Future<Output = Result<(), h3::error::StreamError>>,
+    ) -> Result<(), SendError> {
+        match timeout(self.limits.unread, sent).await {
+            Ok(sent) => Ok(sent?),
+            Err(_) => {
+                self.metrics.limit_hit("unread");
+                Err(SendError::Unread)
+            }
+        }
     }
 }
 
@@ -188,4 +208,6 @@ enum SendError {
     Stream(#[from] h3::error::StreamError),
     #[error("its body failed: {0}")]
     Body(crate::http::BoxError),
+    #[error("the client does not read it")]
+    Unread,
 }

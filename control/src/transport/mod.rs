@@ -10,6 +10,7 @@ pub(crate) mod body;
 mod http3;
 mod listen;
 mod metrics;
+mod stall;
 mod tcp;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -67,8 +68,8 @@ pub struct Limits {
     pub header: Duration,
     /// How long the body of a request may take.
     pub body: Duration,
-    /// How long what was sent over TCP may wait for its reader before the connection is cut; that of QUIC and HTTP/2 is cut sooner,
-    /// because its reader does not say either that it is still there.
+    /// How long 16 KiB of an answer may wait for their reader before the answer is cut, and over HTTP/1.1 the connection. A client whose
+    /// QUIC or HTTP/2 does not say either that it is still there is cut sooner.
     pub unread: Duration,
     /// How long running requests may take to end once the server stops.
     pub drain: Duration,

@@ -1,6 +1,8 @@
 //! One TLS connection over TCP: HTTP/2 or HTTP/1.1, by ALPN or by the first bytes.
 
+use std::error::Error;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,8 +24,9 @@ use tracing::debug;
 
 use super::adapter::MAX_FIELD_SECTION;
 use super::body::{Ending, Timed};
+use super::stall::{Stall, Watched};
 use super::unread::lend;
-use super::{Common, Limits, expiry};
+use super::{Common, Limits, TransportMetrics, expiry};
 use crate::http::{Body, Caller, Remote};
 
 /// Silence after which an HTTP/2 peer is asked whether it is still there; it gets as long again to answer.
@@ -72,9 +75,13 @@ pub(super) async fn serve(
         let answer = handler.handle(request, caller.clone());
         let (ending, alt_svc) = (ending.clone(), alt_svc.clone());
         async move {
-            let mut answer = answer
-                .await
-                .map(|body| Body::new(Ending::new(body, ending)));
+            let mut answer = answer.await.map(|body| {
+                let body = Body::new(Ending::new(body, ending));
+                match Stall::of_this_stream() {
+                    Some(stall) => Body::new(Watched::new(body, stall)),
+                    None => body,
+                }
+            });
             rest.drain().await;
             answer
                 .headers_mut()
@@ -83,7 +90,11 @@ pub(super) async fn serve(
             Ok::<_, std::convert::Infallible>(answer)
         }
     });
-    let tasks = Tasks::default();
+    let tasks = Tasks {
+        running: Arc::default(),
+        unread: limits.unread,
+        metrics: metrics.clone(),
+    };
     let builder = builder(tasks.clone(), limits);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut deadline = None;
@@ -91,6 +102,9 @@ pub(super) async fn serve(
         tokio::select! {
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
+                    if is_timeout(error.as_ref()) {
+                        metrics.limit_hit("unread");
+                    }
                     debug!(%remote, %error, "connection ended");
                 }
                 break;
@@ -140,21 +154,44 @@ fn peer(
     }
 }
 
-/// The tasks that HTTP/2 starts for its streams; they end with their connection.
-#[derive(Clone, Default)]
-struct Tasks(Arc<Mutex<JoinSet<()>>>);
+/// Whether the kernel gave the peer up, which did not take what was sent.
+fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return error.kind() == ErrorKind::TimedOut;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// The tasks that HTTP/2 starts for its streams; they end with their connection, or with a client that does not read.
+#[derive(Clone)]
+struct Tasks {
+    running: Arc<Mutex<JoinSet<()>>>,
+    unread: Duration,
+    metrics: Arc<TransportMetrics>,
+}
 
 impl Tasks {
     async fn end(&self) {
-        let mut tasks = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        tasks.shutdown().await;
+        let mut running =
+            std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
+        running.shutdown().await;
     }
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
     fn execute(&self, task: F) {
-        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
+        let (unread, metrics) = (self.unread, self.metrics.clone());
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        while running.try_join_next().is_some() {}
+        running.spawn(async move {
+            // hyper resets the stream whose task ends before its answer.
+            if !Stall::watch(unread, task).await {
+                metrics.limit_hit("unread");
+            }
+        });
     }
 }

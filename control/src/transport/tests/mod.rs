@@ -4,6 +4,7 @@ mod hostile;
 mod requests;
 mod shutdown;
 mod tcp;
+mod unread;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
