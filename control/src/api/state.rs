@@ -127,7 +127,7 @@ pub struct ProviderStatus {
     /// Path of the provider's identity: `/node/edge-b/ns/default/pod/db-0`.
     #[serde(deserialize_with = "lenient")]
     pub identity: String,
-    /// `healthy`, `unhealthy`, or `unknown` where nothing checks it; absent means unknown.
+    /// `healthy` or `unhealthy`; absent where nothing has checked it, of which earlier versions say `unknown`.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
     /// Its share of the connections among equals; absent means 1.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use keel_certs::ClusterName;
 use keel_fabric::router::{ClientView, Role, RouterView, ServiceView};
-use keel_fabric::wire::Protocol;
+use keel_fabric::wire::{Health, Protocol};
 
 use super::compile::{Following, Plan};
 use crate::api::{
@@ -131,7 +131,10 @@ fn active(service: &ServiceView, cluster: &ClusterName, room: &mut usize) -> Act
             .iter()
             .map(|provider| ProviderStatus {
                 identity: provider.identity.to_string(),
-                health: Some(provider.offer.health.name().to_owned()),
+                health: match provider.offer.health {
+                    Health::Unknown => None,
+                    known => Some(known.name().to_owned()),
+                },
                 weight: Some(provider.offer.weight).filter(|weight| *weight != 1),
                 priority: Some(provider.offer.priority).filter(|priority| *priority != 0),
                 since: since(provider.since),

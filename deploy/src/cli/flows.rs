@@ -73,9 +73,12 @@ fn row(flow: &FlowInfo) -> Vec<String> {
         0 => "0".to_owned(),
         times => format!("{times} ({})", age(flow.stalled_seconds as i64)),
     };
+    // A router counts legs, and the loss of one ends no flow: it comes back, and is a resume, or goes on elsewhere.
+    let is_leg = |code: &str| flow.role == "router" && code == "LEG_LOST";
     let resets: Vec<String> = flow
         .resets
         .iter()
+        .filter(|(code, _)| !is_leg(code))
         .map(|(code, count)| format!("{code} {count}"))
         .collect();
     vec![
@@ -127,9 +130,12 @@ mod tests {
         );
         assert_eq!(
             lines[1],
-            "s24.default:80   router   /node/a   2        1         1.2 MB   42 B   3         2 (7s)    LEG_LOST 1, RESET 4"
+            "s24.default:80   router   /node/a   2        1         1.2 MB   42 B   3         2 (7s)    RESET 4"
         );
         assert!(lines[2].starts_with("s00.default:80 "));
+        // At an end of flows it is the end of one.
+        all[24].role = "consumer".into();
+        assert!(table(&all).contains("LEG_LOST 1, RESET 4"));
         assert_eq!(*lines.last().unwrap(), "and 5 more: keel status -o json");
     }
 

@@ -142,7 +142,7 @@ fn render(status: &Status<'_>, now: SystemTime) -> Result<String, std::fmt::Erro
             out,
             "peers           kept by keel-syncer: see its /metrics and its log"
         )?,
-        Some([]) => writeln!(out, "peers           none")?,
+        Some([]) => writeln!(out, "peers           {}", no_peers(status, now))?,
         Some(peers) => {
             for (index, peer) in peers.iter().enumerate() {
                 let title = if index == 0 { "peers" } else { "" };
@@ -172,6 +172,20 @@ fn render(status: &Status<'_>, now: SystemTime) -> Result<String, std::fmt::Erro
         )?;
     }
     Ok(out)
+}
+
+/// `none that this node calls; edge-b reports here, 3s ago`: who calls is no peer, but what it reports is here.
+fn no_peers(status: &Status<'_>, now: SystemTime) -> String {
+    let mut line = "none that this node calls".to_owned();
+    let others = status.all.iter().filter_map(|router| {
+        let is_own = router.name() == status.info.node.as_str();
+        let reported = router.status.as_ref().filter(|_| !is_own)?;
+        Some((router.name(), routers::heartbeat(reported, now)))
+    });
+    for (node, heard) in others {
+        line.push_str(&format!("; {node} reports here, {heard}"));
+    }
+    line
 }
 
 /// `edge-a at a.example.net:7443: connected, heard 3s ago`.

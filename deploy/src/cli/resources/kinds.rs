@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::str::FromStr;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
@@ -65,20 +66,59 @@ pub(crate) struct Selected {
     name: Option<ObjectName>,
 }
 
+/// What is named behind it: `NAME`, or one more object as `KIND/NAME`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Further {
+    kind: Option<Kind>,
+    name: ObjectName,
+}
+
+impl FromStr for Further {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Self, Usage> {
+        let Some((word, name)) = text.split_once('/') else {
+            let name = text.parse()?;
+            return Ok(Self { kind: None, name });
+        };
+        let kind = Kind::named(word).ok_or_else(|| Usage(format!("no such kind: {word:?}")))?;
+        Ok(Self {
+            kind: Some(kind),
+            name: name.parse()?,
+        })
+    }
+}
+
 impl Selected {
-    /// The names: that in front, or those behind the kind.
+    /// The names: those behind the kind, or those of objects that are written `KIND/NAME`.
     ///
     /// # Errors
-    /// There are both.
-    pub(crate) fn names(&self, behind: &[ObjectName]) -> Result<Vec<String>, Usage> {
-        match &self.name {
-            Some(name) if behind.is_empty() => Ok(vec![name.0.clone()]),
-            Some(name) => Err(Usage(format!(
-                "{}/{} names one already: write `{} {} {}` for several",
-                self.kind, name.0, self.kind, name.0, behind[0].0
-            ))),
-            None => Ok(behind.iter().map(|name| name.0.clone()).collect()),
+    /// The two are mixed, or there is more than one kind.
+    pub(crate) fn names(&self, behind: &[Further]) -> Result<Vec<String>, Usage> {
+        let kind = self.kind;
+        for Further { kind: other, name } in behind {
+            let name = &name.0;
+            match (&self.name, other) {
+                (_, Some(other)) if *other != kind => {
+                    let text =
+                        format!("{other}/{name} is no {kind}: name objects of one kind at a time");
+                    return Err(Usage(text));
+                }
+                (None, Some(_)) => {
+                    let text = format!("{kind} is named already: write {name} for {kind}/{name}");
+                    return Err(Usage(text));
+                }
+                (Some(_), None) => {
+                    let text =
+                        format!("{name} stands behind an object, not a kind: write {kind}/{name}");
+                    return Err(Usage(text));
+                }
+                (Some(_), Some(_)) | (None, None) => {}
+            }
         }
+        let behind = behind.iter().map(|one| &one.name);
+        let names = self.name.iter().chain(behind);
+        Ok(names.map(|name| name.0.clone()).collect())
     }
 }
 
@@ -149,7 +189,26 @@ mod tests {
             let selected = read(text).unwrap();
             assert_eq!(selected.kind.0.kind, "Router");
             assert_eq!(selected.names(&[]).unwrap(), ["a"]);
-            assert!(selected.names(&[ObjectName("b".into())]).is_err());
+            let names = |behind: &[&str]| {
+                let behind: Vec<Further> = behind.iter().map(|one| one.parse().unwrap()).collect();
+                selected.names(&behind)
+            };
+            assert_eq!(names(&["router/b", "rt/c"]).unwrap(), ["a", "b", "c"]);
+            let mixed = names(&["b"]).unwrap_err().to_string();
+            assert!(mixed.ends_with("write router/b"), "{mixed}");
+            let other = names(&["frpserver/b"]).unwrap_err().to_string();
+            assert!(other.contains("one kind at a time"), "{other}");
+        }
+        let all = read("routers").unwrap();
+        let behind = |text: &str| text.parse::<Further>();
+        assert_eq!(all.names(&[behind("b").unwrap()]).unwrap(), ["b"]);
+        let twice = all.names(&[behind("router/b").unwrap()]).unwrap_err();
+        assert!(
+            twice.to_string().contains("write b for router/b"),
+            "{twice}"
+        );
+        for wrong in ["router/", "pods/a", "router/b/c", ""] {
+            assert!(behind(wrong).is_err(), "{wrong}");
         }
         assert!(read("routers").unwrap().names(&[]).unwrap().is_empty());
         for (text, word) in [

@@ -16,8 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{NodeDir, access, answer, routers, table};
 use crate::errors::{Usage, chain};
-use crate::settings::ObjectName;
-use kinds::{Selected, SelectedParser};
+use kinds::{Further, Selected, SelectedParser};
 use show::{Output, Shown};
 
 pub(crate) use apply::{ApplyFlags, apply};
@@ -48,7 +47,7 @@ impl Namespace {
 #[command(after_help = "Examples:
   keel get routers
   keel get router edge-b -o yaml
-  keel get router/edge-b
+  keel get router/edge-b router/edge-c
   keel get routers -l tier=edge -o wide
   keel get events -A")]
 pub(crate) struct GetFlags {
@@ -59,8 +58,8 @@ pub(crate) struct GetFlags {
     /// What to show: KIND, or KIND/NAME
     #[arg(value_parser = SelectedParser, value_name = "KIND")]
     kind: Selected,
-    /// Only those with these names
-    name: Vec<ObjectName>,
+    /// Only those with these names, or more of them as KIND/NAME
+    name: Vec<Further>,
     /// Of all namespaces
     #[arg(short = 'A', long, conflicts_with_all = ["namespace", "name"])]
     all_namespaces: bool,
@@ -88,8 +87,8 @@ pub(crate) struct DeleteFlags {
     /// What to delete: KIND, or KIND/NAME
     #[arg(value_parser = SelectedParser, value_name = "KIND")]
     kind: Selected,
-    /// The names
-    name: Vec<ObjectName>,
+    /// The names, or more of them as KIND/NAME
+    name: Vec<Further>,
     /// One that is not there is no error
     #[arg(long)]
     ignore_not_found: bool,

@@ -35,7 +35,7 @@ fn a_status_names_every_peer_and_a_router_that_is_silent() {
         "metadata": {"name": "b"}, "status": {"heartbeatTime": "2026-01-01T00:00:00Z",
             "conditions": [{"type": "Ready", "status": "True", "reason": "Running", "message": ""}]}}))
     .unwrap();
-    let text = render(&status(&info, &[silent]), now).unwrap();
+    let text = render(&status(&info, std::slice::from_ref(&silent)), now).unwrap();
     for line in [
         "peers           b at b.example.net:7443: connected, heard 3s ago\n",
         "                c at 192.0.2.1:7443: not connected, heard 5m ago, what is held here of it may be 4m old: nothing heard for too long\n",
@@ -45,6 +45,14 @@ fn a_status_names_every_peer_and_a_router_that_is_silent() {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert!(!text.contains("flows"), "{text}");
+    info.peers = Some(Vec::new());
+    let text = render(
+        &status(&info, &[silent, Router::named("a"), Router::named("d")]),
+        now,
+    )
+    .unwrap();
+    let line = "peers           none that this node calls; b reports here, 5m ago\n";
+    assert!(text.contains(line), "{text}");
     info.peers = None;
     let text = render(&status(&info, &[]), now).unwrap();
     assert!(text.contains("keel-syncer"));
@@ -94,7 +102,7 @@ node            a (cluster site-1)
 trust domain    t
 APIServer       https://127.0.0.1:7443
 Router          ready: True, reported 12s ago; reachable from other nodes: a.example.net:7000
-peers           none
+peers           none that this node calls
 
 NAME   CLUSTER   READY   HEARTBEAT   REACHABLE AT         SERVICES
 a      site-1    True    12s ago     a.example.net:7000   mysql.default:3306
