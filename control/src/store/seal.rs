@@ -1,7 +1,7 @@
-//! Objects that tell whether they are what was written: a disk may give back other bits than it was given, and SQLite believes it.
+//! Rows that tell whether they are what was written: a disk may give back other bits than it was given, and SQLite believes it.
 //!
-//! Behind the bytes of an object stands a checksum of them and of what else the row says, so bits that flip anywhere in the row are
-//! found, and so are rows that got mixed up. PostgreSQL has checksums of its own.
+//! Behind the bytes of an object, and behind the hash of a token's secret, stands a checksum of them and of what else the row says, so
+//! bits that flip anywhere in the row are found, and so are rows that got mixed up. PostgreSQL has checksums of its own.
 
 use bytes::Bytes;
 use crc::{CRC_64_XZ, Crc, Table};
@@ -81,16 +81,25 @@ impl Seal<'_> {
                 2 + 2 * kind.column().to_le_bytes()[0] + u8::from(previous)
             }
         };
-        let mut sum = SUM.digest();
-        sum.update(object);
-        sum.update(&[place]);
-        sum.update(&self.revision.0.to_le_bytes());
-        sum.update(self.resource.as_bytes());
-        // Lies in neither: what is one's end is not the other's beginning.
-        sum.update(&[0]);
-        sum.update(self.name.as_bytes());
-        sum.finalize().to_le_bytes()
+        sum(&[
+            object,
+            &[place],
+            &self.revision.0.to_le_bytes(),
+            self.resource.as_bytes(),
+            // Lies in neither: what is one's end is not the other's beginning.
+            &[0],
+            self.name.as_bytes(),
+        ])
     }
+}
+
+/// The checksum of these parts of a row.
+pub(super) fn sum(parts: &[&[u8]]) -> [u8; LEN] {
+    let mut sum = SUM.digest();
+    for part in parts {
+        sum.update(part);
+    }
+    sum.finalize().to_le_bytes()
 }
 
 /// Whether a row could not be understood: what is written here can be.

@@ -22,6 +22,9 @@ pub(super) enum Value<'a> {
 pub(super) trait Statements: Send {
     type Row: Cells + Send + Sync;
 
+    /// Whether rows have checksums of ours, because the database has none.
+    const SEALED: bool;
+
     /// What a statement finds.
     fn rows(
         &mut self,
@@ -119,9 +122,10 @@ pub(super) trait Cells {
 }
 
 macro_rules! statements {
-    ($connection:ty, $row:ty, $open:expr) => {
+    ($connection:ty, $row:ty, $sealed:literal) => {
         impl Statements for $connection {
             type Row = $row;
+            const SEALED: bool = $sealed;
 
             async fn rows(
                 &mut self,
@@ -164,9 +168,10 @@ macro_rules! statements {
             }
 
             fn sealed(&self, at: usize, seal: Seal<'_>) -> Result<Option<Bytes>, Error> {
-                let open: fn(Seal<'_>, Bytes) -> Result<Bytes, Error> = $open;
-                let bytes = self.bytes(at)?;
-                bytes.map(|bytes| open(seal, bytes)).transpose()
+                match self.bytes(at)? {
+                    Some(bytes) if $sealed => seal.open(bytes).map(Some),
+                    bytes => Ok(bytes),
+                }
             }
         }
     };
@@ -188,8 +193,8 @@ macro_rules! bound {
     }};
 }
 
-statements!(SqliteConnection, SqliteRow, |seal, bytes| seal.open(bytes));
-statements!(PgConnection, PgRow, |_, bytes| Ok(bytes));
+statements!(SqliteConnection, SqliteRow, true);
+statements!(PgConnection, PgRow, false);
 
 /// Reads all rows with `read`.
 pub(super) fn all<R, T>(

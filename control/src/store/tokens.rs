@@ -12,9 +12,11 @@ use futures_util::future::BoxFuture;
 use keel_certs::{Namespace, NodeName, PodName, TokenId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tracing::error;
 
 use super::database::{Database, Failed};
-use super::statements::{Cells, Statements, Value, all};
+use super::seal::{self, is_damage};
+use super::statements::{Cells, Statements, Value};
 use super::writer::Job;
 use super::{Store, StoreError};
 
@@ -26,7 +28,7 @@ macro_rules! select_tokens {
     ($clause:literal) => {
         concat!(
             "SELECT id, secret_hash, scope, created_at, expires_at, revoked, ",
-            "uses - (SELECT COUNT(*) FROM token_use WHERE token_use.token = token.id) FROM token ",
+            "uses - (SELECT COUNT(*) FROM token_use WHERE token_use.token = token.id), uses FROM token ",
             $clause
         )
     };
@@ -43,8 +45,10 @@ const FORGET: &str = "DELETE FROM token WHERE expires_at < $1";
 /// Keeps a token.
 const CREATE: &str = "INSERT INTO token (id, secret_hash, scope, created_at, expires_at, uses, revoked) \
      VALUES ($1, $2, $3, $4, $5, $6, $7)";
-/// Revokes the token $1.
-const REVOKE: &str = "UPDATE token SET revoked = TRUE WHERE id = $1";
+/// Revokes the token $1, which is known by $2 then.
+const REVOKE: &str = "UPDATE token SET revoked = TRUE, secret_hash = $2 WHERE id = $1";
+/// Makes the token $1 known by $2.
+const SEAL: &str = "UPDATE token SET secret_hash = $2 WHERE id = $1";
 /// Takes a use of the token $1 for the key $2 at $3.
 const USE: &str = "INSERT INTO token_use (token, key_hash, used_at) VALUES ($1, $2, $3)";
 /// Keeps the result $3 for the use of the token $1 by the key $2.
@@ -224,26 +228,69 @@ impl TokenRecord {
     fn scope_column(&self) -> Result<String, sqlx::Error> {
         serde_json::to_string(&self.scope).map_err(|error| sqlx::Error::Encode(error.into()))
     }
+
+    /// The secret's hash as a column holds it: with a checksum of the row behind it, where the database has none of its own.
+    fn hash_column(&self, scope: &str, uses: i64, sealed: bool) -> Vec<u8> {
+        let mut column = self.secret_hash.to_vec();
+        if sealed {
+            let (created, expires) = (seconds(self.created_at), seconds(self.expires_at));
+            let revoked = self.revoked;
+            let rest = format!("{}\n{scope}\n{created} {expires} {uses} {revoked}", self.id);
+            column.extend(seal::sum(&[&self.secret_hash, rest.as_bytes()]));
+        }
+        column
+    }
 }
 
-pub(super) async fn list(
-    connection: &mut impl Statements,
+pub(super) async fn list<S: Statements>(
+    connection: &mut S,
 ) -> Result<Vec<TokenRecord>, sqlx::Error> {
-    all(&connection.rows(LIST, &[]).await?, record)
+    let mut tokens = Vec::new();
+    for row in connection.rows(LIST, &[]).await? {
+        tokens.extend(sound(record(&row, S::SEALED))?);
+    }
+    Ok(tokens)
+}
+
+/// The token, if its row is what was written; who brings one that is not has to get another.
+fn sound(read: Result<TokenRecord, sqlx::Error>) -> Result<Option<TokenRecord>, sqlx::Error> {
+    match read {
+        Ok(token) => Ok(Some(token)),
+        Err(error) if is_damage(&error) => {
+            error!(%error, "A JOIN TOKEN OF THE STORE IS DAMAGED: it cannot be used, make a new one");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts checksums behind tokens that were kept without.
+pub(super) async fn seal_all<S: Statements>(connection: &mut S) -> Result<(), sqlx::Error> {
+    for row in connection.rows(LIST, &[]).await? {
+        // One that cannot be read is left, and refused.
+        let Some(token) = sound(record(&row, false))? else {
+            continue;
+        };
+        let column = token.hash_column(&row.text(2)?, row.number(7)?, true);
+        let values = [Value::Text(token.id.as_str()), Value::Bytes(&column)];
+        connection.run(SEAL, &values).await?;
+    }
+    Ok(())
 }
 
 /// Keeps a token, and forgets those that ended before `forget`.
-pub(super) async fn create(
-    connection: &mut impl Statements,
+pub(super) async fn create<S: Statements>(
+    connection: &mut S,
     token: TokenRecord,
     forget: SystemTime,
 ) -> Result<(), sqlx::Error> {
     let forget = [Value::Number(seconds(forget))];
     connection.run(FORGET, &forget).await?;
+    let scope = token.scope_column()?;
     let values = [
         Value::Text(token.id.as_str()),
-        Value::Bytes(&token.secret_hash),
-        Value::Text(&token.scope_column()?),
+        Value::Bytes(&token.hash_column(&scope, token.uses_left.into(), S::SEALED)),
+        Value::Text(&scope),
         Value::Number(seconds(token.created_at)),
         Value::Number(seconds(token.expires_at)),
         Value::Number(token.uses_left.into()),
@@ -253,17 +300,26 @@ pub(super) async fn create(
 }
 
 /// Makes a token useless; whether there is one.
-pub(super) async fn revoke(
-    connection: &mut impl Statements,
+pub(super) async fn revoke<S: Statements>(
+    connection: &mut S,
     id: &TokenId,
 ) -> Result<bool, sqlx::Error> {
-    let revoked = connection.run(REVOKE, &[Value::Text(id.as_str())]).await?;
+    let id = Value::Text(id.as_str());
+    let Some(row) = connection.row(SELECT, &[id]).await? else {
+        return Ok(false);
+    };
+    let Some(mut token) = sound(record(&row, S::SEALED))? else {
+        return Ok(false);
+    };
+    token.revoked = true;
+    let column = token.hash_column(&row.text(2)?, row.number(7)?, S::SEALED);
+    let revoked = connection.run(REVOKE, &[id, Value::Bytes(&column)]).await?;
     Ok(revoked > 0)
 }
 
 /// Takes a use of a token, or finds the one that the key has. Within a transaction that keeps all others from the token.
-pub(super) async fn consume(
-    connection: &mut impl Statements,
+pub(super) async fn consume<S: Statements>(
+    connection: &mut S,
     id: &TokenId,
     secret_hash: [u8; 32],
     key_hash: [u8; 32],
@@ -271,7 +327,10 @@ pub(super) async fn consume(
 ) -> Result<Result<Consumed, ConsumeError>, sqlx::Error> {
     let id = Value::Text(id.as_str());
     let token = connection.row(SELECT, &[id]).await?;
-    let token = token.as_ref().map(record).transpose()?;
+    let token = match token {
+        Some(row) => sound(record(&row, S::SEALED))?,
+        None => None,
+    };
     let key = Value::Bytes(&key_hash);
     let used = connection.row(SELECT_USE, &[id, key]).await?;
     let used = used.map(|row| row.bytes(0)).transpose()?;
@@ -326,23 +385,31 @@ fn verdict(
 }
 
 /// Reads a row of [`LIST`] or [`SELECT`].
-fn record(row: &impl Cells) -> Result<TokenRecord, sqlx::Error> {
-    let secret_hash = row.bytes(1)?.unwrap_or_default();
-    Ok(TokenRecord {
+fn record(row: &impl Cells, sealed: bool) -> Result<TokenRecord, sqlx::Error> {
+    let damaged = |why: &str| sqlx::Error::Decode(why.into());
+    let column = row.bytes(1)?.unwrap_or_default();
+    let (hash, _) = column
+        .split_first_chunk()
+        .ok_or_else(|| damaged("a token's hash is not 32 bytes"))?;
+    let scope = row.text(2)?;
+    let token = TokenRecord {
         id: row
             .text(0)?
             .parse()
             .map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
-        secret_hash: secret_hash[..]
-            .try_into()
-            .map_err(|_| sqlx::Error::Decode("a token's hash is not 32 bytes".into()))?,
-        scope: serde_json::from_str(&row.text(2)?)
-            .map_err(|error| sqlx::Error::Decode(error.into()))?,
+        secret_hash: *hash,
+        scope: serde_json::from_str(&scope).map_err(|error| sqlx::Error::Decode(error.into()))?,
         created_at: time(row.number(3)?),
         expires_at: time(row.number(4)?),
         uses_left: u32::try_from(row.number(6)?).unwrap_or(0),
         revoked: row.flag(5)?,
-    })
+    };
+    match column[..] == token.hash_column(&scope, row.number(7)?, sealed) {
+        true => Ok(token),
+        false => Err(damaged(
+            "a token does not match its checksum: the disk gave back other bits than it was given",
+        )),
+    }
 }
 
 fn seconds(at: SystemTime) -> i64 {

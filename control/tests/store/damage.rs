@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use keel_control::api::Revision;
-use keel_control::store::{EventsError, Store, StoreConfig};
+use keel_control::store::{ConsumeError, EventsError, Store, StoreConfig, TokenRecord};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -14,11 +15,12 @@ use sqlx::{AssertSqlSafe, Connection};
 use tempfile::TempDir;
 
 use super::place::long;
+use super::tokens::record;
 use super::{RESOURCE, key, put};
 
 fn config() -> StoreConfig {
     StoreConfig {
-        linger: std::time::Duration::ZERO,
+        linger: Duration::ZERO,
         // Reads come from the file, and nothing else is beside it.
         ring: 1,
         ballast: 0,
@@ -243,6 +245,76 @@ async fn a_damaged_event_begins_history_anew() {
     let now = store.current();
     put(&store, "a", "four").await;
     assert_eq!(store.events_since(now, 9).await.unwrap().len(), 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_token_whose_bits_flip_is_no_token() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("store.db");
+    let store = Store::open(&path, config()).await.unwrap();
+    let tokens: Vec<TokenRecord> = (0..6)
+        .map(|_| record(2, Duration::from_secs(600)))
+        .collect();
+    for token in &tokens {
+        store.create_token(token.clone()).await.unwrap();
+    }
+    store.revoke_token(&tokens[5].id).await.unwrap();
+    let flips = [
+        "scope = replace(scope, '\"b\"', '\"c\"')",
+        "expires_at = expires_at + 65536",
+        "uses = uses + 64",
+        "created_at = created_at - 1",
+        "secret_hash = CAST('x' || substr(secret_hash, 2) AS BLOB)",
+        "revoked = FALSE",
+    ];
+    for (token, flip) in tokens.iter().zip(flips) {
+        spoil(
+            &path,
+            &format!("UPDATE token SET {flip} WHERE id = '{}'", token.id),
+        )
+        .await;
+    }
+    assert_eq!(store.tokens().await.unwrap(), []);
+    for token in &tokens {
+        let used = store.consume_token(&token.id, token.secret_hash, [1; 32], SystemTime::now());
+        assert!(matches!(used.await, Err(ConsumeError::Unknown)));
+        assert!(!store.revoke_token(&token.id).await.unwrap());
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn tokens_without_checksums_get_them() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("store.db");
+    let store = Store::open(&path, config()).await.unwrap();
+    let (token, revoked) = (
+        record(2, Duration::from_secs(600)),
+        record(1, Duration::from_secs(600)),
+    );
+    for one in [&token, &revoked] {
+        store.create_token(one.clone()).await.unwrap();
+    }
+    assert!(store.revoke_token(&revoked.id).await.unwrap());
+    let kept = store.tokens().await.unwrap();
+    store.close().await;
+    // As the version before wrote it.
+    spoil(
+        &path,
+        "UPDATE token SET secret_hash = substr(secret_hash, 1, 32); PRAGMA user_version = 2",
+    )
+    .await;
+    for _ in 0..2 {
+        let store = Store::open(&path, config()).await.unwrap();
+        assert_eq!(store.tokens().await.unwrap(), kept);
+        store.close().await;
+    }
+    let store = Store::open(&path, config()).await.unwrap();
+    let used = store.consume_token(&token.id, token.secret_hash, [1; 32], SystemTime::now());
+    assert_eq!(used.await.unwrap().scope, token.scope);
+    let used = store.consume_token(&revoked.id, revoked.secret_hash, [1; 32], SystemTime::now());
+    assert!(matches!(used.await, Err(ConsumeError::Revoked)));
     store.close().await;
 }
 

@@ -14,7 +14,7 @@ on_both! {
     expired_revoked_and_forgotten,
 }
 
-fn record(uses: u32, life: Duration) -> TokenRecord {
+pub(super) fn record(uses: u32, life: Duration) -> TokenRecord {
     let pin: RootPin = "00".repeat(32).parse().unwrap();
     let token = JoinToken::generate(pin, "a.example.net:7443");
     // Whole seconds, as the store keeps them.

@@ -17,6 +17,7 @@ use super::super::database::{Failed, GAPS, column};
 use super::super::open::{OpenError, State};
 use super::super::seal::{Place, Seal, is_damage};
 use super::super::statements::{Cells, all};
+use super::super::tokens;
 use super::ballast::Ballast;
 use super::log::Log;
 use super::{CACHE, DURABLE, Database, Trouble, check, mend, options, options_of_ours, trouble};
@@ -24,8 +25,8 @@ use crate::api::Revision;
 
 /// Marks the file as ours (`keel` in ASCII), so that no other program's database is taken for a store.
 const APPLICATION: i64 = 0x6b65_656c;
-/// The version of the schema; from 2 on, objects have checksums behind them.
-const SCHEMA: i64 = 2;
+/// The version of the schema; from 2 on, objects have checksums behind them, from 3 on tokens too.
+const SCHEMA: i64 = 3;
 const CREATE: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE object (
@@ -152,7 +153,7 @@ async fn prepare(
     let tables: i64 = number(path, connection, "SELECT COUNT(*) FROM sqlite_master").await?;
     match (version, application) {
         (0, 0) if tables == 0 => {}
-        (1 | SCHEMA, APPLICATION) => {}
+        (1..=SCHEMA, APPLICATION) => {}
         (found, APPLICATION) if found > SCHEMA => {
             return Err(Failure::Error(OpenError::Newer {
                 store: path.display().to_string(),
@@ -195,6 +196,11 @@ async fn prepare(
         .map_err(Failure::Corrupt)?;
     if version == 1 {
         seal(connection)
+            .await
+            .map_err(|error| failure(path, error))?;
+    }
+    if (1..3).contains(&version) {
+        seal_tokens(connection)
             .await
             .map_err(|error| failure(path, error))?;
     }
@@ -293,8 +299,17 @@ async fn seal(connection: &mut SqliteConnection) -> Result<(), Error> {
             break;
         }
     }
-    // A constant of this file: pragmas take no parameters.
-    sqlx::query(AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA}")))
+    sqlx::query("PRAGMA user_version = 2")
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await
+}
+
+/// Puts checksums behind tokens that were written without.
+async fn seal_tokens(connection: &mut SqliteConnection) -> Result<(), Error> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    tokens::seal_all(&mut *transaction).await?;
+    sqlx::query("PRAGMA user_version = 3")
         .execute(&mut *transaction)
         .await?;
     transaction.commit().await
