@@ -13,7 +13,7 @@ use super::path::{Collection, Named};
 use super::query::Options;
 use super::secret::Sight;
 use super::write::{Audit, body, respond};
-use super::{Inner, reply};
+use super::{Inner, namespaces, reply};
 use crate::api::decode::{self, Format};
 use crate::api::{Reason, Status, Time};
 use crate::http::Body;
@@ -87,6 +87,7 @@ impl Inner {
     }
 
     async fn delete_one(&self, named: Named, audit: Audit, how: How) -> Result<Written, Status> {
+        namespaces::check_deletion(&named)?;
         let (now, subject) = (Time::now(), named.clone());
         self.decide(&named, Some(audit), move |current, revision| {
             let preconditions = &how.preconditions;

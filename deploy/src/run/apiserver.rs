@@ -14,7 +14,7 @@ use keel_certs::{
 use keel_control::client::Client;
 use keel_control::enroll::{Enrolment, EnrolmentConfig, LocalIssuer, LocalSockets, NodeInfo};
 use keel_control::routes::ReportContext;
-use keel_control::server::{Api, ApiConfig};
+use keel_control::server::{Api, ApiConfig, prepare};
 use keel_control::store::{Store, StoreConfig};
 use keel_control::syncer::PeerStates;
 use keel_control::transport::{ApiServer, Limits, TransportMetrics};
@@ -33,6 +33,7 @@ use super::node::client;
 use super::peers::PeersSource;
 use super::renewal::Renewal;
 use super::{peers, ports};
+use crate::errors::chain;
 use crate::settings::{NodeSettings, Part, PeerArg, StoreUrl};
 
 /// How long the store may take to write its last words.
@@ -90,6 +91,11 @@ impl ControlPlane {
             }
             let established = identity::establish(&data, settings).await?;
             store.claim(&established.authority.trust_domain()).await?;
+            // On a full disk it waits for the next start, and all else is there.
+            if let Err(error) = prepare(&store).await {
+                let error = chain(&error);
+                warn!(error, "the namespace \"default\" cannot be made now");
+            }
             Ok(established)
         };
         let started = match stop.run_until_cancelled(Box::pin(establish)).await {

@@ -8,6 +8,7 @@ use super::super::expiry::expire;
 use super::*;
 use crate::api::Time;
 use crate::api::kind::find;
+use crate::server::prepare;
 
 const NAMESPACES: &str = "/api/v1/namespaces";
 
@@ -62,6 +63,34 @@ async fn a_namespace_is_active_and_keeps_its_labels() {
         server.get(POD, &path).await.message(),
         "namespaces \"prod\" not found"
     );
+}
+
+#[tokio::test]
+async fn the_default_namespace_is_there_and_stays() {
+    let server = Server::new().await;
+    prepare(&server.store).await.unwrap();
+    let path = format!("{NAMESPACES}/default");
+    let made = server.get(POD, &path).await.expect(200);
+    assert_eq!(made["status"]["phase"], "Active");
+    let labels = json!({"metadata": {"labels": {"x": "y"}}}).to_string();
+    let labelled = server.call(ADMIN, "PATCH", &path, MERGE, labels).await;
+    let labelled = labelled.expect(200);
+    // At the next start it is left as it is.
+    prepare(&server.store).await.unwrap();
+    assert_eq!(server.get(POD, &path).await.expect(200), labelled);
+    for path in [path.as_str(), NAMESPACES] {
+        let kept = server.call(ADMIN, "DELETE", path, "", "").await;
+        assert_eq!(
+            (kept.code.as_u16(), kept.message().as_str()),
+            (
+                403,
+                "namespaces \"default\" is forbidden: this namespace may not be deleted"
+            )
+        );
+    }
+    assert_eq!(server.call(POD, "DELETE", &path, "", "").await.code, 403);
+    let all = server.get(POD, NAMESPACES).await.expect(200);
+    assert_eq!(all["items"], json!([labelled]));
 }
 
 #[tokio::test]
