@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::kind::About;
 use super::schema;
+use super::validate::FieldError;
 
 /// Bytes of a message.
 const MAX_MESSAGE: usize = 16 << 10;
@@ -104,6 +105,8 @@ pub enum Reason {
     Invalid,
     /// The path does not take that method.
     MethodNotAllowed,
+    /// The client takes nothing that there is.
+    NotAcceptable,
     /// There is no such object or path.
     NotFound,
     /// The body is too large.
@@ -135,6 +138,7 @@ impl Reason {
             Self::InternalError | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::RequestEntityTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -200,6 +204,21 @@ impl Status {
             about.resource
         );
         Self::about(about, Reason::Conflict, name, message)
+    }
+
+    /// The options of a request are wrong; Kubernetes has a kind for those of each verb: `DeleteOptions`.
+    pub(crate) fn invalid_options(kind: &str, error: &FieldError) -> Self {
+        let details = Details {
+            group: "meta.k8s.io".into(),
+            kind: kind.into(),
+            causes: vec![error.cause()],
+            ..Details::default()
+        };
+        let message = format!("{kind}.meta.k8s.io \"\" is invalid: {}", error.text());
+        Self {
+            details: Some(Box::new(details)),
+            ..Self::failure(Reason::Invalid, message)
+        }
     }
 
     /// The revision is compacted away.

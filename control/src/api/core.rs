@@ -189,6 +189,7 @@ impl Typed for Event {
             "source",
             "type",
         ],
+        places: &[("source", "source.component|reportingComponent")],
         columns: &[
             Column::new("Name", "string", ".metadata.name", "Name of the event.").wide(),
             Column::new(

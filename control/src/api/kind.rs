@@ -66,6 +66,8 @@ pub(crate) struct About {
     pub(crate) columns: &'static [Column],
     /// Fields that selectors may name, beside `metadata.name` and `metadata.namespace`: `status.cluster`.
     pub(crate) fields: &'static [&'static str],
+    /// Where those of them stand that are called otherwise in the object; several places with a bar between them.
+    pub(crate) places: &'static [(&'static str, &'static str)],
     /// Fields that only who writes them is shown, as JSON pointers.
     pub(crate) secrets: &'static [&'static str],
     /// What else its objects are, if they are another kind's in other words.
@@ -140,6 +142,7 @@ impl About {
         phase: None,
         columns: &[],
         fields: &[],
+        places: &[],
         secrets: &[],
         words: None,
         protobuf: None,
@@ -206,19 +209,39 @@ impl About {
     }
 }
 
-/// Makes an object one of this kind whose fields are called otherwise.
+/// Makes an object one of this kind whose fields are called otherwise, also in what it says about who owns them.
 fn reword<'a>(
     object: &mut Map<String, Value>,
     about: &About,
-    fields: impl Iterator<Item = (&'a str, &'a str)>,
+    fields: impl Iterator<Item = (&'a str, &'a str)> + Clone,
 ) {
-    for (from, to) in fields {
-        if let Some(value) = object.remove(from) {
-            object.insert(to.to_owned(), value);
+    let version = about.api_version();
+    let before = object.insert("apiVersion".into(), version.as_str().into());
+    let managed = object
+        .get_mut("metadata")
+        .and_then(|meta| meta.get_mut("managedFields"));
+    let entries = managed.and_then(Value::as_array_mut).into_iter().flatten();
+    for entry in entries.filter_map(Value::as_object_mut) {
+        if entry.get("apiVersion") != before.as_ref() {
+            continue;
         }
+        if let Some(owned) = entry.get_mut("fieldsV1").and_then(Value::as_object_mut) {
+            for (from, to) in fields.clone() {
+                rename(owned, &format!("f:{from}"), &format!("f:{to}"));
+            }
+        }
+        entry.insert("apiVersion".into(), version.as_str().into());
     }
-    object.insert("apiVersion".into(), about.api_version().into());
+    for (from, to) in fields {
+        rename(object, from, to);
+    }
     object.insert("kind".into(), about.kind.into());
+}
+
+fn rename(fields: &mut Map<String, Value>, from: &str, to: &str) {
+    if let Some(value) = fields.remove(from) {
+        fields.insert(to.to_owned(), value);
+    }
 }
 
 impl Kind {

@@ -51,6 +51,17 @@ impl FieldError {
         Self::new(path, "FieldValueTooLong", format!("Too long: {why}"))
     }
 
+    /// None of those that there are.
+    pub(crate) fn unsupported(path: &str, value: &Value, supported: &[&str]) -> Self {
+        let supported: Vec<String> = supported.iter().map(|one| format!("{one:?}")).collect();
+        let message = format!(
+            "Unsupported value: {}: supported values: {}",
+            shown(&value.to_string(), MAX_SHOWN),
+            supported.join(", ")
+        );
+        Self::new(path, "FieldValueNotSupported", message)
+    }
+
     /// A number that is not given.
     pub(crate) fn unset(path: &str, why: &str) -> Self {
         let message = format!("Invalid value: 0: {why}");

@@ -4,7 +4,7 @@ use futures_util::{StreamExt as _, stream};
 use http::{Request, Response, StatusCode};
 use keel_certs::Identity;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::change::{self, Outcome, Preconditions, Written};
 use super::form::Form;
@@ -15,11 +15,14 @@ use super::secret::Sight;
 use super::write::{Audit, body, respond};
 use super::{Inner, namespaces, reply};
 use crate::api::decode::{self, Format};
+use crate::api::validate::FieldError;
 use crate::api::{Reason, Status, Time};
 use crate::http::Body;
 
 /// Objects of a collection that are deleted at a time: what the store takes in one batch.
 const AT_ONCE: usize = 64;
+/// What may become of that which a deleted object owns.
+const POLICIES: [&str; 3] = ["Foreground", "Background", "Orphan"];
 
 impl Inner {
     pub(super) async fn delete(
@@ -110,14 +113,14 @@ struct How {
 
 impl How {
     async fn read(request: Request<Body>, options: &Options) -> Result<Self, Status> {
-        let asked = delete_options(&body(request).await?)?;
+        let asked = DeleteOptions::read(&body(request).await?, options)?;
         let preconditions = asked.preconditions.unwrap_or_default();
         Ok(Self {
             preconditions: Preconditions {
                 uid: preconditions.uid,
                 revision: preconditions.resource_version,
             },
-            dry_run: options.dry_run || asked.dry_run.iter().any(|value| value == "All"),
+            dry_run: options.dry_run || !asked.dry_run.is_empty(),
         })
     }
 }
@@ -128,6 +131,9 @@ impl How {
 struct DeleteOptions {
     preconditions: Option<DeletePreconditions>,
     dry_run: Vec<String>,
+    #[serde(rename = "gracePeriodSeconds")]
+    _grace_period_seconds: Option<i64>,
+    orphan_dependents: Option<bool>,
     propagation_policy: Option<String>,
 }
 
@@ -138,26 +144,52 @@ struct DeletePreconditions {
     resource_version: Option<String>,
 }
 
-fn delete_options(bytes: &[u8]) -> Result<DeleteOptions, Status> {
-    if bytes.is_empty() {
-        return Ok(DeleteOptions::default());
-    }
-    let value = decode::parse(bytes, Format::Json, "DeleteOptions")?.value;
-    let bad = |why: String| {
-        let message = format!("these are no DeleteOptions: {why}");
-        Status::failure(Reason::BadRequest, message)
-    };
-    // An array would be read as the fields in their order.
-    if !value.is_object() {
-        return Err(bad("they must be an object".to_owned()));
-    }
-    let options = DeleteOptions::deserialize(value).map_err(|error| bad(error.to_string()))?;
-    match options.propagation_policy.as_deref() {
-        // Nothing depends on a Router, so all three come to the same.
-        None | Some("" | "Background" | "Foreground" | "Orphan") => Ok(options),
-        Some(_) => {
-            let message = "propagationPolicy: Unsupported value: supported values: \"Background\", \"Foreground\", \"Orphan\"";
-            Err(Status::failure(Reason::Invalid, message))
+impl DeleteOptions {
+    /// Those of the body or, without one, of the query.
+    fn read(body: &[u8], query: &Options) -> Result<Self, Status> {
+        let options = match body {
+            [] => Self {
+                orphan_dependents: query.orphan,
+                propagation_policy: query.propagation.clone(),
+                ..Self::default()
+            },
+            body => Self::parse(body)?,
+        };
+        match options.error() {
+            None => Ok(options),
+            Some(error) => Err(Status::invalid_options("DeleteOptions", &error)),
         }
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, Status> {
+        let value = decode::parse(bytes, Format::Json, "DeleteOptions")?.value;
+        let bad = |why: String| {
+            let message = format!("these are no DeleteOptions: {why}");
+            Status::failure(Reason::BadRequest, message)
+        };
+        // An array would be read as the fields in their order.
+        if !value.is_object() {
+            return Err(bad("they must be an object".to_owned()));
+        }
+        Self::deserialize(value).map_err(|error| bad(error.to_string()))
+    }
+
+    fn error(&self) -> Option<FieldError> {
+        let path = "propagationPolicy";
+        match (&self.propagation_policy, self.orphan_dependents) {
+            (Some(policy), Some(_)) => {
+                let why = "orphanDependents and deletionPropagation cannot be both set";
+                return Some(FieldError::invalid(path.into(), policy, why));
+            }
+            // Nothing depends on a Router, so all three come to the same.
+            (Some(policy), None) if !POLICIES.contains(&policy.as_str()) => {
+                let supported = [&POLICIES[..], &["nil"]].concat();
+                let policy = policy.as_str().into();
+                return Some(FieldError::unsupported(path, &policy, &supported));
+            }
+            _ => {}
+        }
+        let unknown = self.dry_run.iter().any(|value| value != "All");
+        unknown.then(|| FieldError::unsupported("dryRun", &json!(self.dry_run), &["All"]))
     }
 }

@@ -1,9 +1,10 @@
 //! What the server has: versions, groups, resources.
 
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::accept::accepted;
 use super::path::GroupVersion;
 use super::reply;
 use crate::api::kind::{About, Kind};
@@ -17,22 +18,21 @@ const AGGREGATED: [&str; 2] = ["v2", "v2beta1"];
 
 /// The version of aggregated discovery that the client likes best; `None` if it takes none.
 fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
-    let accepts = headers
-        .get_all(ACCEPT)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok());
-    accepts
-        .flat_map(|value| value.split(','))
-        .find_map(|media| {
-            let parameters: Vec<&str> = media.split(';').map(str::trim).skip(1).collect();
-            let has = |one: &str| parameters.contains(&one);
-            if !has("g=apidiscovery.k8s.io") || !has("as=APIGroupDiscoveryList") {
-                return None;
-            }
-            AGGREGATED
-                .into_iter()
-                .find(|version| has(&format!("v={version}")))
-        })
+    let ranges = accepted(headers).unwrap_or_default();
+    for range in ranges {
+        // One that wants nothing special is for the plain form.
+        let wanted = range.wanted()?;
+        let found = AGGREGATED
+            .into_iter()
+            .find(|version| range.has(&format!("v={version}")));
+        if wanted == "APIGroupDiscoveryList"
+            && range.has("g=apidiscovery.k8s.io")
+            && found.is_some()
+        {
+            return found;
+        }
+    }
+    None
 }
 
 pub(super) fn version() -> Response<Body> {

@@ -38,10 +38,10 @@ impl Inner {
         if options.watch {
             return self.watch(identity, collection, headers, options).await;
         }
+        let form = Form::asked(headers, options.include)?;
         self.reach(&options).await?;
         options.narrow(collection)?;
         let about = &collection.kind.about;
-        let form = Form::asked(headers, options.include);
         let mut list = List::new(about, Sight::of(identity), form);
         let add =
             |objects: Vec<(String, Bytes)>| list.add(objects.iter().map(|(_, object)| object));

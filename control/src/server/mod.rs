@@ -4,6 +4,7 @@
 //! [`read`], [`list`], [`write`] or [`watch`] -> [`reply`]. What a write makes of an object is decided by the pure functions of [`change`] and
 //! [`ownership`], inside the store's writer. The API opens no socket: a transport hands it requests with the caller's verified identity.
 
+mod accept;
 mod access;
 mod admit;
 mod change;
@@ -180,7 +181,14 @@ impl Inner {
         if !route.methods().contains(request.method()) {
             return Ok(reply::method_not_allowed(request.method(), route.methods()));
         }
-        let options = Options::parse(request.uri().query().unwrap_or_default())?;
+        // Other documents have other forms.
+        if !matches!(
+            route,
+            Route::Health | Route::OpenApi | Route::OpenApiV2 | Route::OpenApiGroup(_)
+        ) {
+            accept::accepted(request.headers())?;
+        }
+        let options = Options::parse(request.method(), request.uri().query().unwrap_or_default())?;
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match route {
             Route::Object(named) if *request.method() == Method::DELETE => {

@@ -8,7 +8,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::patch::ACCEPTED;
+use super::patch::accepted;
 use super::path::GroupVersion;
 use super::reply;
 use crate::api::Status;
@@ -163,7 +163,7 @@ fn describe(
             "parameters": parameters,
             "get": operation("get", format!("read{suffix}"), &one, READ, &[]),
             "put": operation("put", format!("replace{suffix}"), &one, WRITE, WHOLE),
-            "patch": operation("patch", format!("patch{suffix}"), &one, PATCH, &ACCEPTED),
+            "patch": operation("patch", format!("patch{suffix}"), &one, PATCH, &accepted(about)),
         });
         if path.is_empty() {
             item["delete"] = operation("delete", "delete".into(), &one, DELETE, &[]);
@@ -202,6 +202,7 @@ const PATCH: &[(&str, &str)] = &[
 const DELETE: &[(&str, &str)] = &[
     ("dryRun", "string"),
     ("gracePeriodSeconds", "integer"),
+    ("orphanDependents", "boolean"),
     ("propagationPolicy", "string"),
 ];
 
@@ -212,6 +213,7 @@ const DELETE_COLLECTION: &[(&str, &str)] = &[
     ("gracePeriodSeconds", "integer"),
     ("labelSelector", "string"),
     ("limit", "integer"),
+    ("orphanDependents", "boolean"),
     ("propagationPolicy", "string"),
     ("resourceVersion", "string"),
     ("resourceVersionMatch", "string"),
@@ -265,7 +267,7 @@ fn responses(action: &str, schema: &Value) -> Value {
         let answer = json!({"description": description, "content": {"application/json": schema}});
         responses.insert(code.to_string(), answer);
     }
-    for code in [400, 401, 403, 422, 429, 500, 503].iter().chain(bad) {
+    for code in [400, 401, 403, 406, 422, 429, 500, 503].iter().chain(bad) {
         let failure = format!("#/components/responses/{FAILURE}");
         responses.insert(code.to_string(), json!({ "$ref": failure }));
     }

@@ -12,7 +12,8 @@ use super::secret::Sight;
 use super::strategic;
 use super::write::unsupported;
 use crate::api::decode::{self, Decoded, Extent, FieldValidation, Format, MAX_DEPTH};
-use crate::api::kind::Kind;
+use crate::api::kind::{About, Kind};
+use crate::api::validate::FieldError;
 use crate::api::{MAX_OBJECT, Reason, Status};
 
 /// Steps of a JSON patch.
@@ -24,12 +25,18 @@ const MAX_COPIES: usize = 100;
 pub(super) const APPLY: &str = "application/apply-patch+yaml";
 /// What `kubectl` patches the kinds with that it knows by type.
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
-/// What is taken for every kind.
-pub(super) const ACCEPTED: [&str; 3] = [
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    APPLY,
-];
+
+/// What is taken for this kind.
+pub(super) fn accepted(about: &About) -> Vec<&'static str> {
+    let (json, merge) = (
+        "application/json-patch+json",
+        "application/merge-patch+json",
+    );
+    match about.is_builtin() {
+        true => vec![json, merge, STRATEGIC, APPLY],
+        false => vec![json, merge, APPLY],
+    }
+}
 
 /// A patch, parsed.
 pub(super) struct Patch {
@@ -64,12 +71,12 @@ impl Patch {
             return Self::parse_apply(kind, bytes, options);
         }
         if options.force.is_some() {
-            let why = "force: Forbidden: may not be specified for non-apply patch";
-            return Err(invalid_options(why));
+            let why = "may not be specified for non-apply patch";
+            return Err(invalid_options(&FieldError::forbidden("force", why)));
         }
-        let is_strategic = media == STRATEGIC && kind.about.is_builtin();
-        if !is_strategic && !ACCEPTED.contains(&media) {
-            return Err(unsupported(media, &ACCEPTED.join(", ")));
+        let accepted = accepted(&kind.about);
+        if !accepted.contains(&media) {
+            return Err(unsupported(media, &accepted.join(", ")));
         }
         let decode::Parsed { value, duplicates } =
             decode::parse(bytes, Format::Json, kind.about.kind)?;
@@ -114,8 +121,11 @@ impl Patch {
 
     fn parse_apply(kind: &Kind, bytes: &[u8], options: &Options) -> Result<Self, Status> {
         if options.manager.is_empty() {
-            let why = "fieldManager: Required value: is required for apply patch";
-            return Err(invalid_options(why));
+            let why = "is required for apply patch";
+            return Err(invalid_options(&FieldError::required(
+                "fieldManager".into(),
+                why,
+            )));
         }
         let parsed = decode::parse(bytes, Format::Yaml, kind.about.kind)?;
         let config = decode::object(kind, parsed, options.validation, Extent::Partial)?;
@@ -217,9 +227,8 @@ impl Patch {
     }
 }
 
-fn invalid_options(why: &str) -> Status {
-    let message = format!("PatchOptions.meta.k8s.io \"\" is invalid: {why}");
-    Status::failure(Reason::Invalid, message)
+fn invalid_options(error: &FieldError) -> Status {
+    Status::invalid_options("PatchOptions", error)
 }
 
 fn apply(value: &mut Value, step: PatchOperation, named: &Named) -> Result<(), Status> {

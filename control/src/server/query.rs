@@ -1,13 +1,18 @@
 //! The query of a request, as Kubernetes' list, write and delete options.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::num::{IntErrorKind, ParseIntError};
 use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
+use http::Method;
 
 use super::path::Collection;
 use super::selector::Selector;
+use crate::api::answer::shown;
 use crate::api::decode::FieldValidation;
+use crate::api::validate::FieldError;
 use crate::api::{Reason, Revision, Status};
 
 /// What the query of a request asks for. Unknown parameters are ignored, as Kubernetes does.
@@ -32,6 +37,11 @@ pub(super) struct Options {
     pub(super) manager: String,
     /// Whether fields that others own are taken from them.
     pub(super) force: Option<bool>,
+    /// What becomes of that which a deleted object owns, in an old word and in a newer one.
+    pub(super) orphan: Option<bool>,
+    pub(super) propagation: Option<String>,
+    /// What Kubernetes calls the options.
+    kind: &'static str,
 }
 
 /// Where a page of a list begins: behind the object of this name, in the state of this revision. Clients see it as a token.
@@ -66,6 +76,8 @@ impl Continue {
 
 /// Longest name of a field manager, as Kubernetes has it.
 const MAX_MANAGER: usize = 128;
+/// How much of a value is told.
+const MAX_SHOWN: usize = 100;
 
 /// How exactly a list has to be of the revision asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,59 +96,74 @@ pub(super) enum Include {
 }
 
 impl Options {
-    /// Reads a query.
+    /// Reads the query of a request with this method.
     ///
     /// # Errors
     /// `BadRequest` (or `Invalid`, where Kubernetes says so) that names the parameter.
-    pub(super) fn parse(query: &str) -> Result<Self, Status> {
-        let mut options = Self::default();
+    pub(super) fn parse(method: &Method, query: &str) -> Result<Self, Status> {
+        let mut options = Self {
+            kind: kind_of(method),
+            ..Self::default()
+        };
+        let mut seen = BTreeSet::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (Some(name), Some(value)) = (decode(name, true), decode(value, true)) else {
                 return Err(bad("query", pair, "it is not percent-encoded UTF-8"));
             };
-            options.set(&name, &value)?;
-        }
-        if options.initial_events.is_some() {
-            if !options.watch {
-                return Err(invalid("sendInitialEvents", "it is forbidden for a list"));
-            }
-            if options.revision_match != Some(Match::NotOlderThan) {
-                return Err(invalid(
-                    "resourceVersionMatch",
-                    "it must be NotOlderThan if sendInitialEvents is set",
-                ));
-            }
-        } else if options.watch && options.revision_match.is_some() {
-            return Err(invalid(
-                "resourceVersionMatch",
-                "it is forbidden for a watch without sendInitialEvents",
-            ));
-        }
-        if options.from.is_some() {
-            if options.revision.is_some_and(|revision| revision.0 > 0) {
-                return Err(bad(
-                    "resourceVersion",
-                    "",
-                    "it is not allowed together with continue, which names a revision",
-                ));
-            }
-            if options.revision_match.is_some() {
-                return Err(invalid(
-                    "resourceVersionMatch",
-                    "it is forbidden together with continue",
-                ));
+            // Kubernetes takes the first and says nothing of the others, so half of what was asked for would not count.
+            if options.set(&name, &value)? && name != "dryRun" && !seen.insert(name.clone()) {
+                return Err(bad(&name, &value, "it stands there twice: give it once"));
             }
         }
-        if options.revision_match == Some(Match::Exact)
-            && options.revision.is_none_or(|revision| revision.0 == 0)
-        {
-            return Err(invalid(
-                "resourceVersionMatch",
-                "Exact needs a resourceVersion other than 0",
-            ));
-        }
+        options.check()?;
         Ok(options)
+    }
+
+    /// Refuses what does not go together.
+    fn check(&self) -> Result<(), Status> {
+        let forbidden =
+            |name: &str, why: &str| Err(self.invalid(&FieldError::forbidden(name, why)));
+        let (matching, initial) = (self.revision_match, self.initial_events.is_some());
+        if initial && !self.watch {
+            let why = "sendInitialEvents is forbidden for list";
+            return forbidden("sendInitialEvents", why);
+        }
+        if initial && matching != Some(Match::NotOlderThan) {
+            let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+            return forbidden("resourceVersionMatch", why);
+        }
+        if self.watch && matching.is_some() && !initial {
+            let why =
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+            return forbidden("resourceVersionMatch", why);
+        }
+        if self.from.is_some() {
+            if self.revision.is_some_and(|revision| revision.0 > 0) {
+                let why = "specifying resource version is not allowed when using continue";
+                return Err(Status::failure(Reason::BadRequest, why));
+            }
+            if matching.is_some() {
+                let why = "resourceVersionMatch is forbidden when continue is provided";
+                return forbidden("resourceVersionMatch", why);
+            }
+        }
+        match (matching, self.revision) {
+            (Some(_), None) if !self.watch => {
+                let why = "resourceVersionMatch is forbidden unless resourceVersion is provided";
+                forbidden("resourceVersionMatch", why)
+            }
+            (Some(Match::Exact), Some(Revision(0))) => {
+                let why = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+                forbidden("resourceVersionMatch", why)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The options are wrong, as Kubernetes says it.
+    fn invalid(&self, error: &FieldError) -> Status {
+        Status::invalid_options(self.kind, error)
     }
 
     /// Makes them about this collection.
@@ -150,16 +177,22 @@ impl Options {
         Ok(())
     }
 
-    fn set(&mut self, name: &str, value: &str) -> Result<(), Status> {
+    /// Sets what the parameter says; whether there is such a one.
+    fn set(&mut self, name: &str, value: &str) -> Result<bool, Status> {
+        let unsupported = |allowed: &[&str]| {
+            let error = FieldError::unsupported(name, &value.into(), allowed);
+            Err(Status::invalid_options(self.kind, &error))
+        };
         match name {
             "watch" => self.watch = flag(name, value)?,
             "allowWatchBookmarks" => self.bookmarks = flag(name, value)?,
             "sendInitialEvents" => self.initial_events = Some(flag(name, value)?),
             "resourceVersion" if value.is_empty() => self.revision = None,
             "resourceVersion" => {
-                let revision = value
-                    .parse()
-                    .map_err(|_| invalid(name, "it must be a resourceVersion: a decimal number"))?;
+                let revision = value.parse().map_err(|_| {
+                    let why = "it must be a resourceVersion: a decimal number";
+                    self.invalid(&FieldError::invalid(name.into(), value, why))
+                })?;
                 self.revision = Some(revision);
             }
             "resourceVersionMatch" => {
@@ -167,26 +200,19 @@ impl Options {
                     "" => None,
                     "Exact" => Some(Match::Exact),
                     "NotOlderThan" => Some(Match::NotOlderThan),
-                    _ => {
-                        return Err(invalid(
-                            name,
-                            "supported values: \"Exact\", \"NotOlderThan\"",
-                        ));
-                    }
+                    _ => return unsupported(&["Exact", "NotOlderThan", ""]),
                 };
             }
             "labelSelector" => self.selector.labels(value)?,
             "fieldSelector" => self.selector.fields(value)?,
             "timeoutSeconds" => {
-                let seconds: u32 = value
-                    .parse()
-                    .map_err(|_| bad(name, value, "it must be a number of seconds"))?;
-                self.timeout = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+                // As long as a timer can be set, and a time that is over already ends at once.
+                let seconds = number(name, value)?.clamp(-1, i64::from(u32::MAX));
+                self.timeout = (seconds != 0)
+                    .then(|| Duration::from_secs(u64::try_from(seconds).unwrap_or_default()));
             }
             "limit" => {
-                let limit: i64 = value
-                    .parse()
-                    .map_err(|_| bad(name, value, "it must be a number"))?;
+                let limit = number(name, value)?;
                 self.limit = usize::try_from(limit).ok().filter(|limit| *limit > 0);
             }
             "continue" if value.is_empty() => self.from = None,
@@ -197,32 +223,28 @@ impl Options {
                 );
             }
             "fieldManager" => {
-                if value.len() > MAX_MANAGER || value.chars().any(char::is_control) {
-                    return Err(invalid(
-                        name,
-                        "it must have at most 128 bytes, all of them printable",
-                    ));
+                if let Some(error) = wrong_manager(value) {
+                    return Err(self.invalid(&error));
                 }
                 self.manager = value.to_owned();
             }
             "force" => self.force = Some(flag(name, value)?),
             "dryRun" => match value {
                 "All" => self.dry_run = true,
-                _ => return Err(invalid(name, "supported values: \"All\"")),
+                _ => return unsupported(&["All"]),
             },
             "fieldValidation" => {
                 self.validation = match value {
                     "" | "Warn" => FieldValidation::Warn,
                     "Ignore" => FieldValidation::Ignore,
                     "Strict" => FieldValidation::Strict,
-                    _ => {
-                        return Err(invalid(
-                            name,
-                            "supported values: \"Ignore\", \"Strict\", \"Warn\"",
-                        ));
-                    }
+                    _ => return unsupported(&["", "Ignore", "Strict", "Warn"]),
                 };
             }
+            // Nothing here takes its time to end.
+            "gracePeriodSeconds" => _ = number(name, value)?,
+            "orphanDependents" => self.orphan = Some(flag(name, value)?),
+            "propagationPolicy" => self.propagation = Some(value.to_owned()),
             "includeObject" => {
                 self.include = match value {
                     "" | "Metadata" => Include::Metadata,
@@ -231,30 +253,68 @@ impl Options {
                     _ => return Err(bad(name, value, "it must be Metadata, None or Object")),
                 };
             }
-            _ => {}
+            _ => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
 }
 
+/// What Kubernetes calls the options of a request with this method.
+fn kind_of(method: &Method) -> &'static str {
+    match *method {
+        Method::POST => "CreateOptions",
+        Method::PUT => "UpdateOptions",
+        Method::PATCH => "PatchOptions",
+        Method::DELETE => "DeleteOptions",
+        _ => "ListOptions",
+    }
+}
+
+/// A name without a value is a yes, as in Kubernetes, which takes every other word for one, too.
 fn flag(name: &str, value: &str) -> Result<bool, Status> {
     match value {
-        "" | "0" | "false" | "False" | "f" | "F" => Ok(false),
-        "1" | "true" | "True" | "t" | "T" => Ok(true),
+        "0" | "false" | "False" | "f" | "F" => Ok(false),
+        "" | "1" | "true" | "True" | "t" | "T" => Ok(true),
         _ => Err(bad(name, value, "it must be true or false")),
     }
 }
 
+/// A whole number, or why not, in the words of Kubernetes.
+fn number(name: &str, value: &str) -> Result<i64, Status> {
+    value.parse().map_err(|error: ParseIntError| {
+        let why = match error.kind() {
+            IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+            _ => "invalid syntax",
+        };
+        let value = shown(value, MAX_SHOWN);
+        bad(
+            name,
+            &value,
+            &format!("strconv.ParseInt: parsing {value:?}: {why}"),
+        )
+    })
+}
+
+/// Why nobody can be called so who owns fields.
+fn wrong_manager(name: &str) -> Option<FieldError> {
+    if name.len() > MAX_MANAGER {
+        let why = format!("may not be more than {MAX_MANAGER} bytes");
+        return Some(FieldError::too_long("fieldManager", &why));
+    }
+    let (at, char) = name.char_indices().find(|(_, char)| char.is_control())?;
+    let why = format!(
+        "invalid character U+{:04X} (at position {at})",
+        u32::from(char)
+    );
+    Some(FieldError::invalid("fieldManager".into(), name, &why))
+}
+
 fn bad(name: &str, value: &str, why: &str) -> Status {
-    let value: String = value.chars().take(100).collect();
+    let value = shown(value, MAX_SHOWN);
     Status::failure(
         Reason::BadRequest,
         format!("the parameter {name}={value:?} cannot be used: {why}"),
     )
-}
-
-fn invalid(name: &str, why: &str) -> Status {
-    Status::failure(Reason::Invalid, format!("{name}: Invalid value: {why}"))
 }
 
 /// Takes percent-encoding (and, in a query, plus signs for spaces) away; `None` if the result is no UTF-8.

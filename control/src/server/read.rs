@@ -30,6 +30,7 @@ impl Inner {
                 .watch(identity, &named.collection(), headers, options)
                 .await;
         }
+        let form = Form::asked(headers, options.include)?;
         self.reach(&options).await?;
         let about = &named.kind.about;
         let found = self
@@ -41,7 +42,7 @@ impl Inner {
             return Err(Status::not_found(about, &named.name));
         };
         let data = Sight::of(identity).show(about, &object.data);
-        Ok(match Form::asked(headers, options.include) {
+        Ok(match form {
             Form::Metadata => reply::json(StatusCode::OK, &metadata(&parse(&data))),
             Form::Table(include) => {
                 let rows = table(
@@ -76,7 +77,7 @@ impl Inner {
             only_new: options.initial_events == Some(false),
             bookmarks: options.bookmarks,
             timeout: options.timeout,
-            form: Form::asked(headers, options.include),
+            form: Form::asked(headers, options.include)?,
             sight: Sight::of(identity),
         };
         let body = watch::start(self.store.clone(), &self.watches, admitted, request).await?;

@@ -25,6 +25,7 @@ enum Requirement {
 /// A field (`metadata.name`) equal or unequal to something. What is absent is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Field {
+    /// Several with a bar between them: the first that is not empty counts.
     path: String,
     equal: bool,
     value: String,
@@ -88,6 +89,10 @@ impl Selector {
                     Some(rest) => format!("{kept}.{rest}"),
                     None => (*kept).to_owned(),
                 };
+            }
+            let elsewhere = about.places.iter().find(|(name, _)| *name == field.path);
+            if let Some((_, place)) = elsewhere {
+                field.path = (*place).to_owned();
             }
         }
     }
@@ -153,12 +158,13 @@ impl Requirement {
 
 impl Field {
     fn holds(&self, object: &Value) -> bool {
-        let found = self
-            .path
-            .split('.')
-            .try_fold(object, |value, step| value.get(step));
-        let equal = match found {
-            None | Some(Value::Null) => self.value.is_empty(),
+        let at = |place: &str| {
+            let mut steps = place.split('.');
+            steps.try_fold(object, |value, step| value.get(step))
+        };
+        let mut found = self.path.split('|').filter_map(at);
+        let equal = match found.find(|value| !value.is_null() && *value != "") {
+            None => self.value.is_empty(),
             Some(Value::String(text)) => *text == self.value,
             Some(other) => {
                 let text = other.to_string();

@@ -1,6 +1,8 @@
 //! Strategic merge patches, which kubectl sends for the kinds that it knows by type: merge patches that know which lists are sets, and
 //! that carry orders, in keys with a dollar in front.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 /// How the items of a list are told apart, where a patch is merged into it. All other lists are replaced.
@@ -56,7 +58,9 @@ fn fields(
             return Ok(());
         }
     }
-    let retained = patch.remove(RETAIN);
+    if let Some(retained) = patch.remove(RETAIN) {
+        retain(held, &patch, retained)?;
+    }
     let mut orders = Vec::new();
     for (name, value) in patch {
         let path = below(at, &name);
@@ -82,10 +86,28 @@ fn fields(
             held.sort_by_cached_key(|item| place(item).unwrap_or(usize::MAX));
         }
     }
-    if let Some(retained) = retained {
-        let retained = items(RETAIN, retained)?;
-        held.retain(|name, _| retained.iter().any(|one| one == name));
+    Ok(())
+}
+
+/// Keeps what the order names, of which the patch must not say more.
+fn retain(
+    held: &mut Map<String, Value>,
+    patch: &Map<String, Value>,
+    order: Value,
+) -> Result<(), String> {
+    const WRONG: &str = "invalid patch format of retainKeys";
+    let Value::Array(retained) = order else {
+        return Err(WRONG.to_owned());
+    };
+    few(RETAIN, retained.len())?;
+    let retained: BTreeSet<&str> = retained.iter().filter_map(Value::as_str).collect();
+    let mut set = patch
+        .iter()
+        .filter(|(name, value)| !value.is_null() && !name.starts_with('$'));
+    if set.any(|(name, _)| !retained.contains(name.as_str())) {
+        return Err(WRONG.to_owned());
     }
+    held.retain(|name, _| retained.contains(name.as_str()));
     Ok(())
 }
 
@@ -143,6 +165,12 @@ fn list(path: &str, by: Items, held: &mut Vec<Value>, patch: Vec<Value>) -> Resu
     let mut ordered = Vec::new();
     for mut item in patch {
         let order = item.as_object_mut().map_or(Ok(Order::Merge), order)?;
+        if let (Items::By(key), Value::Object(item)) = (by, &item)
+            && order != Order::Replace
+            && !item.contains_key(key)
+        {
+            return Err(no_key(item, key));
+        }
         ordered.push((order, item));
     }
     // Said by an item that says nothing else, wherever it stands.
@@ -213,6 +241,16 @@ fn few(what: &str, count: usize) -> Result<(), String> {
         )),
         false => Ok(()),
     }
+}
+
+/// An item that may be any of a list, as Kubernetes says it: with the item as Go prints it.
+fn no_key(item: &Map<String, Value>, key: &str) -> String {
+    let fields = item.iter().map(|(name, value)| match value {
+        Value::String(text) => format!("{name}:{text}"),
+        value => format!("{name}:{value}"),
+    });
+    let fields = fields.collect::<Vec<_>>().join(" ");
+    format!("map: map[{fields:.200}] does not contain declared merge key: {key}")
 }
 
 fn unknown(order: &str) -> String {
@@ -291,5 +329,33 @@ mod tests {
             let patch = wrong.as_object().unwrap().clone();
             assert!(merge(&mut Map::new(), patch).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn keys_that_are_missing_are_told_as_kubernetes_does() {
+        let held = json!({"metadata": {"labels": {"x": "1", "y": "2"}}});
+        let labels = |patch: Value| {
+            let patch = json!({"metadata": {"labels": patch}});
+            let mut held = held.as_object().unwrap().clone();
+            merge(&mut held, patch.as_object().unwrap().clone())
+        };
+        let wrong = Err("invalid patch format of retainKeys".to_owned());
+        assert_eq!(labels(json!({"$retainKeys": ["x"], "y": "3"})), wrong);
+        assert_eq!(labels(json!({"$retainKeys": "x"})), wrong);
+        let fine = json!({"$retainKeys": ["x"], "y": null, "$setElementOrder/z": []});
+        assert_eq!(labels(fine), Ok(()));
+
+        let owners = |patch: Value| {
+            let patch = json!({"metadata": {"ownerReferences": [patch]}});
+            merge(&mut Map::new(), patch.as_object().unwrap().clone())
+        };
+        let wrong = "map: map[kind:K name:one] does not contain declared merge key: uid";
+        for patch in [
+            json!({"name": "one", "kind": "K"}),
+            json!({"name": "one", "kind": "K", "$patch": "delete"}),
+        ] {
+            assert_eq!(owners(patch), Err(wrong.to_owned()));
+        }
+        assert_eq!(owners(json!({"$patch": "replace"})), Ok(()));
     }
 }

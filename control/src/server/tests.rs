@@ -7,6 +7,7 @@ mod collections;
 mod fuzz;
 mod kinds;
 mod objects;
+mod options;
 mod pages;
 mod reviews;
 mod seeds;

@@ -5,6 +5,8 @@ mod requests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use http::Method;
+
 use super::*;
 use crate::api::Status;
 use crate::fuzz::{Random, drive, hurt};
@@ -178,14 +180,14 @@ fn queries_alone() {
     let objects: Vec<&Value> = GOLDEN.iter().map(|(_, golden)| golden).collect();
     let target = async |(): &(), query: &String| {
         path::route(query);
-        let Ok(options) = Options::parse(query) else {
+        let Ok(options) = Options::parse(&Method::GET, query) else {
             return;
         };
         for object in &objects {
             options.selector.matches(object);
         }
         if let Some(from) = options.from {
-            let again = Options::parse(&format!("continue={from}")).unwrap();
+            let again = Options::parse(&Method::GET, &format!("continue={from}")).unwrap();
             assert_eq!(again.from, Some(from));
         }
     };

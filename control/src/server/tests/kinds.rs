@@ -153,6 +153,15 @@ async fn events_are_told_in_both_words() {
     assert_eq!(older["apiVersion"], "v1");
     assert_eq!(older["message"], "It rests.");
     assert_eq!(older["reportingComponent"], "keel");
+    // Who owns what is told in the same words.
+    let owned = |object: &Value| object["metadata"]["managedFields"][0].clone();
+    assert_eq!(owned(&made)["apiVersion"], "events.k8s.io/v1");
+    assert_eq!(owned(&made)["fieldsV1"]["f:note"], json!({}));
+    assert_eq!(owned(&older)["apiVersion"], "v1");
+    assert_eq!(owned(&older)["fieldsV1"]["f:message"], json!({}));
+    let from_keel = format!("{path}?fieldSelector=source=keel,source!=other");
+    let from_keel = server.get(POD, &from_keel).await.expect(200);
+    assert_eq!(from_keel["items"].as_array().unwrap().len(), 2);
     // An unknown word is unknown: this kind has others.
     let mut wrong = told.clone();
     wrong["metadata"]["name"] = "three".into();
@@ -193,6 +202,7 @@ async fn events_are_told_in_both_words() {
         (&applied["note"], &applied["type"]),
         (&json!("Four."), &json!("Warning"))
     );
+    let owners = applied["metadata"]["managedFields"].clone();
     let mut replaced = applied;
     replaced["note"] = "Five.".into();
     let put = server.call(
@@ -202,7 +212,15 @@ async fn events_are_told_in_both_words() {
         "application/json",
         replaced.to_string(),
     );
-    assert_eq!(put.await.expect(200)["note"], "Five.");
+    let put = put.await.expect(200);
+    assert_eq!(put["note"], "Five.");
+    // What came back was understood: the applier owns what it applied, but for the note, which is the last writer's.
+    let applier = |owners: &Value| {
+        let all = owners.as_array().unwrap().iter();
+        all.filter(|owner| owner["operation"] == "Apply").count()
+    };
+    assert_eq!(applier(&owners), 1);
+    assert_eq!(applier(&put["metadata"]["managedFields"]), 0);
 
     let selected = format!("{NEWER}?fieldSelector=regarding.name=edge-b,reportingController=keel");
     let list = server.get(POD, &selected).await.expect(200);
