@@ -205,18 +205,13 @@ impl Lookup {
         // A token may be for another name than the one that this sidecar was told; what it gave is what was wanted.
         let joined = std::fs::read_to_string(joined(dir)).ok();
         let other = *namespace != self.namespace || (self.pod_given && *pod != self.pod);
+        let wanted = format!("{}/{}", self.namespace, self.pod);
         if other && joined.is_none() {
-            tracing::warn!(
-                %identity, wanted = %format_args!("{}/{}", self.namespace, self.pod),
-                "the kept identity is of another pod; looking for another one"
-            );
+            tracing::warn!(%identity, wanted, "the kept identity is of another pod; looking for another one");
             return None;
         }
-        if self.pod_given && other {
-            tracing::warn!(
-                %identity, wanted = %format_args!("{}/{}", self.namespace, self.pod),
-                "a token gave this sidecar another name than --pod-name, and it keeps that one; a second sidecar needs a --state-dir of its own"
-            );
+        if other && self.pod_given {
+            tracing::warn!(%identity, wanted, "a token named this sidecar otherwise, and that counts; another sidecar needs its own --state-dir");
         }
         if live.not_after() <= SystemTime::now() {
             tracing::warn!(%identity, "the kept identity has expired; looking for another one");

@@ -55,7 +55,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         .client()?
         .list_routers()
         .await
-        .context("the APIServer does not answer")?;
+        .context("cannot list the routers")?;
     let mut rates = Vec::new();
     let mut live = before;
     if !over.is_zero()
