@@ -199,14 +199,20 @@ pub struct ObjectMeta {
     pub annotations: BTreeMap<String, String>,
     /// Who must agree before the object goes.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    // The strategy is for kubectl, which makes strategic patches by it of the kinds that take them.
+    #[schemars(extend(
+        "x-kubernetes-list-type" = "set",
+        "x-kubernetes-patch-strategy" = "merge"
+    ))]
     pub finalizers: Vec<String>,
     /// Objects that this one depends on.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend(
         "items" = {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
         "x-kubernetes-list-type" = "map",
-        "x-kubernetes-list-map-keys" = ["uid"]
+        "x-kubernetes-list-map-keys" = ["uid"],
+        "x-kubernetes-patch-strategy" = "merge",
+        "x-kubernetes-patch-merge-key" = "uid"
     ))]
     pub owner_references: Vec<serde_json::Value>,
     /// Who manages which field.

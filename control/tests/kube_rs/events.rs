@@ -74,7 +74,14 @@ async fn tells_events() {
     let selected = ListParams::default().fields("regarding.name=node-1,reason=Recorded");
     let newer = newer.list(&selected).await.unwrap().items;
     assert_eq!(newer.len(), 1);
-    assert_eq!(newer[0].metadata, found[0].metadata);
+    let version = |meta: &ObjectMeta| {
+        let owners = meta.managed_fields.as_ref().unwrap();
+        owners[0].api_version.clone().unwrap()
+    };
+    assert_eq!(version(&newer[0].metadata), "events.k8s.io/v1");
+    assert_eq!(version(&found[0].metadata), "v1");
+    assert_eq!(newer[0].uid(), found[0].uid());
+    assert_eq!(newer[0].resource_version(), found[0].resource_version());
     assert_eq!(newer[0].regarding.as_ref(), Some(&about));
     assert_eq!(newer[0].reporting_controller.as_deref(), Some("controller"));
 }
