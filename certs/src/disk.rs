@@ -40,6 +40,24 @@ pub enum DataDirError {
         /// Process id and command of the holder, as far as known.
         holder: String,
     },
+    /// Another process is this part of the node already.
+    #[error(
+        "the data directory {path:?} has a {part} already, {holder}; stop that one, or give another --data-dir"
+    )]
+    PartHeld {
+        /// The directory.
+        path: PathBuf,
+        /// The part's name.
+        part: &'static str,
+        /// Process id and command of the holder, as far as known.
+        holder: String,
+    },
+}
+
+/// A part of the node that no other process can be while this lives.
+#[derive(Debug)]
+pub struct PartLock {
+    _file: File,
 }
 
 impl DataDir {
@@ -50,43 +68,13 @@ impl DataDir {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DataDirError> {
         let path = path.into();
         create_dir(&path)?;
-        let lock = path.join("lock");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&lock)
-            .map_err(|source| DiskError {
-                action: "open",
-                path: lock.clone(),
-                source,
-            })?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(DataDirError::Held {
-                    path,
-                    holder: holder(&mut file),
-                });
-            }
-            Err(TryLockError::Error(source)) => {
-                return Err(DiskError {
-                    action: "lock",
-                    path: lock,
-                    source,
-                }
-                .into());
-            }
-        }
-        file.set_len(0)
-            .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
-            .map_err(|source| DiskError {
-                action: "write",
-                path: lock,
-                source,
-            })?;
+        let file = lock(&path.join("lock")).map_err(|failed| match failed {
+            Locked::Disk(error) => error.into(),
+            Locked::By(holder) => DataDirError::Held {
+                path: path.clone(),
+                holder,
+            },
+        })?;
         let this = Self {
             path,
             _lock: Some(file),
@@ -102,6 +90,22 @@ impl DataDir {
         Self {
             path: path.into(),
             _lock: None,
+        }
+    }
+
+    /// Claims a part of the node that need not be where the directory's own lock is: a router, a syncer.
+    ///
+    /// # Errors
+    /// [`DataDirError::PartHeld`] names the process that is this part; [`DataDirError::Disk`] what else is wrong.
+    pub fn claim(&self, part: &'static str) -> Result<PartLock, DataDirError> {
+        match lock(&self.path.join(format!("{part}.lock"))) {
+            Ok(_file) => Ok(PartLock { _file }),
+            Err(Locked::Disk(error)) => Err(error.into()),
+            Err(Locked::By(holder)) => Err(DataDirError::PartHeld {
+                path: self.path.clone(),
+                part,
+                holder,
+            }),
         }
     }
 
@@ -283,6 +287,43 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<String>, DiskError> {
     }
 }
 
+/// Why a file is not locked.
+enum Locked {
+    Disk(DiskError),
+    /// Another process has it.
+    By(String),
+}
+
+/// Locks a file, and writes this process's id into it. The lock goes with the file.
+fn lock(path: &Path) -> Result<File, Locked> {
+    let failed = |action| {
+        move |source| {
+            Locked::Disk(DiskError {
+                action,
+                path: path.to_owned(),
+                source,
+            })
+        }
+    };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed("open"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(Locked::By(holder(&mut file))),
+        Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
+    }
+    file.set_len(0)
+        .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
+        .map_err(failed("write"))?;
+    Ok(file)
+}
+
 /// Who holds the lock, from what the holder wrote into it.
 fn holder(lock: &mut File) -> String {
     let mut pid = String::new();
@@ -316,6 +357,21 @@ mod tests {
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o700
         );
+        let router = first.claim("router").unwrap();
+        let error = DataDir::peek(&path)
+            .claim("router")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&format!(
+                "has a router already, process {} (",
+                std::process::id()
+            )),
+            "{error}"
+        );
+        first.claim("syncer").unwrap();
+        drop(router);
+        first.claim("router").unwrap();
         drop(first);
         let leftover = path.join("lock.00c0ffee.new");
         let others = [path.join("mine.new"), path.join("a.00c0ffeg.new")];

@@ -34,7 +34,7 @@ mod token;
 pub mod verify;
 
 pub use authority::{AuthorityError, NodeAuthority, RootAuthority, RootPin, RootPinError};
-pub use disk::{DataDir, DataDirError, DiskError, default_data_dir, write_atomic};
+pub use disk::{DataDir, DataDirError, DiskError, PartLock, default_data_dir, write_atomic};
 pub use hosts::Hosts;
 pub use identity::{Identity, IdentityError, Subject};
 pub use issue::{

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use keel_certs::{ClusterName, DataDir, LiveIdentity, NodeName, TrustDomain};
+use keel_certs::{ClusterName, DataDir, LiveIdentity, NodeName, PartLock, TrustDomain};
 use keel_control::client::{Client, ClientConfig};
 use keel_control::routes::RouterFlags;
 use keel_control::syncer::{PeerStates, SyncMetrics};
@@ -60,6 +60,7 @@ impl Node {
         }
         // First of all: whoever is there already has the ports, too, and that would be the lesser word.
         let data = DataDir::open(&settings.data_dir)?;
+        let claims = [data.claim("router")?, data.claim("syncer")?];
         let mut registry = Registry::default();
         let runtimes = ProcessCollector::register(&mut registry, Handle::current());
         let transport = TransportMetrics::register(&mut registry);
@@ -90,6 +91,7 @@ impl Node {
                     control,
                     metrics,
                     ready,
+                    _claims: claims,
                 };
                 node.control
                     .tell_of(node.router.context(), node.syncer.states());
@@ -149,6 +151,7 @@ pub struct RunningNode {
     control: ControlPlane,
     metrics: MetricsPort,
     ready: Ready,
+    _claims: [PartLock; 2],
 }
 
 impl std::fmt::Debug for RunningNode {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use keel_certs::{DataDir, LiveIdentity, rotate};
+use keel_certs::{DataDir, LiveIdentity, PartLock, rotate};
 use keel_control::client::Client;
 use keel_control::enroll::{LocalError, NodeInfo, NodeSocketIssuer, local};
 use keel_control::routes::RouterFlags;
@@ -77,7 +77,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     }
     let (mut registry, runtimes) = registry();
     let fabric = FabricMetrics::register(&mut registry);
-    let Some(guest) = Guest::start(&settings, registry, &stop).await? else {
+    let Some(guest) = Guest::start("router", &settings, registry, &stop).await? else {
         return Ok(());
     };
     let access = &guest.access;
@@ -118,7 +118,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
 pub async fn syncer(settings: NodeSettings, stop: CancellationToken) -> anyhow::Result<()> {
     let (mut registry, _) = registry();
     let sync = SyncMetrics::register(&mut registry);
-    let Some(guest) = Guest::start(&settings, registry, &stop).await? else {
+    let Some(guest) = Guest::start("syncer", &settings, registry, &stop).await? else {
         return Ok(());
     };
     let access = &guest.access;
@@ -154,11 +154,13 @@ struct Guest {
     rotation: JoinSet<()>,
     metrics: MetricsPort,
     starting: Option<NotReady>,
+    _lock: PartLock,
 }
 
 impl Guest {
     /// Serves metrics, then waits for the APIServer; `None` if `stop` comes first.
     async fn start(
+        part: &'static str,
         settings: &NodeSettings,
         registry: Registry,
         stop: &CancellationToken,
@@ -170,7 +172,9 @@ impl Guest {
             metrics.stop().await;
             return Ok(None);
         };
+        let lock = access.data.claim(part)?;
         Ok(Some(Self {
+            _lock: lock,
             rotation: access.rotate(stop),
             access,
             metrics,
