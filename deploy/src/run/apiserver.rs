@@ -68,7 +68,8 @@ impl ControlPlane {
     ) -> anyhow::Result<Option<Self>> {
         let mut settings = Cow::Borrowed(settings);
         let mut founds = false;
-        if NodeAuthority::load(&data)?.is_none() {
+        let known = NodeAuthority::load(&data)?;
+        if known.is_none() {
             founds = settings.join.is_none() && RootAuthority::load(&data)?.is_none();
             ports::check(&settings, part)?;
             if let Some(source) = &settings.join
@@ -80,7 +81,7 @@ impl ControlPlane {
         }
         let settings = &*settings;
         // Before the node is made: one that fails to start must not leave a trust domain behind, nor have used up a token.
-        let store = open(settings, &data, &metrics).await?;
+        let store = open(settings, &data, known.as_ref(), &metrics).await?;
         let establish = async {
             if founds && let Some(domain) = store.trust_domain() {
                 return Err(anyhow!(
@@ -327,6 +328,7 @@ impl ControlPlane {
 async fn open(
     settings: &NodeSettings,
     data: &DataDir,
+    known: Option<&NodeAuthority>,
     metrics: &TransportMetrics,
 ) -> anyhow::Result<Store> {
     let config = StoreConfig {
@@ -341,6 +343,15 @@ async fn open(
         Some(StoreUrl::Sqlite(path)) => path.clone(),
         None => data.store(),
     };
+    if let Some(known) = known
+        && std::fs::metadata(&path).map_or(0, |file| file.len()) == 0
+    {
+        warn!(
+            node = %known.node(), store = %path.display(),
+            "this node has been here before, but its store is not: an empty one is made. If it is kept elsewhere, stop, and name it with \
+             --store or KEEL_STORE"
+        );
+    }
     let store = Store::open(&path, config).await;
     store.with_context(|| format!("cannot open the store {}", path.display()))
 }
