@@ -3,24 +3,24 @@
 //! In this order: a directory that somebody else keeps fresh, the identity kept in the state directory, a join token, a node's
 //! workload socket. With none of them it says so and goes on looking.
 
+mod fresh;
+
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::BoxFuture;
 use keel_certs::{
-    Chain, Csr, Issuer, JoinToken, KeyPair, LiveError, LiveIdentity, Namespace, NodeName, PodName,
-    RenewError, Renewed, RootPin, Subject,
+    Chain, Csr, JoinToken, KeyPair, LiveError, LiveIdentity, Namespace, NodeName, PodName, RootPin,
+    Subject,
 };
-use keel_control::client::Client;
 use keel_control::enroll;
 use keel_fabric::quic::HostPort;
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use crate::config::{SidecarConfig, parse_apiserver};
 use crate::snapshot::Origin;
+
+pub use fresh::keep_fresh;
 
 /// Between two looks for an identity.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -30,9 +30,6 @@ const SAY_EVERY: Duration = Duration::from_secs(30);
 
 /// How long a node on this machine may take to say where its APIServer is; without an answer the last one counts.
 const ASK_SOCKET: Duration = Duration::from_millis(500);
-
-/// How often the files of `--identity-dir` are read again.
-const READ_EVERY: Duration = Duration::from_secs(10);
 
 /// An identity, and what belongs to it.
 #[derive(Clone)]
@@ -155,7 +152,7 @@ impl Lookup {
 
     async fn once(&self) -> Result<Found, Attempt> {
         if let Some(dir) = &self.identity_dir {
-            return self.in_directory(dir);
+            return self.in_directory(dir, SystemTime::now());
         }
         if let Some(found) = self.kept_one().await {
             return Ok(found);
@@ -166,8 +163,14 @@ impl Lookup {
         self.over_sockets().await
     }
 
-    fn in_directory(&self, dir: &Path) -> Result<Found, Attempt> {
+    fn in_directory(&self, dir: &Path, now: SystemTime) -> Result<Found, Attempt> {
         let live = LiveIdentity::load(dir).map_err(|error| Attempt::Again(error.to_string()))?;
+        if live.not_after() <= now {
+            return Err(Attempt::Again(format!(
+                "the certificate in {} has expired, and nobody has replaced it yet (is this machine's clock right?)",
+                dir.display()
+            )));
+        }
         let node = node_of(&live).ok_or_else(|| {
             Attempt::Again(format!("{} is no identity of a sidecar", live.identity()))
         })?;
@@ -378,86 +381,6 @@ impl Lookup {
     fn apiserver_or(&self, told: Option<HostPort>) -> HostPort {
         let default = || HostPort::from(std::net::SocketAddr::from(([127, 0, 0, 1], 7443)));
         self.apiserver.clone().or(told).unwrap_or_else(default)
-    }
-}
-
-/// Keeps the identity fresh until `stop`; `client` talks to the node's APIServer.
-pub async fn keep_fresh(found: Found, client: Client, stop: CancellationToken) {
-    match found.renewal {
-        Renewal::Directory(dir) => follow_files(&found.live, &dir, stop).await,
-        Renewal::Node(sockets) => {
-            let remote = Arc::new(enroll::RemoteIssuer { client });
-            let issuer = NodeIssuer {
-                who: found.live.identity().subject,
-                sockets,
-                remote,
-            };
-            keel_certs::rotate(found.live, Arc::new(issuer), stop.cancelled_owned()).await;
-        }
-    }
-}
-
-/// Asks the node: over a socket of its own machine, which works whatever the certificate's state, else over the network.
-struct NodeIssuer {
-    who: Subject,
-    sockets: Vec<PathBuf>,
-    remote: Arc<dyn Issuer>,
-}
-
-impl Issuer for NodeIssuer {
-    fn renew(&self, csr: &Csr) -> BoxFuture<'static, Result<Renewed, RenewError>> {
-        let (who, sockets, remote, csr) = (
-            self.who.clone(),
-            self.sockets.clone(),
-            self.remote.clone(),
-            csr.clone(),
-        );
-        Box::pin(async move {
-            if let Subject::Pod {
-                node,
-                namespace,
-                pod,
-            } = &who
-            {
-                for socket in sockets.iter().filter(|socket| socket.exists()) {
-                    match enroll::local::workload(socket, namespace, pod, &csr).await {
-                        Ok(workload) if workload.node == *node => {
-                            return Ok((workload.chain, workload.roots));
-                        }
-                        // Another node's socket, or a name that only a token gives: the network knows better.
-                        Ok(_) => {}
-                        Err(error) => {
-                            tracing::debug!(%error, socket = %socket.display(), "no renewal over the socket")
-                        }
-                    }
-                }
-            }
-            remote.renew(&csr).await
-        })
-    }
-}
-
-/// Takes over what somebody else writes into the directory.
-async fn follow_files(live: &LiveIdentity, dir: &Path, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = sleep(READ_EVERY) => {}
-        }
-        // Half-written files do not fit together; the next look finds them whole.
-        let Ok(new) = LiveIdentity::load(dir) else {
-            continue;
-        };
-        if new.chain().certs == live.chain().certs && new.roots() == live.roots() {
-            continue;
-        }
-        match live.replace_all(new.key(), new.chain(), new.roots()) {
-            Ok(()) => tracing::info!(identity = %live.identity(), "certificate replaced"),
-            Err(error) => {
-                tracing::warn!(%error, dir = %dir.display(), "the new certificate is not taken")
-            }
-        }
     }
 }
 

@@ -1,10 +1,18 @@
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
 use keel_certs::fixture::Fabric;
-use keel_certs::{ClusterName, DataDir, Hosts, INTERMEDIATE_LIFE, LEAF_LIFE, MIN_LIFE};
+use keel_certs::{
+    ClusterName, DataDir, Hosts, INTERMEDIATE_LIFE, Issuer, LEAF_LIFE, MIN_LIFE, RenewError,
+    Renewed,
+};
 use keel_control::enroll::{Enrolment, EnrolmentConfig, LocalSockets, NodeInfo};
 use keel_control::store::{Store, StoreConfig};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
+use super::fresh::{NodeIssuer, follow_files};
 use super::*;
 
 fn lookup(state: Option<&Path>) -> Lookup {
@@ -266,4 +274,18 @@ async fn a_directory_that_cannot_be_looked_into_is_not_taken_for_no_node() {
         error.contains("there is no node on this machine"),
         "{error}"
     );
+}
+
+#[test]
+fn an_expired_certificate_that_somebody_else_keeps_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let live = Fabric::new().pod("a", "default", "app-0");
+    live.save(folder.path()).unwrap();
+    let at = |now| lookup(None).in_directory(folder.path(), now);
+    assert!(at(live.not_after() - MIN_LIFE).is_ok());
+    let Err(Attempt::Again(why)) = at(live.not_after()) else {
+        panic!("it was taken");
+    };
+    assert!(why.contains("has expired"), "{why}");
+    assert!(why.contains(&folder.path().display().to_string()), "{why}");
 }
