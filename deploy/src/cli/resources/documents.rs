@@ -1,6 +1,7 @@
 //! What a file of resources says: documents, lists taken apart, each with its place.
 
-use serde_json::Value;
+use serde::de::IgnoredAny;
+use serde_json::{Deserializer, Value};
 
 use super::kinds::Kind;
 use crate::settings::describe;
@@ -29,7 +30,7 @@ pub(crate) struct Document {
 /// The resources of a text, or for each that is none what is wrong with it, in the order of the text.
 pub(crate) fn read(text: &str, place: &str) -> Vec<Result<Document, String>> {
     let mut all = Vec::new();
-    for (line, part) in parts(text) {
+    for (line, part) in parts(text).into_iter().flat_map(split_json) {
         match serde_saphyr::from_multiple::<Value>(part) {
             Ok(values) => {
                 for value in values.into_iter().filter(|value| !value.is_null()) {
@@ -59,6 +60,25 @@ fn parts(text: &str) -> Vec<(usize, &str)> {
         at = end;
     }
     parts.push((first, &text[start..]));
+    parts.retain(|(_, part)| !part.trim().is_empty());
+    parts
+}
+
+/// JSON documents one behind the other, as `jq` writes them, are no YAML: each is a part of its own.
+fn split_json((mut line, mut rest): (usize, &str)) -> Vec<(usize, &str)> {
+    let mut parts = Vec::new();
+    let blank = |text: &str| text.len() - text.trim_start().len();
+    while rest[blank(rest)..].starts_with('{') {
+        let mut values = Deserializer::from_str(rest).into_iter::<IgnoredAny>();
+        let Some(Ok(_)) = values.next() else { break };
+        let (part, behind) = rest.split_at(values.byte_offset());
+        let (before, part) = part.split_at(blank(part));
+        line += before.matches('\n').count();
+        parts.push((line, part));
+        line += part.matches('\n').count();
+        rest = behind;
+    }
+    parts.push((line, rest));
     parts.retain(|(_, part)| !part.trim().is_empty());
     parts
 }
@@ -154,7 +174,14 @@ mod tests {
             {"apiVersion": "edge.example.com/v1", "kind": "Router", "metadata": {"name": "a"}},
             {"apiVersion": "edge.example.com/v1", "kind": "Router", "metadata": {"name": "b"}}]}"#;
         let own = "apiVersion: edge.example.com/v1\nkind: RouterList\nitems: [{metadata: {name: a}}, {metadata: {name: b}}]";
-        for text in [&two, list, own] {
+        let one = |name: &str| {
+            format!(
+                r#"{{"apiVersion": "edge.example.com/v1", "kind": "Router", "metadata": {{"name": "{name}"}}}}"#
+            )
+        };
+        let stream = format!("{}\n{}\n", one("a"), one("b"));
+        let close = format!("{}{}", one("a"), one("b"));
+        for text in [&two, list, own, &stream, &close] {
             assert_eq!(names(text), [Ok("router a".into()), Ok("router b".into())]);
         }
         assert!(names("---\n").is_empty());
@@ -194,6 +221,23 @@ mod tests {
                 "{why}"
             );
         }
+    }
+
+    #[test]
+    fn a_broken_document_of_a_json_stream_is_named_with_its_line() {
+        let good =
+            r#"{"apiVersion": "edge.example.com/v1", "kind": "Router", "metadata": {"name": "a"}}"#;
+        let found = names(&format!("{good}\n{{\"kind\": \"Nope\"}}\n{{\"a\": 1,\n"));
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found[0], Ok("router a".into()));
+        assert!(
+            found[1].as_ref().unwrap_err().starts_with("f:2"),
+            "{found:?}"
+        );
+        assert!(
+            found[2].as_ref().unwrap_err().starts_with("f:"),
+            "{found:?}"
+        );
     }
 
     #[test]
