@@ -38,8 +38,9 @@ pub(super) enum Outcome {
 /// Serves one stream that `client` opened.
 ///
 /// The header is read and stamped, a provider's connection is found, and from then on bytes are copied. Legs of known flows
-/// go before new ones, and so many a second. A refusal is answered at once; a RESUME or a repeated OPEN that finds no provider now waits a moment for it, and is then cut with
-/// `LEG_LOST`, because the provider may still come back. A router that stops takes neither.
+/// go before new ones, and so many a second. A refusal is answered at once; a RESUME or a repeated OPEN that finds no provider
+/// now waits a moment for it, and is then cut with `LEG_LOST`, because the provider may still come back. A router that stops
+/// takes neither.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     client: Arc<Client>,
@@ -244,6 +245,38 @@ fn head(header: &Header) -> Result<Bytes, (RefuseCode, String)> {
     Ok(head.freeze())
 }
 
+/// Opens a stream to the provider for a leg with this header; gives back the header as it goes on, too.
+async fn reach(
+    shared: &Shared,
+    provider: &Client,
+    header: &mut Header,
+) -> Result<(Bytes, Stream), (RefuseCode, String)> {
+    if let Header::Open(open) = header {
+        lower(open, &provider.connection);
+    }
+    let head = head(header).inspect_err(|_| shared.metrics.hit("header_size"))?;
+    let opened =
+        tokio::time::timeout(shared.limits.header_time, provider.connection.open_bi()).await;
+    let stream = match opened {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(lost)) => {
+            let text = format!("the connection of {} is lost: {lost}", provider.identity);
+            return Err((RefuseCode::NoProvider, text));
+        }
+        Err(_) => {
+            shared.metrics.hit("streams");
+            let text = format!("{} takes no more flows now", provider.identity);
+            return Err((RefuseCode::Limit, text));
+        }
+    };
+    if !header.is_of_known_flow() && provider.answers.is_silent() {
+        // It was given nothing, so another one may be.
+        let text = format!("{} does not answer", provider.identity);
+        return Err((RefuseCode::NoProvider, text));
+    }
+    Ok((head, stream))
+}
+
 /// Opens a stream to the provider, sends the header and what came behind it, and copies from then on.
 async fn forward(
     shared: &Shared,
@@ -253,36 +286,12 @@ async fn forward(
     mut leg: IncomingLeg,
 ) {
     let Allowance { limit, holding, .. } = allowance;
-    if let Header::Open(open) = &mut leg.header {
-        lower(open, &provider.connection);
-    }
-    let head = match head(&leg.header) {
-        Ok(head) => head,
-        Err((code, text)) => {
-            shared.metrics.hit("header_size");
-            return refuse(shared, client, leg, code, text).await;
-        }
-    };
-    let opened =
-        tokio::time::timeout(shared.limits.header_time, provider.connection.open_bi()).await;
-    let (mut far_send, mut far_recv): Stream = match opened {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(lost)) => {
-            let text = format!("the connection of {} is lost: {lost}", provider.identity);
-            return refuse(shared, client, leg, RefuseCode::NoProvider, text).await;
-        }
-        Err(_) => {
-            shared.metrics.hit("streams");
-            let text = format!("{} takes no more flows now", provider.identity);
-            return refuse(shared, client, leg, RefuseCode::Limit, text).await;
-        }
+    let (head, (mut far_send, mut far_recv)) = match reach(shared, provider, &mut leg.header).await
+    {
+        Ok(reached) => reached,
+        Err((code, text)) => return refuse(shared, client, leg, code, text).await,
     };
     let known = leg.header.is_of_known_flow();
-    if !known && provider.answers.is_silent() {
-        // It was given nothing, so another one may be.
-        let text = format!("{} does not answer", provider.identity);
-        return refuse(shared, client, leg, RefuseCode::NoProvider, text).await;
-    }
     let key = key(&leg.header);
     let resumed = matches!(leg.header, Header::Resume(_));
     let passing = shared
