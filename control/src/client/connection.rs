@@ -151,6 +151,7 @@ impl Connection {
             }
         };
         let (parts, mut body) = request.into_parts();
+        let is_head = parts.method == http::Method::HEAD;
         // A clone of the sender goes along: the connection ends with the last one.
         let mut stream = self
             .send
@@ -186,7 +187,10 @@ impl Connection {
             budget.header_complete();
         }
         let (_send, recv) = stream.split();
-        let (body, _) = Streamed::new(Reader::new(recv, budget, answer.headers()));
+        // The length in the answer to a HEAD is that of a GET.
+        let nothing = http::HeaderMap::new();
+        let headers = if is_head { &nothing } else { answer.headers() };
+        let (body, _) = Streamed::new(Reader::new(recv, budget, headers));
         Ok(answer.map(|()| {
             Held {
                 body,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use h3::error::Code;
 use h3::server::RequestResolver;
 use http_body_util::BodyExt;
@@ -158,9 +157,8 @@ impl Request {
         request: http::Request<Body>,
         mut send: h3::server::RequestStream<super::adapter::SendHalf, Bytes>,
     ) -> Result<(), SendError> {
-        let head = request.method() == http::Method::HEAD;
-        let answer: BoxFuture<'static, _> = self.handler.handle(request, self.caller.clone());
-        let (parts, body) = answer.await.into_parts();
+        let answer = self.handler.handle(request, self.caller.clone()).await;
+        let (parts, body) = answer.into_parts();
         self.taken(send.send_response(http::Response::from_parts(parts, ())))
             .await?;
         let mut body = Ending::new(body, self.ending.clone());
@@ -172,15 +170,11 @@ impl Request {
                     return Err(SendError::Body(error));
                 }
             };
-            match frame.into_data() {
-                Ok(mut data) if !head => {
-                    while !data.is_empty() {
-                        let piece = data.split_to(data.len().min(PIECE));
-                        self.taken(send.send_data(piece)).await?;
-                    }
-                }
-                // Trailers carry nothing that our API uses.
-                Ok(_) | Err(_) => {}
+            // Trailers carry nothing that our API uses.
+            let mut data = frame.into_data().unwrap_or_default();
+            while !data.is_empty() {
+                let piece = data.split_to(data.len().min(PIECE));
+                self.taken(send.send_data(piece)).await?;
             }
         }
         self.taken(send.finish()).await

@@ -7,6 +7,7 @@
 pub(crate) mod adapter;
 mod arrivals;
 pub(crate) mod body;
+mod heads;
 mod http3;
 mod listen;
 mod metrics;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use self::arrivals::Arrivals;
+use self::heads::Heads;
 use crate::http::{Caller, Handler, Remote};
 
 pub use listen::BindError;
@@ -133,7 +135,7 @@ impl ApiServer {
             tcp: bound.tcp,
             quic: bound.quic,
             acceptor: TlsAcceptor::from(live.server_config(ALPN_TCP, Clients::Optional)),
-            handler,
+            handler: Arc::new(Heads(handler)),
             limits,
             metrics,
             alt_svc,

@@ -33,6 +33,21 @@ async fn over_h1(
     answer
 }
 
+async fn over_h2(
+    io: TlsStream<TcpStream>,
+    request: http::Request<Full<Bytes>>,
+) -> http::Response<hyper::body::Incoming> {
+    let (mut send, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async { drop(connection.await) });
+    let answer = soon(send.send_request(request)).await.unwrap();
+    tasks.detach_all();
+    answer
+}
+
 fn request(path: &str, body: Bytes) -> http::Request<Full<Bytes>> {
     http::Request::put(path)
         .header("host", "keel")
@@ -65,21 +80,52 @@ async fn http1_and_http2_reach_the_same_handler() {
         .await
         .unwrap();
     assert_eq!(io.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-    let (mut send, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
-            .await
-            .unwrap();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async { drop(connection.await) });
     let bytes = Bytes::from(vec![42; 3 << 20]);
     let echo = http::Request::put("https://keel/echo")
         .body(Full::new(bytes.clone()))
         .unwrap();
-    let answer = soon(send.send_request(echo)).await.unwrap();
+    let answer = over_h2(io, echo).await;
     assert_eq!(
         soon(answer.into_body().collect()).await.unwrap().to_bytes(),
         bytes
     );
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_head_is_answered_without_a_body() {
+    let (fabric, live) = fabric();
+    let served = Served::start(&live, TestHandler::new(), Limits::default());
+    let me = fabric.node("b");
+    let head = || {
+        let head = http::Request::head("https://keel/who").header("host", "keel");
+        head.body(Full::new(Bytes::new())).unwrap()
+    };
+    let mut answers = Vec::new();
+    for protocol in [&b"http/1.1"[..], b"h2"] {
+        let expect = NodeName::new("a").unwrap();
+        let io = connect(&served, me.client_config(&[protocol], &expect))
+            .await
+            .unwrap();
+        let answer = if protocol == b"h2" {
+            over_h2(io, head()).await
+        } else {
+            over_h1(io, head()).await
+        };
+        let (parts, body) = answer.into_parts();
+        answers.push((parts, soon(body.collect()).await.unwrap().to_bytes()));
+    }
+    let request = http::Request::head("/who").body(Bytes::new()).unwrap();
+    let answer = soon(served.client(&me, "a").request(request))
+        .await
+        .unwrap();
+    let (parts, body) = answer.into_parts();
+    answers.push((parts, soon(body.collect()).await.unwrap().to_bytes()));
+    for (parts, body) in answers {
+        assert_eq!(parts.status, 200, "{parts:?}");
+        assert_eq!(parts.headers["content-length"], "7", "{parts:?}");
+        assert!(body.is_empty(), "{parts:?}: {body:?}");
+    }
     served.stop().await;
 }
 
