@@ -25,6 +25,7 @@ mod peer;
 mod plan;
 mod pull;
 mod push;
+mod stale;
 mod state;
 mod taking;
 #[cfg(test)]
@@ -74,7 +75,7 @@ pub struct SyncerConfig {
     pub live: LiveIdentity,
     /// Where it counts; of this Syncer alone.
     pub metrics: Arc<SyncMetrics>,
-    /// How long a peer may be unheard before its Router here is marked as old; usually [`STALE_AFTER`].
+    /// How long a node may be unheard before its Router here is marked as old; usually [`STALE_AFTER`].
     pub stale_after: Duration,
 }
 
@@ -114,6 +115,14 @@ impl Syncer {
             again(move || follow_own(local.clone(), node.clone(), own.clone()))
         };
         tasks.spawn(stop.clone().run_until_cancelled_owned(following));
+        let pushed = stale::Pushed {
+            own: node.clone(),
+            local: local.clone(),
+            peers: peers.clone(),
+            stale_after,
+        };
+        let pushed = again(move || pushed.clone().run());
+        tasks.spawn(stop.clone().run_until_cancelled_owned(pushed));
         let mut running: HashMap<Peer, CancellationToken> = HashMap::new();
         loop {
             let wanted: Vec<Peer> = peers

@@ -10,15 +10,14 @@ use tracing::debug;
 
 use super::peer::due;
 use super::plan::source;
+use super::stale::{MARK_AGAIN, is_marked, mark};
 use super::state::{Direction, Report};
 use super::taking::{Do, Taking};
-use crate::api::{Condition, Revision, Router, RouterStatus, SYNCED, Time};
+use crate::api::{Revision, Router, RouterStatus, SYNCED};
 use crate::client::{Class, Client, ClientError, WatchEvent, WatchFrom};
 
 /// Events that are taken before anything is done about them.
 const AT_ONCE: usize = 64;
-/// How long until a mark that could not be written is tried again.
-const MARK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the task that pulls from one peer owns.
 pub(super) struct Pull {
@@ -222,23 +221,5 @@ impl Pull {
             true => Instant::now() + self.stale_after,
             false => stale_at,
         }))
-    }
-}
-
-fn is_marked(status: &RouterStatus) -> bool {
-    status.conditions.iter().any(|one| one.kind == SYNCED)
-}
-
-fn mark(peer: &NodeName, heard: SystemTime) -> Condition {
-    Condition {
-        kind: SYNCED.to_owned(),
-        status: "False".to_owned(),
-        reason: "PeerNotHeard".to_owned(),
-        message: format!(
-            "{peer} was not heard here since {}: this is what it was then",
-            Time::from(heard).as_str()
-        ),
-        last_transition_time: Some(Time::from(SystemTime::now())),
-        ..Condition::default()
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::api::Condition;
 
 /// Heartbeats of ten minutes.
 const MISSED: usize = 20;
@@ -101,6 +102,40 @@ async fn after_a_cut_of_ten_minutes_only_what_was_missed_comes() {
     b.stop().await;
 }
 
+fn mark(status: &RouterStatus) -> Option<Condition> {
+    let mut conditions = status.conditions.iter();
+    conditions
+        .find(|one| one.kind == crate::api::SYNCED)
+        .cloned()
+}
+
+#[tokio::test]
+async fn a_node_that_only_pushes_is_marked_while_it_does_not() {
+    let fabric = Fabric::new();
+    let (mut a, mut b) = (
+        Node::start(&fabric, "a").await,
+        Node::start(&fabric, "b").await,
+    );
+    b.peers.send_replace(Arc::new(vec![a.peer()]));
+    a.sync_for(Duration::from_secs(1));
+    b.sync();
+    a.report("here").await;
+    b.report("said").await;
+    let held = a.holds("b", "said").await.status.unwrap();
+    let old = a.holds_as("b", |status| mark(status).is_some()).await;
+    let old = old.status.unwrap();
+    let condition = mark(&old).unwrap();
+    assert_eq!(condition.status, "False");
+    assert_eq!((&old.cluster, &old.source), (&held.cluster, &held.source));
+    b.report("again").await;
+    let new = a.holds("b", "again").await.status.unwrap();
+    assert!(mark(&new).is_none(), "{new:?}");
+    let own = soon(a.local.get_router(&a.name)).await.unwrap();
+    assert!(mark(&own.status.unwrap()).is_none());
+    a.stop().await;
+    b.stop().await;
+}
+
 #[tokio::test]
 async fn a_peer_that_is_not_heard_has_its_router_marked_until_it_is() {
     let fabric = Fabric::new();
@@ -116,12 +151,6 @@ async fn a_peer_that_is_not_heard_has_its_router_marked_until_it_is() {
     b.served.stop().await;
     let broken = |state: &PeerState| !state.connected && state.error.is_some();
     state(&mut states, broken).await;
-    let mark = |status: &RouterStatus| {
-        let mut conditions = status.conditions.iter();
-        conditions
-            .find(|one| one.kind == crate::api::SYNCED)
-            .cloned()
-    };
     let old = a.holds_as("b", |status| mark(status).is_some()).await;
     let old = old.status.unwrap();
     let condition = mark(&old).unwrap();
