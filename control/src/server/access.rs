@@ -3,7 +3,10 @@
 //! Without a client certificate only enrolment answers. An admin of another node has no row, so it may do nothing here. Only who may
 //! do everything is shown the secrets of an object (the password of a Router's or an FRPServer's `webServer`).
 
-use keel_certs::{NodeName, Subject};
+use http::HeaderMap;
+use keel_certs::{Identity, NodeName, Subject};
+
+use crate::api::{Reason, Status};
 
 use Grant::{EmptySpec, Full, Kept, Newer, Reported, Stamped};
 use Names::{Any, Other, Own};
@@ -148,6 +151,32 @@ pub(super) fn grant(subject: &Subject, here: &NodeName, wish: Wish<'_>) -> Optio
             && names_fit(row.names)
     });
     row.map(|row| row.grant)
+}
+
+/// Refuses to act as somebody else: who asks for that and is answered as himself believes that the other one may do this, too.
+///
+/// # Errors
+/// `Forbidden`, in Kubernetes' words.
+pub(super) fn as_oneself(identity: &Identity, headers: &HeaderMap) -> Result<(), Status> {
+    let Some(name) = headers
+        .keys()
+        .find(|name| name.as_str().starts_with("impersonate-"))
+    else {
+        return Ok(());
+    };
+    let user = headers
+        .get("impersonate-user")
+        .and_then(|user| user.to_str().ok());
+    let (resource, of) = match user {
+        Some(user) => ("users", user),
+        None => ("userextras", name.as_str()),
+    };
+    Err(Status::failure(
+        Reason::Forbidden,
+        format!(
+            "{resource} {of:?} is forbidden: User \"{identity}\" cannot impersonate resource {resource:?} in API group \"\" at the cluster scope"
+        ),
+    ))
 }
 
 /// Whether the subject may read what describes the server: versions, discovery, OpenAPI, health.

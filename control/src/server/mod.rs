@@ -172,6 +172,7 @@ impl Inner {
                 "a client certificate of this fabric is required",
             ));
         };
+        access::as_oneself(&identity, request.headers())?;
         let Some(route) = route else {
             return Err(reply::no_such_path());
         };
@@ -184,7 +185,11 @@ impl Inner {
         // Other documents have other forms.
         if !matches!(
             route,
-            Route::Health | Route::OpenApi | Route::OpenApiV2 | Route::OpenApiGroup(_)
+            Route::Health
+                | Route::Ready
+                | Route::OpenApi
+                | Route::OpenApiV2
+                | Route::OpenApiGroup(_)
         ) {
             accept::accepted(request.headers())?;
         }
@@ -251,10 +256,16 @@ impl Inner {
             Route::Apis => discovery::apis(headers),
             Route::Group(group) => discovery::group(group),
             Route::GroupVersion(version) => discovery::resources(version),
-            Route::Health if !self.store.is_open() => {
+            Route::Health | Route::Ready if !self.store.is_open() => {
                 return Err(store_status(&StoreError::Closed));
             }
-            Route::Health => {
+            Route::Ready if !*self.store.reachable().borrow() => {
+                return Err(Status::failure(
+                    Reason::ServiceUnavailable,
+                    "the store's database does not answer",
+                ));
+            }
+            Route::Health | Route::Ready => {
                 let mut response = Response::new(full("ok"));
                 response
                     .headers_mut()

@@ -153,8 +153,8 @@ impl Patch {
     /// warnings of that check. A JSON patch can copy from anywhere to anywhere, and test for anything.
     ///
     /// # Errors
-    /// `Conflict` if fields would be changed that others own, `Invalid` if a step does not apply, `RequestEntityTooLarge` if the object would get too large or too deep, and what
-    /// [`decode::object`] finds.
+    /// `Conflict` if fields would be changed that others own, `Invalid` if a step does not apply, `RequestEntityTooLarge` if the object
+    /// would get too large or too deep, and what [`decode::object`] finds.
     pub(super) fn apply(
         self,
         named: &Named,
@@ -211,8 +211,8 @@ impl Patch {
             }
             Form::Json(patch) => {
                 let mut value = Value::Object(held);
-                for step in patch.0 {
-                    apply(&mut value, step, named)?;
+                for (number, step) in patch.0.into_iter().enumerate() {
+                    apply(&mut value, number, step, named)?;
                 }
                 value
             }
@@ -231,7 +231,12 @@ fn invalid_options(error: &FieldError) -> Status {
     Status::invalid_options("PatchOptions", error)
 }
 
-fn apply(value: &mut Value, step: PatchOperation, named: &Named) -> Result<(), Status> {
+fn apply(
+    value: &mut Value,
+    number: usize,
+    step: PatchOperation,
+    named: &Named,
+) -> Result<(), Status> {
     let too_large = || {
         let message = "the patch makes the object larger or deeper than it may be";
         Status::about(
@@ -254,9 +259,13 @@ fn apply(value: &mut Value, step: PatchOperation, named: &Named) -> Result<(), S
     }
     let measure = copies(&step);
     json_patch::patch(value, &[step]).map_err(|error| {
-        let message =
-            format!("the server rejected our request due to an error in our request: {error}");
-        Status::about(&named.kind.about, Reason::Invalid, &named.name, message)
+        // Without the object's name, because kubectl shows the name instead of the message.
+        let message = format!(
+            "the server rejected our request due to an error in our request: step {number} of the patch, {:?}: {}",
+            error.path.as_str(),
+            error.kind
+        );
+        Status::failure(Reason::Invalid, message)
     })?;
     let size =
         |value: &Value| serde_json::to_vec(value).map_or(usize::MAX, |encoded| encoded.len());

@@ -281,3 +281,53 @@ async fn a_server_without_its_store_is_not_healthy() {
         assert_eq!(server.get(POD, path).await.code, 503, "{path}");
     }
 }
+
+#[tokio::test]
+async fn nobody_is_answered_as_if_somebody_else_had_asked() {
+    let server = Server::new().await;
+    for (header, value, words) in [
+        (
+            "impersonate-user",
+            "jane",
+            "cannot impersonate resource \"users\"",
+        ),
+        ("impersonate-group", "system:masters", "cannot impersonate"),
+    ] {
+        let request = Request::builder()
+            .uri(ROUTERS)
+            .header(header, value)
+            .body(crate::http::empty())
+            .unwrap();
+        let refused = server.send(ADMIN, request).await;
+        assert_eq!(refused.status(), 403);
+        let body = refused.into_body().collect().await.unwrap().to_bytes();
+        assert!(
+            String::from_utf8_lossy(&body).contains(&words.replace('"', "\\\"")),
+            "{body:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_step_of_a_json_patch_that_does_not_apply_is_named_where_kubectl_shows_it() {
+    let server = Server::new().await;
+    server
+        .post(ADMIN, &router("r", json!({})))
+        .await
+        .expect(201);
+    let patch = json!([
+        {"op": "add", "path": "/metadata/labels", "value": {}},
+        {"op": "remove", "path": "/spec/nothing"},
+    ]);
+    let refused = server
+        .patch(ADMIN, "r", "application/json-patch+json", &patch)
+        .await;
+    assert!(
+        refused
+            .message()
+            .contains("step 1 of the patch, \"/spec/nothing\"")
+    );
+    // Of an object with a name, kubectl shows only the name.
+    let status = refused.expect(422);
+    assert!(status.get("details").is_none(), "{status}");
+}
