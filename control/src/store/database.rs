@@ -63,6 +63,20 @@ impl From<Error> for Failed {
     }
 }
 
+/// Whether the database is not there, as it says itself or as the way to it shows.
+///
+/// What SQLite has to say about its file is a word of the database itself; its codes are numbers and none of these.
+pub(super) fn is_away(error: &Error) -> bool {
+    match error {
+        Error::Io(_) | Error::PoolTimedOut => true,
+        // https://www.postgresql.org/docs/current/errcodes-appendix.html: lost connections, a server that stops or starts.
+        Error::Database(said) => said.code().is_some_and(|code| {
+            code.starts_with("08") || matches!(&*code, "57P01" | "57P02" | "57P03")
+        }),
+        _ => false,
+    }
+}
+
 impl Failed {
     pub(super) fn doing(self, doing: &'static str) -> StoreError {
         match self {

@@ -200,10 +200,9 @@ impl StoreError {
     fn database(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |source| {
             let source = Arc::new(source);
-            match *source {
-                // What SQLite has to say about its file is a word of the database itself.
-                sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => Self::Away { doing, source },
-                _ => Self::Database { doing, source },
+            match database::is_away(&source) {
+                true => Self::Away { doing, source },
+                false => Self::Database { doing, source },
             }
         }
     }

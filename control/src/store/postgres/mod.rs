@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::age::Old;
-use super::database::{Batch, Failed, News, Objects, column, count, states};
+use super::database::{Batch, Failed, News, Objects, column, count, is_away, states};
 use super::events::{self, Bounds};
 use super::statements::Cells;
 use super::writer::unix_seconds;
@@ -192,8 +192,9 @@ impl Database {
     }
 
     fn lost(&mut self, error: &Error) {
-        // What the database says itself is about one request.
-        if error.as_database_error().is_none() && self.reachable.send_replace(false) {
+        // What else the database says itself is about one request.
+        let away = error.as_database_error().is_none() || is_away(error);
+        if away && self.reachable.send_replace(false) {
             warn!(%error, "THE DATABASE IS AWAY: nothing is read or written until it is back");
         }
     }
