@@ -22,7 +22,7 @@ pub struct Namespace {
     pub metadata: ObjectMeta,
     /// What Kubernetes keeps here has no effect.
     pub spec: NamespaceSpec,
-    /// Always active.
+    /// Whether it is still to be there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<NamespaceStatus>,
 }
@@ -41,7 +41,7 @@ pub struct NamespaceSpec {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct NamespaceStatus {
-    /// `Active`.
+    /// `Active`; `Terminating` if it is deleted once its finalizers have gone.
     pub phase: String,
 }
 

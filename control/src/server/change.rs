@@ -262,6 +262,9 @@ pub(super) fn delete(
         meta.insert("deletionTimestamp".into(), now.as_str().into());
         meta.insert("deletionGracePeriodSeconds".into(), 0.into());
         bump_generation(meta);
+        if named.kind.about.phase.is_some() {
+            object.insert("status".into(), json!({ "phase": "Terminating" }));
+        }
         let data = encode(named, &mut object, revision)?;
         return Ok((
             Change::Put(data.clone()),

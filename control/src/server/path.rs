@@ -33,6 +33,8 @@ pub(super) enum Route {
     OpenApiV2,
     /// The OpenAPI document of a group and version.
     OpenApiGroup(GroupVersion),
+    /// `ok`, if the store answers.
+    Ready,
     /// The status of one object.
     Status(Named),
     /// The server's version.
@@ -179,7 +181,8 @@ pub(super) fn route(path: &str) -> Option<Route> {
         ["apis", group] => Route::Group(find_group(group)?),
         ["apis", group, version] => Route::GroupVersion(GroupVersion::find(group, version)?),
         ["apis", group, version, rest @ ..] => objects(group, version, rest)?,
-        ["healthz" | "livez" | "readyz"] => Route::Health,
+        ["healthz" | "livez"] => Route::Health,
+        ["readyz"] => Route::Ready,
         ["openapi", "v2"] => Route::OpenApiV2,
         ["openapi", "v3"] => Route::OpenApi,
         ["openapi", "v3", "api", version] => Route::OpenApiGroup(GroupVersion::find("", version)?),

@@ -28,6 +28,19 @@ fn event(name: &str, about: &str) -> Value {
 }
 
 #[tokio::test]
+async fn a_namespace_that_waits_for_its_finalizers_is_terminating() {
+    let server = Server::new().await;
+    let sent = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "prod", "finalizers": ["example.com/keep"]}});
+    create(&server, NAMESPACES, &sent).await.expect(201);
+    let path = format!("{NAMESPACES}/prod");
+    let marked = server.call(ADMIN, "DELETE", &path, "", "").await;
+    assert_eq!(marked.expect(200)["status"]["phase"], "Terminating");
+    let selected = format!("{NAMESPACES}?fieldSelector=status.phase=Terminating");
+    let found = server.get(POD, &selected).await.expect(200);
+    assert_eq!(found["items"][0]["metadata"]["name"], "prod");
+}
+
+#[tokio::test]
 async fn a_namespace_is_active_and_keeps_its_labels() {
     let server = Server::new().await;
     let sent = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "prod", "labels": {"tier": "1"}}});
