@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Method, header};
-use keel_certs::{Csr, Hosts, Issuer, Namespace, NodeAuthority, PodName, RenewError, Renewed};
+use keel_certs::{
+    Csr, Hosts, Issuer, Namespace, NodeAuthority, PodName, RenewError, Renewed, UserName,
+};
 use rustls_pki_types::CertificateDer;
 
 use super::local::{self, LocalError, parse};
@@ -36,6 +38,15 @@ pub struct LocalIssuer {
 pub struct NodeSocketIssuer {
     /// The socket.
     pub socket: PathBuf,
+}
+
+/// The leaf of an admin of the node, by `admin.sock`; as long as all leaves.
+#[derive(Clone, Debug)]
+pub struct AdminSocketIssuer {
+    /// The socket.
+    pub socket: PathBuf,
+    /// The admin's name.
+    pub user: UserName,
 }
 
 /// The leaf of a workload, by `workload.sock`.
@@ -71,6 +82,17 @@ impl Issuer for NodeSocketIssuer {
         let (this, csr) = (self.clone(), csr.clone());
         Box::pin(async move {
             local::node_chain(&this.socket, &csr)
+                .await
+                .map_err(renew_error)
+        })
+    }
+}
+
+impl Issuer for AdminSocketIssuer {
+    fn renew(&self, csr: &Csr) -> BoxFuture<'static, Result<Renewed, RenewError>> {
+        let (this, csr) = (self.clone(), csr.clone());
+        Box::pin(async move {
+            local::admin_chain(&this.socket, &this.user, None, false, &csr)
                 .await
                 .map_err(renew_error)
         })

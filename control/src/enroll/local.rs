@@ -168,16 +168,29 @@ pub async fn admin_identity(
     fabric: bool,
 ) -> Result<LiveIdentity, LocalError> {
     let key = KeyPair::generate()?;
-    let ttl_seconds = ttl.map(|ttl| ttl.as_secs());
+    let (chain, roots) = admin_chain(socket, user, ttl, fabric, &key.csr()?).await?;
+    Ok(LiveIdentity::new(key, chain, roots)?)
+}
+
+/// Certificates of an admin for a key of the caller's; as [`admin_identity`].
+///
+/// # Errors
+/// [`LocalError`].
+pub async fn admin_chain(
+    socket: &Path,
+    user: &UserName,
+    ttl: Option<Duration>,
+    fabric: bool,
+    csr: &Csr,
+) -> Result<(Chain, Vec<CertificateDer<'static>>), LocalError> {
     let request = AdminRequest {
         user: user.clone(),
-        ttl_seconds,
+        ttl_seconds: ttl.map(|ttl| ttl.as_secs()),
         fabric,
-        csr: PemCsr(key.csr()?),
+        csr: PemCsr(csr.clone()),
     };
     let issued: Issued = call(socket, Method::POST, "/v1/admin", Some(&request)).await?;
-    let (chain, roots) = certificates(socket, &issued)?;
-    Ok(LiveIdentity::new(key, chain, roots)?)
+    certificates(socket, &issued)
 }
 
 /// Makes a join token, by `admin.sock`.

@@ -36,7 +36,10 @@ use crate::api::{Reason, Status};
 use crate::http::{Body, Caller, Handler, ReadError, full, read};
 use crate::store::Store;
 
-pub use issuers::{LocalIssuer, NodeSocketIssuer, RemoteIssuer, SocketIssuer, renew_intermediate};
+pub use issuers::{
+    AdminSocketIssuer, LocalIssuer, NodeSocketIssuer, RemoteIssuer, SocketIssuer,
+    renew_intermediate,
+};
 pub use join::JoinError;
 pub use local::LocalError;
 pub use sockets::{BindSocketError, LocalSockets};

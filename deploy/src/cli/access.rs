@@ -1,13 +1,14 @@
 //! How a command gets at the node: an admin identity over `admin.sock`, then the API as everybody else.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use keel_certs::{DataDir, JoinToken, LiveIdentity, NodeName, UserName};
+use keel_certs::{DataDir, JoinToken, LiveIdentity, NodeName, UserName, rotate};
 use keel_control::client::{Client, ClientConfig};
 use keel_control::enroll::wire::{FlowInfo, NodeInfo, TokenRequest};
-use keel_control::enroll::{LocalError, local};
+use keel_control::enroll::{AdminSocketIssuer, LocalError, local};
 use keel_control::store::TokenScope;
 use keel_fabric::quic::HostPort;
 use keel_sidecar::config::parse_apiserver;
@@ -17,6 +18,7 @@ pub(crate) struct Admin {
     pub(crate) live: LiveIdentity,
     pub(crate) info: NodeInfo,
     pub(crate) server: HostPort,
+    user: UserName,
     socket: PathBuf,
 }
 
@@ -36,8 +38,18 @@ impl Admin {
             live,
             info,
             server,
+            user,
             socket,
         })
+    }
+
+    /// Keeps the identity fresh, for ever: for commands that run longer than it lives.
+    pub(crate) async fn keep_fresh(&self) {
+        let issuer = AdminSocketIssuer {
+            socket: self.socket.clone(),
+            user: self.user.clone(),
+        };
+        rotate(self.live.clone(), Arc::new(issuer), std::future::pending()).await;
     }
 
     /// A client of the node's APIServer.

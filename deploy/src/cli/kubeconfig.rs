@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use data_encoding::BASE64;
-use keel_certs::{LiveIdentity, UserName};
+use keel_certs::{LiveIdentity, MIN_LIFE, UserName};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -32,7 +32,7 @@ pub(crate) struct Flags {
 }
 
 /// What an admin's certificate may live.
-const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30 * 24 * 3600));
+const TTL: (Duration, Duration) = (MIN_LIFE, Duration::from_secs(30 * 24 * 3600));
 
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let ttl = within(flags.ttl, "--ttl", TTL.0, TTL.1)?;

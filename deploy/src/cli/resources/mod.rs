@@ -230,7 +230,9 @@ pub(crate) async fn watch(flags: WatchFlags, stop: CancellationToken) -> anyhow:
         ))
         .into());
     }
-    let client = client(&flags.node).await?;
+    let admin = access::Admin::get(&flags.node.path(), None, None).await?;
+    let client = admin.client()?;
+    let mut fresh = std::pin::pin!(admin.keep_fresh());
     let namespace = (!flags.all_namespaces).then(|| flags.namespace.name());
     let mut events = client.watch_objects(&kind.path(namespace));
     let shown = Shown::new(kind, flags.output, flags.all_namespaces);
@@ -239,6 +241,8 @@ pub(crate) async fn watch(flags: WatchFlags, stop: CancellationToken) -> anyhow:
         let event = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
+            // Never ends.
+            () = &mut fresh => continue,
             event = events.next() => event,
         };
         match event {
