@@ -82,7 +82,7 @@ pub(super) fn hurry(last: Option<Hurry>, away: usize, now: Instant) -> Option<Hu
 /// Decides when our own status is pushed to one peer.
 #[derive(Debug)]
 pub(super) struct Push {
-    /// Our own revision and since when it is that.
+    /// Our own revision, and since when the peer has had time to fetch it or one before it.
     own: Option<(Revision, Instant)>,
     /// What the peer holds of ours; `None` while that is not known.
     held: Option<Option<Revision>>,
@@ -122,7 +122,12 @@ impl Push {
     /// Our own status is of this revision now.
     pub(super) fn own(&mut self, revision: Option<Revision>, now: Instant) {
         if self.own.map(|(own, _)| own) != revision {
-            self.own = revision.map(|revision| (revision, now));
+            // The time of a peer that has not come to the one before does not begin anew, or it would never be over.
+            let since = match self.own {
+                Some((before, since)) if self.held.flatten() < Some(before) => since,
+                _ => now,
+            };
+            self.own = revision.map(|revision| (revision, since));
             self.pulls |= self.failed.is_some_and(|at| now >= at + TRUST_AGAIN);
         }
     }
@@ -259,6 +264,25 @@ mod tests {
         assert_eq!(push.when(later), When::At(later + PULL_FIRST));
         push.held(Some(Revision(20)), now);
         assert_eq!(push.when(later), When::Idle);
+    }
+
+    #[test]
+    fn a_status_that_changes_all_the_time_is_pushed_none_the_less() {
+        let now = Instant::now();
+        let mut push = Push::new();
+        push.held(None, now);
+        for step in 0..8 {
+            push.own(
+                Some(Revision(u64::from(step) + 1)),
+                now + PULL_FIRST / 4 * step,
+            );
+        }
+        assert_eq!(push.when(now + PULL_FIRST), When::Now);
+        // One that does fetch has its time for each.
+        push.held(Some(Revision(8)), now);
+        let later = now + PULL_FIRST * 2;
+        push.own(Some(Revision(9)), later);
+        assert_eq!(push.when(later), When::At(later + PULL_FIRST));
     }
 
     #[test]
