@@ -1,9 +1,10 @@
 //! The node's two Unix sockets.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -21,6 +22,8 @@ use crate::http::{Body, Caller, Remote};
 
 /// Connections that one socket serves at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
+/// Of these, connections of one process: a workload needs one or two, and one that forgets to close them leaves others theirs.
+const MAX_OF_PROCESS: usize = MAX_CONNECTIONS / 2;
 /// How long a peer may take for a request's header.
 const HEADER: Duration = Duration::from_secs(10);
 /// How long a connection may last: each is good for a few requests.
@@ -108,6 +111,7 @@ impl Door {
 
     async fn run(self, serve: Arc<Serve>, stop: &CancellationToken) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let processes = Processes::default();
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
@@ -120,9 +124,12 @@ impl Door {
                 () = stop.cancelled() => break,
                 (place, accepted) = next => match accepted {
                     Ok((stream, _)) => {
+                        let Some(of_process) = processes.admit(&stream) else {
+                            continue;
+                        };
                         let serve = serve.clone();
                         connections.spawn(async move {
-                            let _place = place;
+                            let _places = (place, of_process);
                             connection(stream, &*serve).await;
                         });
                     }
@@ -134,6 +141,55 @@ impl Door {
             }
         }
         connections.shutdown().await;
+    }
+}
+
+/// How many connections each process has.
+#[derive(Clone, Debug, Default)]
+struct Processes(Arc<Mutex<HashMap<i32, usize>>>);
+
+/// A connection's place among those of its process; none where the process cannot be told from others.
+#[derive(Debug)]
+struct OfProcess(Option<(i32, Processes)>);
+
+impl Processes {
+    fn counts(&self) -> std::sync::MutexGuard<'_, HashMap<i32, usize>> {
+        // Nothing is left half changed here, so a panic elsewhere does not spoil it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for the connection, unless its process has too many.
+    fn admit(&self, stream: &UnixStream) -> Option<OfProcess> {
+        // Across process namespaces it is 0 for all.
+        let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let Some(process) = process.filter(|process| *process > 0) else {
+            return Some(OfProcess(None));
+        };
+        let mut counts = self.counts();
+        let count = counts.entry(process).or_default();
+        if *count >= MAX_OF_PROCESS {
+            tracing::debug!(
+                process,
+                "too many connections of one process: one more was turned away"
+            );
+            return None;
+        }
+        *count += 1;
+        Some(OfProcess(Some((process, self.clone()))))
+    }
+}
+
+impl Drop for OfProcess {
+    fn drop(&mut self) {
+        if let Some((process, processes)) = &self.0 {
+            let mut counts = processes.counts();
+            match counts.get_mut(process) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => {
+                    counts.remove(process);
+                }
+            }
+        }
     }
 }
 
@@ -190,5 +246,24 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         // A file that stays is removed by the next bind.
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_takes_no_more_than_its_part_of_the_places() {
+        let processes = Processes::default();
+        let (one, _other) = UnixStream::pair().unwrap();
+        let mut places: Vec<_> = (0..MAX_OF_PROCESS)
+            .map(|_| processes.admit(&one).unwrap())
+            .collect();
+        assert!(processes.admit(&one).is_none());
+        drop(places.pop());
+        places.push(processes.admit(&one).unwrap());
+        drop(places);
+        assert!(processes.counts().is_empty());
     }
 }
