@@ -279,6 +279,11 @@ impl Connection {
         self.inner.rtt()
     }
 
+    /// Packets that have come from the peer.
+    pub(crate) fn heard(&self) -> u64 {
+        self.inner.stats().udp_rx.datagrams
+    }
+
     pub(crate) fn traffic(&self) -> Traffic {
         let stats = self.inner.stats();
         let sent = stats.frame_tx;

@@ -25,7 +25,9 @@ pub(super) struct Client {
     pub(super) answers: Answers,
     connected_at: SystemTime,
     /// What it said in its HELLO.
-    instance: OnceLock<u64>,
+    pub(super) instance: OnceLock<u64>,
+    /// What had come from it when another process took its place.
+    heard_before: AtomicU64,
     uses: Mutex<BTreeMap<(ServiceKey, Role), Arc<Use>>>,
 }
 
@@ -55,6 +57,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Client {
+    /// Another process with the same identity takes its place.
+    pub(super) fn displaced(&self) {
+        self.heard_before
+            .store(self.connection.heard(), Ordering::Relaxed);
+    }
+
+    /// Whether it has said anything since then. Its process may be the one that the other one came after.
+    pub(super) fn is_alive(&self) -> bool {
+        self.connection.heard() > self.heard_before.load(Ordering::Relaxed)
+    }
+
     fn used(&self, key: &ServiceKey, role: Role) -> Arc<Use> {
         Arc::clone(lock(&self.uses).entry((key.clone(), role)).or_default())
     }
@@ -106,6 +119,7 @@ impl Clients {
             answers: Answers::default(),
             connected_at,
             instance: OnceLock::new(),
+            heard_before: AtomicU64::new(0),
             uses: Mutex::default(),
         });
         let mut all = lock(&self.all);

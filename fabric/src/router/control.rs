@@ -172,6 +172,7 @@ impl Published<'_> {
         let provider = Provider {
             connection: Arc::clone(self.client),
             connection_id: self.client.id,
+            instance: self.client.instance.get().copied(),
             since: SystemTime::now(),
             offer,
             silent: self.client.answers.is_silent(),
@@ -182,8 +183,19 @@ impl Published<'_> {
         {
             tracing::warn!(service = %key.service, port = key.port, new = %identity, %other, "providers on several nodes");
         }
-        table.publish(key.clone(), identity.clone(), provider);
+        let shared = table.publish(key.clone(), identity.clone(), provider);
+        if before.is_none() {
+            table
+                .alike(&key, identity)
+                .for_each(|other| other.displaced());
+        }
         drop(table);
+        if shared && before.is_none() {
+            tracing::warn!(
+                %identity, service = %key.service, port = key.port,
+                "another process with this identity publishes it as well, or died a moment ago: new connections go to the one that came last"
+            );
+        }
         self.client.provides(&key);
         if let Some(before) = before {
             self.ids.remove(&before);
@@ -197,7 +209,10 @@ impl Published<'_> {
     fn withdraw(&self, key: &ServiceKey) {
         let identity = &self.client.identity;
         self.client.provides_no_more(key);
-        if self.shared.table().withdraw(key, identity, self.client.id) {
+        let mut table = self.shared.table();
+        let changed = table.withdraw(key, identity, self.client.id, |other| other.is_alive());
+        drop(table);
+        if changed {
             tracing::info!(%identity, service = %key.service, port = key.port, "withdrawn here");
             self.shared.changed.notify_one();
         }

@@ -21,8 +21,10 @@ pub(super) struct ServiceKey {
 pub(super) struct Provider<C> {
     /// Where its flows go.
     pub(super) connection: C,
-    /// Tells connections of the same identity apart.
+    /// Tells connections of the same identity apart; a newer one has a higher number.
     pub(super) connection_id: u64,
+    /// Tells processes of the same identity apart, if they say so.
+    pub(super) instance: Option<u64>,
     /// Since when it is published without a break.
     pub(super) since: SystemTime,
     /// How it wants to be chosen.
@@ -43,7 +45,9 @@ struct Own {
 #[derive(Debug)]
 pub(super) struct Table<C> {
     node: Subject,
-    published: BTreeMap<ServiceKey, BTreeMap<Subject, Provider<C>>>,
+    /// Of the processes that call themselves alike, in the order of their connections: the last one gets the flows, and the others
+    /// are there when it goes.
+    published: BTreeMap<ServiceKey, BTreeMap<Subject, Vec<Provider<C>>>>,
     /// The newest connection over which each identity has published something, also if it has withdrawn all since.
     connected: BTreeMap<Subject, (u64, C)>,
     own: BTreeMap<ServiceKey, Own>,
@@ -81,29 +85,45 @@ impl<C: Clone> Table<C> {
         }
     }
 
-    /// Publishes; a publication of the same identity for the same key is replaced, keeping its age. That of a newer
-    /// connection stays: what an older one says came late, and its process has left it.
+    /// Publishes; a publication of the same process for the same key is replaced, keeping its age. That of a newer
+    /// connection stays: what an older one says came late, and its process has left it. Whether another process that calls itself
+    /// alike publishes it, too.
     pub(super) fn publish(
         &mut self,
         key: ServiceKey,
         identity: Subject,
         mut provider: Provider<C>,
-    ) {
-        let id = provider.connection_id;
+    ) -> bool {
+        let (id, instance) = (provider.connection_id, provider.instance);
         let newest = self.connected.get(&identity);
         if newest.is_none_or(|(newest, _)| *newest <= id) {
             self.connected
                 .insert(identity.clone(), (id, provider.connection.clone()));
         }
-        let providers = self.published.entry(key).or_default();
-        if let Some(old) = providers.get(&identity) {
-            if old.connection_id > id {
-                return;
+        let alike = self
+            .published
+            .entry(key)
+            .or_default()
+            .entry(identity)
+            .or_default();
+        if let Some(at) = alike.iter().position(|other| other.instance == instance) {
+            if alike[at].connection_id > id {
+                return false;
             }
+            let old = alike.remove(at);
             provider.since = old.since;
             provider.silent |= old.silent && old.connection_id == id;
         }
-        providers.insert(identity, provider);
+        let at = alike.partition_point(|other| other.connection_id < id);
+        alike.insert(at, provider);
+        alike.len() > 1
+    }
+
+    /// The connections over which processes with this identity publish `key`, and do not get its flows.
+    pub(super) fn alike(&self, key: &ServiceKey, identity: &Subject) -> impl Iterator<Item = &C> {
+        let all = self.published.get(key).and_then(|all| all.get(identity));
+        let all = all.map_or(&[][..], |all| &all[..all.len().saturating_sub(1)]);
+        all.iter().map(|provider| &provider.connection)
     }
 
     /// A provider of `key` that is vouched for by another node than `identity`.
@@ -117,35 +137,46 @@ impl<C: Clone> Table<C> {
         own.or_else(|| self.published.get(key)?.keys().find(elsewhere))
     }
 
-    /// Withdraws, unless another connection of the same identity has taken over. Returns whether something changed.
+    /// Withdraws, unless another connection of the same process has taken over. Returns whether something changed for new flows, which
+    /// go to the process before, if there is one that is alive.
     pub(super) fn withdraw(
         &mut self,
         key: &ServiceKey,
         identity: &Subject,
         connection_id: u64,
+        is_alive: impl Fn(&C) -> bool,
     ) -> bool {
         let Some(providers) = self.published.get_mut(key) else {
             return false;
         };
-        if providers
-            .get(identity)
-            .is_none_or(|provider| provider.connection_id != connection_id)
-        {
+        let Some(alike) = providers.get_mut(identity) else {
             return false;
+        };
+        let Some(at) = alike
+            .iter()
+            .position(|provider| provider.connection_id == connection_id)
+        else {
+            return false;
+        };
+        alike.remove(at);
+        let had_the_flows = at == alike.len();
+        while had_the_flows && alike.last().is_some_and(|next| !is_alive(&next.connection)) {
+            alike.pop();
         }
-        providers.remove(identity);
+        if alike.is_empty() {
+            providers.remove(identity);
+        }
         if providers.is_empty() {
             self.published.remove(key);
         }
-        true
+        had_the_flows
     }
 
     /// Notes whether a connection of `identity` answers. What another one of it publishes is left alone.
     pub(super) fn set_silent(&mut self, identity: &Subject, connection_id: u64, silent: bool) {
         for providers in self.published.values_mut() {
-            if let Some(provider) = providers.get_mut(identity)
-                && provider.connection_id == connection_id
-            {
+            let alike = providers.get_mut(identity).into_iter().flatten();
+            for provider in alike.filter(|provider| provider.connection_id == connection_id) {
                 provider.silent = silent;
             }
         }
@@ -187,12 +218,13 @@ impl<C: Clone> Table<C> {
         }
         for (key, providers) in &self.published {
             let list = all.entry(key).or_default();
-            list.extend(providers.iter().map(|(identity, provider)| {
+            list.extend(providers.iter().filter_map(|(identity, alike)| {
+                let provider = alike.last()?;
                 let mut offer = provider.offer;
                 if provider.silent {
                     offer.health = Health::Unhealthy;
                 }
-                (identity, provider.since, offer)
+                Some((identity, provider.since, offer))
             }));
         }
         all
@@ -218,7 +250,7 @@ impl<C: Clone> Table<C> {
         }
         if let Some(providers) = self.published.get(&key) {
             known = true;
-            if let Some(provider) = providers.get(request.provider) {
+            if let Some(provider) = providers.get(request.provider).and_then(|all| all.last()) {
                 if provider.silent && !request.known {
                     let text = format!("{} does not answer this router now", request.provider);
                     return Err((RefuseCode::NoProvider, text));
@@ -292,6 +324,7 @@ mod tests {
         Provider {
             connection: connection_id,
             connection_id,
+            instance: None,
             since: SystemTime::UNIX_EPOCH,
             offer: Offer::default(),
             silent: false,
@@ -333,13 +366,43 @@ mod tests {
         let mut table = Table::new(subject("/node/a"));
         table.publish(key("db.default"), subject(POD), provider(1));
         table.publish(key("db.default"), subject(POD), provider(2));
-        assert!(!table.withdraw(&key("db.default"), &subject(POD), 1));
+        assert!(!table.withdraw(&key("db.default"), &subject(POD), 1, |_| true));
         assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(2)));
-        assert!(table.withdraw(&key("db.default"), &subject(POD), 2));
+        assert!(table.withdraw(&key("db.default"), &subject(POD), 2, |_| true));
         assert_eq!(
             ask(&table, "db.default", POD),
             Err(RefuseCode::UnknownService)
         );
+    }
+
+    #[test]
+    fn of_two_processes_that_call_themselves_alike_the_older_is_there_when_the_newer_goes() {
+        let of = |connection, instance| Provider {
+            instance: Some(instance),
+            ..provider(connection)
+        };
+        let mut table = Table::new(subject("/node/a"));
+        let (db, pod) = (key("db.default"), subject(POD));
+        assert!(!table.publish(db.clone(), pod.clone(), of(1, 10)));
+        assert!(table.publish(db.clone(), pod.clone(), of(2, 20)));
+        assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(2)));
+        // The older one comes again, as after an outage; its connection before is over.
+        table.publish(db.clone(), pod.clone(), of(3, 10));
+        assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(3)));
+        assert!(
+            !table.withdraw(&db, &pod, 1, |_| true),
+            "that one was replaced"
+        );
+        assert_eq!(table.providers()[&db].len(), 1);
+        assert!(table.withdraw(&db, &pod, 3, |_| true));
+        assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(2)));
+        table.publish(db.clone(), pod.clone(), of(4, 40));
+        assert!(table.withdraw(&db, &pod, 4, |_| false));
+        assert!(
+            ask(&table, "db.default", POD).is_err(),
+            "the one before is dead"
+        );
+        assert!(table.published.is_empty());
     }
 
     #[test]
@@ -349,10 +412,10 @@ mod tests {
         table.publish(key("db.default"), subject(POD), provider(1));
         assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(2)));
         // The older one is closed when it carries nothing.
-        assert!(!table.withdraw(&key("db.default"), &subject(POD), 1));
+        assert!(!table.withdraw(&key("db.default"), &subject(POD), 1, |_| true));
         table.gone(&subject(POD), 1);
         assert_eq!(ask(&table, "db.default", POD), Ok(Next::Provider(2)));
-        assert!(table.withdraw(&key("db.default"), &subject(POD), 2));
+        assert!(table.withdraw(&key("db.default"), &subject(POD), 2, |_| true));
         assert_eq!(table.connected.get(&subject(POD)), Some(&(2, 2)));
     }
 
@@ -360,7 +423,7 @@ mod tests {
     fn a_flow_that_runs_finds_its_provider_also_after_the_withdrawal() {
         let mut table = Table::new(subject("/node/a"));
         table.publish(key("db.default"), subject(POD), provider(1));
-        assert!(table.withdraw(&key("db.default"), &subject(POD), 1));
+        assert!(table.withdraw(&key("db.default"), &subject(POD), 1, |_| true));
         let (service, pod) = ("db.default".parse().unwrap(), subject(POD));
         let request = |known| Request {
             service: &service,
