@@ -9,7 +9,7 @@ use h3::server::RequestResolver;
 use http_body_util::BodyExt;
 use keel_fabric::quic::Connection;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -25,6 +25,9 @@ const DRAIN: usize = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// How long a client may take to acknowledge the end of an answer before its request no longer counts as running.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
+/// The same while the connection ends, and as many round trips on top: a client that was killed must not hold a server that stops.
+const ACKNOWLEDGE_LAST: Duration = Duration::from_secs(1);
+const ROUND_TRIPS: u32 = 10;
 
 /// Serves requests until the peer closes, `stop` is requested or `expires` has come.
 ///
@@ -67,7 +70,7 @@ pub(super) async fn serve(
             accepted = connection.accept() => match accepted {
                 Ok(Some(resolver)) => {
                     let Some(stream) = connection.inner.conn.take_accepted() else { continue };
-                    let request = Request { handler: handler.clone(), caller: caller.clone(), ending: ending.clone(), limits, metrics: metrics.clone() };
+                    let request = Request { quic: quic.clone(), handler: handler.clone(), caller: caller.clone(), ending: ending.clone(), limits, metrics: metrics.clone() };
                     requests.spawn(request.serve(resolver, stream));
                 }
                 // The peer is going and all its requests are answered.
@@ -106,6 +109,7 @@ pub(super) async fn serve(
 
 /// What a request's task owns.
 struct Request {
+    quic: Connection,
     handler: Arc<dyn Handler>,
     caller: Caller,
     ending: CancellationToken,
@@ -149,7 +153,15 @@ impl Request {
             let _ = timeout(DRAIN_TIME, reader.drain(DRAIN)).await;
         }
         // Closing a connection throws away what is under way, so a request runs until its answer has arrived.
-        let _ = timeout(ACKNOWLEDGE, &mut stopped).await;
+        let ends = async {
+            self.ending.cancelled().await;
+            sleep(ACKNOWLEDGE_LAST + self.quic.rtt() * ROUND_TRIPS).await;
+        };
+        tokio::select! {
+            _ = &mut stopped => {}
+            () = ends => {}
+            () = sleep(ACKNOWLEDGE) => {}
+        }
     }
 
     async fn answer(

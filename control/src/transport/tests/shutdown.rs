@@ -67,6 +67,39 @@ async fn a_stuck_request_does_not_hold_the_server_for_ever() {
     assert_eq!(metrics.hits("drain_time"), 1);
 }
 
+/// A client on a thread of its own that stands still, as one that was killed.
+#[tokio::test]
+async fn a_client_that_is_gone_holds_nobody_up() {
+    let (fabric, live) = fabric();
+    let handler = TestHandler::new();
+    let served = Served::start(&live, handler.clone(), Limits::default());
+    let (address, me) = (served.server(), fabric.node("b"));
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let client = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let _held = runtime.block_on(async {
+            let config = ClientConfig {
+                server: address,
+                expect: NodeName::new("a").unwrap(),
+                live: me,
+            };
+            let client = Client::new(config).unwrap();
+            let watch = client.request(get("/watch")).await.unwrap();
+            (client, watch)
+        });
+        let _ = gone.recv();
+        runtime.shutdown_background();
+    });
+    handler.watches(1).await;
+    let stopped = tokio::time::timeout(Duration::from_secs(4), served.stop()).await;
+    drop(go);
+    client.join().unwrap();
+    stopped.unwrap();
+}
+
 #[tokio::test]
 async fn a_restarted_server_is_found_again() {
     let (fabric, live) = fabric();
