@@ -8,7 +8,7 @@ use keel_fabric::link::Links;
 use keel_fabric::memory::Memory;
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::pace::Paces;
-use keel_fabric::provider::{Provider, ProviderConfig};
+use keel_fabric::provider::{Entrances, Provider, ProviderConfig};
 use keel_fabric::quic::{Endpoint, Profile, Windows};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,7 @@ pub(crate) struct Carrying {
     pub(crate) grace: Duration,
     pub(crate) paces: Arc<Paces>,
     pub(crate) memory: Arc<Memory>,
+    pub(crate) entrances: Entrances,
     pub(crate) limits: Limits,
     pub(crate) fabric: Arc<FabricMetrics>,
     pub(crate) links: watch::Sender<Option<Links>>,
@@ -65,6 +66,7 @@ impl Carrying {
                     flow: self.limits.flow,
                     paces: self.paces,
                     memory: self.memory,
+                    entrances: self.entrances,
                 },
                 self.fabric,
             );

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use keel_fabric::provider::Entrances;
 use keel_fabric::wire::Protocol;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -58,6 +59,7 @@ pub(crate) struct Listeners {
     services: BTreeMap<ServiceRef, Service>,
     tasks: JoinSet<()>,
     states: watch::Sender<Arc<Vec<MappingState>>>,
+    entrances: Entrances,
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +96,7 @@ impl Listeners {
             services: BTreeMap::new(),
             tasks: JoinSet::new(),
             states: watch::Sender::default(),
+            entrances: Entrances::default(),
         };
         listeners.publish();
         listeners
@@ -102,6 +105,11 @@ impl Listeners {
     /// What became of every mapping.
     pub(crate) fn states(&self) -> watch::Receiver<Arc<Vec<MappingState>>> {
         self.states.subscribe()
+    }
+
+    /// Where the open listeners lead.
+    pub(crate) fn entrances(&self) -> Entrances {
+        self.entrances.clone()
     }
 
     /// Opens what is wanted and not open, closes what is open and not wanted. Failed ports are tried again.
@@ -235,6 +243,17 @@ impl Listeners {
             }
         });
         let states: Arc<Vec<MappingState>> = Arc::new(states.collect());
+        let open = states.iter().flat_map(|mapped| {
+            let open = mapped
+                .ports
+                .iter()
+                .filter(|(_, state)| **state == PortState::Listening);
+            open.map(|(port, _)| {
+                let to = (mapped.target.service.clone(), port.number);
+                (SocketAddr::new(mapped.address, port.number), to)
+            })
+        });
+        self.entrances.replace(open.collect());
         let count = |listening: bool| {
             let all = states.iter().flat_map(|state| state.ports.values());
             i64::try_from(

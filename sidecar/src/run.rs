@@ -11,6 +11,7 @@ use keel_fabric::link::Links;
 use keel_fabric::memory::Memory;
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::pace::Paces;
+use keel_fabric::provider::Entrances;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -70,6 +71,7 @@ pub struct Sidecar {
 /// What the tasks of a running sidecar share.
 #[derive(Debug)]
 struct Parts {
+    entrances: Entrances,
     listeners: Listeners,
     mapper: Mapper,
     names: NameSources,
@@ -220,6 +222,7 @@ impl Sidecar {
             states: listeners.states(),
             state: home.dir,
             parts: Parts {
+                entrances: listeners.entrances(),
                 listeners,
                 mapper,
                 names,
@@ -371,6 +374,7 @@ impl Sidecar {
             grace: parts.grace,
             paces: parts.paces,
             memory: parts.memory,
+            entrances: parts.entrances,
             limits: parts.limits,
             fabric: parts.fabric,
             links: parts.links,

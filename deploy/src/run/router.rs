@@ -17,7 +17,7 @@ use keel_fabric::link::{Links, RouterPeer};
 use keel_fabric::memory::Memory;
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::pace::Paces;
-use keel_fabric::provider::{Provider, ProviderConfig, Publication};
+use keel_fabric::provider::{Entrances, Provider, ProviderConfig, Publication};
 use keel_fabric::quic::{Endpoint, HostPort, ListenAddr, Profile, Windows};
 use keel_fabric::router::{Router, RouterConfig, RouterView};
 use keel_fabric::units::Rate;
@@ -353,6 +353,7 @@ impl Serve {
                 flow: self.limits.flow,
                 paces: Arc::clone(&self.paces),
                 memory: Arc::clone(&self.memory),
+                entrances: Entrances::default(),
             },
             self.metrics.clone(),
         );

@@ -34,7 +34,7 @@ pub(super) enum Reset {
     Ended,
 }
 
-/// Connects to the first address of the backend that answers, within `time`.
+/// Connects to the first of the backend's addresses that answers; finding them and that together take `time` at most.
 ///
 /// Dropped, a connection that is just there ends with RST: a backend never sees a clean end of a flow that was cut.
 ///
@@ -42,9 +42,10 @@ pub(super) enum Reset {
 /// The refusal that the initiator gets.
 pub(super) async fn dial(
     backend: &HostPort,
+    addrs: impl Future<Output = io::Result<Vec<SocketAddr>>>,
     time: Duration,
 ) -> Result<Dialled, (RefuseCode, String)> {
-    let attempt = async { race(backend.resolve().await?.into()).await };
+    let attempt = async { race(addrs.await?.into()).await };
     match tokio::time::timeout(time, attempt).await {
         Ok(Ok(socket)) => Ok(socket),
         Ok(Err(error)) => {

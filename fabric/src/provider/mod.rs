@@ -3,6 +3,7 @@
 mod arrivals;
 pub(crate) mod check;
 mod dial;
+mod entrances;
 mod publish;
 mod reach;
 mod remembered;
@@ -31,6 +32,7 @@ use crate::quic::HostPort;
 use crate::turns::Turns;
 use crate::wire::Protocol;
 use check::Checks;
+pub use entrances::Entrances;
 use publish::{At, Wanted};
 use terminator::Terminator;
 
@@ -78,6 +80,8 @@ pub struct ProviderConfig {
     pub paces: Arc<Paces>,
     /// The memory of the process.
     pub memory: Arc<Memory>,
+    /// Where this process takes connections into the fabric.
+    pub entrances: Entrances,
 }
 
 /// How a publication stands at a router.
@@ -144,6 +148,7 @@ impl Provider {
             config.limits.clone(),
             config.flow,
             (Arc::clone(&config.paces), Arc::clone(&config.memory)),
+            config.entrances.clone(),
             Arc::clone(&metrics),
         );
         let resumes = Turns::new(config.limits.resumes(), Arc::clone(&metrics));

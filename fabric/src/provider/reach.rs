@@ -2,13 +2,13 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
 use tokio::net::UdpSocket;
 
 use super::dial::{Dialled, dial};
+use super::terminator::Terminator;
 use crate::quic::HostPort;
-use crate::wire::{Protocol, RefuseCode};
+use crate::wire::{Open, Protocol, RefuseCode};
 
 /// A backend.
 #[derive(Debug)]
@@ -19,19 +19,23 @@ pub(super) enum Reached {
     Udp(UdpSocket),
 }
 
-/// Reaches a backend within `time`.
+/// Reaches the backend of a flow, within the time for that.
 ///
 /// # Errors
 /// The refusal that the initiator gets.
 pub(super) async fn reach(
+    terminator: &Terminator,
+    open: &Open,
     backend: &HostPort,
-    protocol: Protocol,
-    time: Duration,
 ) -> Result<Reached, (RefuseCode, String)> {
-    if protocol == Protocol::Tcp {
-        return dial(backend, time).await.map(Reached::Tcp);
+    let time = terminator.limits.dial_time;
+    let addrs = terminator
+        .entrances
+        .outside(backend, (&open.service, open.port));
+    if open.protocol == Protocol::Tcp {
+        return dial(backend, addrs, time).await.map(Reached::Tcp);
     }
-    let attempt = async { connect(backend.resolve().await?).await };
+    let attempt = async { connect(addrs.await?).await };
     match tokio::time::timeout(time, attempt).await {
         Ok(Ok(socket)) => Ok(Reached::Udp(socket)),
         Ok(Err(error)) => Err((

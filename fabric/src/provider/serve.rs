@@ -123,9 +123,8 @@ async fn carry(
     legs: &Arrivals,
     path: &mut Path,
 ) {
-    let time = terminator.limits.dial_time;
     // Given back when it is done: the flow may live for days.
-    let mut dialling = Some(Box::pin(reach(&backend.address, open.protocol, time)));
+    let mut dialling = Some(Box::pin(reach(terminator, open, &backend.address)));
     loop {
         tokio::select! {
             reached = dialled(&mut dialling) => {

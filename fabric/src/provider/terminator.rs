@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::Backend;
 use super::arrivals::{Arrival, Arrivals, Turned};
 use super::serve::{self, Start};
 use super::table::{self, Key, Table};
+use super::{Backend, Entrances};
 use crate::flow::{Finished, FlowLimits};
 use crate::leg::{Header, IncomingLeg};
 use crate::limits::ProviderLimits;
@@ -36,6 +36,7 @@ pub(crate) struct Terminator {
     pub(super) flow_limits: FlowLimits,
     pub(super) paces: Arc<Paces>,
     pub(super) memory: Arc<Memory>,
+    pub(super) entrances: Entrances,
     pub(super) metrics: Arc<FabricMetrics>,
     table: Arc<Mutex<Tidied>>,
     tasks: Arc<Mutex<JoinSet<()>>>,
@@ -97,6 +98,7 @@ impl Terminator {
         limits: ProviderLimits,
         flow_limits: FlowLimits,
         (paces, memory): (Arc<Paces>, Arc<Memory>),
+        entrances: Entrances,
         metrics: Arc<FabricMetrics>,
     ) -> Arc<Self> {
         let flows = Table::new(flow_limits, limits.remembered, Instant::now());
@@ -105,6 +107,7 @@ impl Terminator {
             flow_limits,
             paces,
             memory,
+            entrances,
             metrics,
             table: Arc::new(Mutex::new(Tidied {
                 flows,

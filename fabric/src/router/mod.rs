@@ -38,7 +38,7 @@ pub use crate::metrics::FabricMetrics as RouterMetrics;
 use crate::pace::Paces;
 use crate::provider::check::{Checks, Healths};
 use crate::provider::terminator::Terminator;
-use crate::provider::{Backend, Publication};
+use crate::provider::{Backend, Entrances, Publication};
 use crate::quic::{BindError, Endpoint, ListenAddr, Profile, QuicKeys, Windows};
 use crate::turns::Turns;
 use crate::units::Rate;
@@ -163,6 +163,8 @@ impl Router {
                 config.provider,
                 config.flow,
                 (config.paces, config.memory),
+                // A router takes nothing from applications.
+                Entrances::default(),
                 Arc::clone(&metrics),
             ),
             metrics,

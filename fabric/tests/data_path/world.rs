@@ -15,7 +15,8 @@ use keel_fabric::memory::Memory;
 use keel_fabric::metrics::FabricMetrics;
 use keel_fabric::pace::Paces;
 use keel_fabric::provider::{
-    Provider, ProviderConfig, Publication, PublicationOptions, PublishOutcome, PublishedAt,
+    Entrances, Provider, ProviderConfig, Publication, PublicationOptions, PublishOutcome,
+    PublishedAt,
 };
 use keel_fabric::quic::{Endpoint, ListenAddr, Profile, Windows};
 use keel_fabric::router::{DRAIN_TIMEOUT, Router, RouterConfig, RouterView};
@@ -237,6 +238,7 @@ impl World {
             grace: self.grace,
             paces: self.paces(),
             memory: self.memory(),
+            entrances: Entrances::default(),
         };
         let provider = Provider::new(links, live.clone(), config, Arc::clone(&self.metrics));
         let state = provider.state();

@@ -38,7 +38,7 @@ pub(super) enum Failed {
 /// Looks once, within `time`.
 pub(super) async fn probe(backend: &HostPort, probe: &Probe, time: Duration) -> Result<(), Failed> {
     let look = async {
-        let dialled = dial(backend, time).await;
+        let dialled = dial(backend, backend.resolve(), time).await;
         let dialled = dialled.map_err(|(_, text)| Failed::Dial(text))?;
         if dialled.reset.is_some() {
             return Err(Failed::Reset);
