@@ -13,6 +13,7 @@ mod table;
 mod token;
 mod up;
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -126,11 +127,16 @@ pub fn main() -> ExitCode {
 
 /// Writes an answer to standard output. A reader that went away (`| head`) is no error.
 fn answer(text: &str) -> anyhow::Result<()> {
+    tell(text).map(|_| ())
+}
+
+/// As [`answer`], for what goes on: breaks off if the reader went away.
+fn tell(text: &str) -> anyhow::Result<ControlFlow<()>> {
     use std::io::Write as _;
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        other => Ok(ControlFlow::Continue(other?)),
     }
 }
 

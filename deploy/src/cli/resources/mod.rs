@@ -14,7 +14,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{NodeDir, access, answer, routers, table};
+use super::{NodeDir, access, answer, routers, table, tell};
 use crate::errors::{Usage, chain};
 use kinds::{Further, Selected, SelectedParser};
 use show::{Output, Shown};
@@ -114,7 +114,7 @@ pub(crate) struct WatchFlags {
     /// Of all namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     all_namespaces: bool,
-    /// How to show it
+    /// How to show it; wide is for keel get
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
 }
@@ -245,30 +245,34 @@ pub(crate) async fn watch(flags: WatchFlags, stop: CancellationToken) -> anyhow:
             () = &mut fresh => continue,
             event = events.next() => event,
         };
-        match event {
+        let text = match event {
             None => return Ok(()),
             Some(WatchEvent::Snapshot { routers: all, .. }) => {
                 known = all.iter().map(show::identity).collect();
-                answer(&shown.snapshot(all)?)?;
+                shown.snapshot(all)?
             }
             Some(WatchEvent::Applied(object)) => {
                 let kind = match known.insert(show::identity(&object)) {
                     true => "ADDED",
                     false => "MODIFIED",
                 };
-                answer(&shown.event(kind, object)?)?;
+                shown.event(kind, object)?
             }
             Some(WatchEvent::Deleted(meta)) => {
                 known.remove(&(
                     meta.namespace.clone().unwrap_or_default(),
                     meta.name.clone(),
                 ));
-                answer(&shown.deleted(&meta)?)?;
+                shown.deleted(&meta)?
             }
-            Some(WatchEvent::Synced(_)) => {}
+            Some(WatchEvent::Synced(_)) => continue,
             Some(WatchEvent::Interrupted(error)) => {
-                eprintln!("interrupted: {}; trying again", chain(&error))
+                eprintln!("interrupted: {}; trying again", chain(&error));
+                continue;
             }
+        };
+        if tell(&text)?.is_break() {
+            return Ok(());
         }
     }
 }
