@@ -102,18 +102,22 @@ pub struct Event {
     pub source: Option<EventSource>,
     /// When it happened first.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
     pub first_timestamp: Option<Time>,
     /// When it happened last.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
     pub last_timestamp: Option<Time>,
     /// When it happened, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "micro-time"))]
     pub event_time: Option<Time>,
     /// How often it happened.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<i32>,
     /// How often and when it happened, in newer clients' words.
     #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schemars(extend("properties" = {"lastObservedTime": {"type": "string", "format": "micro-time"}}))]
     pub series: Map<String, Value>,
     /// What was done.
     #[serde(skip_serializing_if = "String::is_empty")]

@@ -31,9 +31,11 @@ pub struct Event {
     pub severity: String,
     /// When it happened first, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "micro-time"))]
     pub event_time: Option<Time>,
     /// How often and when it happened, if more than once.
     #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schemars(extend("properties" = {"lastObservedTime": {"type": "string", "format": "micro-time"}}))]
     pub series: Map<String, Value>,
     /// What was done.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -52,9 +54,11 @@ pub struct Event {
     pub deprecated_source: Option<EventSource>,
     /// When it happened first, in older clients' words.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
     pub deprecated_first_timestamp: Option<Time>,
     /// When it happened last, in older clients' words.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
     pub deprecated_last_timestamp: Option<Time>,
     /// How often it happened, in older clients' words.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -408,6 +408,12 @@ impl RouterSpec {
                     &value,
                 ));
             }
+            if protocol == Transport::Udp && service.check.is_some() {
+                errors.push(FieldError::forbidden(
+                    &format!("spec.advertisedServices[{index}].check"),
+                    "is made over TCP, which says nothing of a service over UDP",
+                ));
+            }
             errors.extend(options(service).1.into_iter().map(|fault| {
                 let path = format!("spec.advertisedServices[{index}].{}", fault.key);
                 FieldError::invalid(path, &fault.value, &fault.why)

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use keel_certs::NameError;
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::answer::{Cause, shown};
 use super::schema;
@@ -233,6 +235,15 @@ fn check_text(text: &str, schema: &Map<String, Value>, path: &str, findings: &mu
             text.parse::<IpAddr>().is_ok(),
             "must be an IP address".to_owned(),
         ),
+        "date-time" => (
+            OffsetDateTime::parse(text, &Rfc3339).is_ok(),
+            "must be a time as RFC 3339 writes it, e.g. 2026-01-31T15:04:05Z".to_owned(),
+        ),
+        "micro-time" => (
+            OffsetDateTime::parse(text, &Rfc3339).is_ok() && has_microseconds(text),
+            "must be a time as RFC 3339 writes it, in microseconds, e.g. 2026-01-31T15:04:05.000000Z"
+                .to_owned(),
+        ),
         "host-port" => (
             is_host_port(text),
             "must be host:port, e.g. 203.0.113.10:7000 or [2001:db8::1]:7000".to_owned(),
@@ -266,6 +277,12 @@ fn of_unit<T>(parsed: Result<T, keel_fabric::units::UnitError>) -> (bool, String
         Ok(_) => (true, String::new()),
         Err(error) => (false, format!("must have a unit: {error}")),
     }
+}
+
+/// Whether a time is as precise as clients insist on: six digits, no more and no less.
+fn has_microseconds(time: &str) -> bool {
+    let digits = time.split_once('.').map_or("", |(_, digits)| digits);
+    digits.bytes().take_while(u8::is_ascii_digit).count() == 6
 }
 
 /// Whether the text is `host:port` with a port of at least 1; an IPv6 address stands in brackets.

@@ -27,6 +27,28 @@ fn event(name: &str, about: &str) -> Value {
     })
 }
 
+/// Typed clients cannot read a list in which one time is none.
+#[tokio::test]
+async fn a_time_of_an_event_is_a_time() {
+    let server = Server::new().await;
+    let path = format!("{NAMESPACES}/default/events");
+    for (field, value) in [
+        ("lastTimestamp", json!("yesterday")),
+        ("lastTimestamp", json!("2026-01-01 00:00:00")),
+        ("eventTime", json!("2026-01-01T00:00:00Z")),
+        ("series", json!({"count": 2, "lastObservedTime": "soon"})),
+    ] {
+        let mut sent = event("a", "r");
+        sent[field] = value;
+        let refused = create(&server, &path, &sent).await;
+        assert!(refused.message().contains("RFC 3339"), "{refused:?}");
+        refused.expect(422);
+    }
+    let mut sent = event("a", "r");
+    sent["eventTime"] = json!("2026-01-01T00:00:00.000001+02:00");
+    create(&server, &path, &sent).await.expect(201);
+}
+
 #[tokio::test]
 async fn a_namespace_that_waits_for_its_finalizers_is_terminating() {
     let server = Server::new().await;
