@@ -68,12 +68,12 @@ impl ControlPlane {
     ) -> anyhow::Result<Option<Self>> {
         let mut settings = Cow::Borrowed(settings);
         let mut founds = false;
-        let known = NodeAuthority::load(&data)?;
+        let known = identity::held(&data)?;
         if known.is_none() {
-            founds = settings.join.is_none() && RootAuthority::load(&data)?.is_none();
+            founds = settings.join.is_none() && identity::held_root(&data)?.is_none();
             ports::check(&settings, part)?;
             if let Some(source) = &settings.join
-                && RootAuthority::load(&data)?.is_none()
+                && identity::held_root(&data)?.is_none()
             {
                 let join = identity::wanted_token(source.held())?;
                 settings.to_mut().join = Some(join);

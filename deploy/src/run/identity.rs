@@ -1,6 +1,6 @@
 //! Who a node is: read from its data directory, joined with a token, or founded as the first of a new trust domain.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, anyhow};
@@ -43,17 +43,9 @@ async fn establish_at(
     settings: &NodeSettings,
     now: SystemTime,
 ) -> anyhow::Result<Established> {
-    let unreadable = |dir: PathBuf| {
-        let dir = dir.display();
-        format!(
-            "the identity in {dir} cannot be read: put the files back from a backup; without one, move {dir} away, and a node that joined \
-             can join again (`keel token create --node` where the root key is)"
-        )
-    };
-    let root = RootAuthority::load(data).with_context(|| unreadable(data.ca()))?;
+    let root = held_root(data)?;
     let hosts = hosts(settings);
-    let held = NodeAuthority::load(data).with_context(|| unreadable(data.node()))?;
-    let (authority, root) = match held {
+    let (authority, root) = match held(data)? {
         Some(authority) => {
             let token = resumed(&authority, settings)?;
             if root.is_none() && authority.not_after() <= now {
@@ -76,7 +68,10 @@ async fn establish_at(
             }
             let root = match root {
                 Some(root) => root,
-                None => found(data, settings)?,
+                None => {
+                    lost(data)?;
+                    found(data, settings)?
+                }
             };
             (
                 under_root(data, &root, &node_name(settings)?, &hosts)?,
@@ -105,6 +100,24 @@ async fn establish_at(
         hosts,
         peers,
     })
+}
+
+/// The root that the data directory has, if it has one.
+pub(super) fn held_root(data: &DataDir) -> anyhow::Result<Option<RootAuthority>> {
+    RootAuthority::load(data).with_context(|| unreadable(&data.ca()))
+}
+
+/// The node that the data directory is of, if it is of one.
+pub(super) fn held(data: &DataDir) -> anyhow::Result<Option<NodeAuthority>> {
+    NodeAuthority::load(data).with_context(|| unreadable(&data.node()))
+}
+
+fn unreadable(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "the identity in {dir} cannot be read: put the files back from a backup; without one, move {dir} away, and a node that joined \
+         can join again (`keel token create --node` where the root key is)"
+    )
 }
 
 /// A token without which there is no node, or what is wrong with it.
@@ -218,6 +231,24 @@ fn pending_key(data: &DataDir) -> anyhow::Result<KeyPair> {
     let key = KeyPair::generate()?;
     write_atomic(&path, key.pem().as_bytes(), 0o600)?;
     Ok(key)
+}
+
+/// Refuses to found a trust domain where a node of another one has been: its peers would not know it any more.
+fn lost(data: &DataDir) -> anyhow::Result<()> {
+    let dir = data.path().display();
+    if !peers::load(&data.peers())?.is_empty() {
+        return Err(anyhow!(
+            "{dir} is of a node that joined others, and its identity (node/) is gone: put it back from a backup, join again with --join \
+             (`keel token create --node` where the root key is), or give an empty --data-dir to found a trust domain"
+        ));
+    }
+    if std::fs::metadata(data.store()).is_ok_and(|store| store.len() > 0) {
+        warn!(
+            "{dir} has a store and no identity (ca/, node/): a NEW trust domain is made, which no other node and no sidecar of before \
+             knows. If that is not meant, stop, and put the identity back from a backup"
+        );
+    }
+    Ok(())
 }
 
 fn found(data: &DataDir, settings: &NodeSettings) -> anyhow::Result<RootAuthority> {
