@@ -154,9 +154,20 @@ fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
     }
 }
 
+/// Writes a line to standard error. If that cannot be written to, nobody wants to know; `eprintln` would panic.
+pub(crate) fn say(line: &str) {
+    show(&format!("{line}\n"));
+}
+
+/// As [`say`], without the end of the line.
+pub(crate) fn show(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// Prints an error once, with its causes, and gives the exit code that belongs to it.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {}", chain(error.as_ref()));
+    say(&format!("error: {}", chain(error.as_ref())));
     match error.chain().any(<dyn std::error::Error>::is::<Usage>) {
         true => ExitCode::from(2),
         false => ExitCode::FAILURE,

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{NodeDir, access, answer};
+use crate::process::say;
 use crate::settings::{Span, within};
 
 /// Flags of `keel kubeconfig`.
@@ -43,10 +44,10 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         &server.to_string(),
         admin.info.node.as_str(),
     )?)?;
-    eprintln!(
+    say(&format!(
         "valid until {}; holds a private key, so keep it to yourself",
         rfc3339(admin.live.not_after())
-    );
+    ));
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use keel_fabric::quic::HostPort;
 use super::table::{age, render};
 use super::{NodeDir, access, answer};
 use crate::errors::{Usage, chain};
+use crate::process::say;
 use crate::settings::{Span, within};
 
 /// Flags of `keel token`.
@@ -108,10 +109,10 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
             };
             let token = local::create_token(&socket, &request).await?;
             answer(&format!("{token}\n"))?;
-            eprintln!(
+            say(&format!(
                 "token {} joins at {}, good for {ttl}, {uses} use(s)",
                 token.id, token.endpoint
-            );
+            ));
         }
         Command::List => {
             let tokens = local::tokens(&socket).await?;

@@ -85,6 +85,8 @@ pub fn init(settings: &LogSettings) -> Result<(), Usage> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // On a full disk, or when nobody reads them any more, lines are lost and all else goes on: saying so panics.
+        .log_internal_errors(false)
         .with_ansi(settings.colour);
     // A second start in one process (several nodes in a test) keeps the first one's log.
     let _already_started = match settings.format {

@@ -176,3 +176,32 @@ fn parts_run_alone_and_stop_cleanly() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// As on a full disk, or when whoever reads the log has gone.
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let full = ["sh", "-c", "exec \"$@\" 2>/dev/full", "sh"];
+    let listeners = ["--apiserver-listen", "--router-listen", "--metrics-listen"];
+    let mut node = Program::ours("keel")?
+        .args(["up", "--node-name", "a", "--data-dir"])
+        .arg(folder.path())
+        .args(listeners.iter().flat_map(|flag| [*flag, "127.0.0.1:0"]))
+        .behind(full)
+        .start()?;
+    let get = || {
+        Program::ours("keel")?
+            .args(["get", "routers", "--data-dir"])
+            .arg(folder.path())
+            .output(COMMAND)
+    };
+    wait::until("its Router is shown", SOON, || {
+        get().is_ok_and(|said| said.code() == Some(0) && said.stdout().contains("a "))
+    })?;
+    // Each is a line in the log for the identity that it gets.
+    for _ in 0..5 {
+        let said = get()?;
+        anyhow::ensure!(said.code() == Some(0), "{}", said.stderr());
+    }
+    node.stop(SOON)
+}

@@ -18,6 +18,7 @@ use super::documents::{self, Document};
 use super::{Namespace, answer, call, client, message};
 use crate::cli::NodeDir;
 use crate::errors::Usage;
+use crate::process::{say, show};
 
 /// Largest input of `keel apply`: what the API takes, times some hundred.
 const INPUT_MAX: u64 = 256 * 1024 * 1024;
@@ -125,7 +126,7 @@ impl How {
             match outcome {
                 Ok(line) => answer(&line)?,
                 Err(why) => {
-                    eprintln!("error: {why}");
+                    say(&format!("error: {why}"));
                     failed.push(why);
                 }
             }
@@ -211,17 +212,17 @@ impl Progress {
         }
         let (done, all) = (self.done, self.all);
         if self.terminal {
-            eprint!("{done} of {all}, {failed} failed\r");
+            show(&format!("{done} of {all}, {failed} failed\r"));
         } else if self.said.elapsed() >= SAY || done == all {
             self.said = Instant::now();
-            eprintln!("{done} of {all} resources, {failed} failed");
+            say(&format!("{done} of {all} resources, {failed} failed"));
         }
     }
 
     /// Makes room for another line.
     fn clear(&self) {
         if self.terminal && self.all >= MANY {
-            eprint!("\r\x1b[K");
+            show("\r\x1b[K");
         }
     }
 }

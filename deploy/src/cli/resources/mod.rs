@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{NodeDir, access, answer, routers, table, tell};
 use crate::errors::{Usage, chain};
+use crate::process::say;
 use kinds::{Further, Selected, SelectedParser};
 use show::{Output, Shown};
 
@@ -142,7 +143,7 @@ pub(crate) async fn get(flags: GetFlags) -> anyhow::Result<()> {
             match found {
                 Ok(object) => objects.push(object),
                 Err(error) if names.len() == 1 => return Err(error),
-                Err(error) => eprintln!("error: {error:#}"),
+                Err(error) => say(&format!("error: {error:#}")),
             }
         }
         let missing = names.len() - objects.len();
@@ -209,7 +210,7 @@ pub(crate) async fn delete(flags: DeleteFlags) -> anyhow::Result<()> {
             answer(&format!("{kind} {name} {}\n", gone(&said)))?;
         } else if code != StatusCode::NOT_FOUND || !flags.ignore_not_found {
             failed += 1;
-            eprintln!("error: {kind} {name}: {}", message(code, &said));
+            say(&format!("error: {kind} {name}: {}", message(code, &said)));
         }
     }
     match failed {
@@ -267,7 +268,7 @@ pub(crate) async fn watch(flags: WatchFlags, stop: CancellationToken) -> anyhow:
             }
             Some(WatchEvent::Synced(_)) => continue,
             Some(WatchEvent::Interrupted(error)) => {
-                eprintln!("interrupted: {}; trying again", chain(&error));
+                say(&format!("interrupted: {}; trying again", chain(&error)));
                 continue;
             }
         };
