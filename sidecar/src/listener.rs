@@ -214,6 +214,12 @@ impl Listeners {
             .any(|service| !service.failed.is_empty())
     }
 
+    /// True if there are ports to listen on, and none of them could be opened.
+    pub(crate) fn are_useless(&self) -> bool {
+        let mut all = self.services.values();
+        self.has_failures() && all.all(|service| service.open.is_empty())
+    }
+
     /// Waits until every connection has ended; `stop` must have been cancelled.
     pub(crate) async fn closed(mut self) {
         while self.tasks.join_next().await.is_some() {}

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::Ready;
 use crate::directory::Directory;
 use crate::listener::Listeners;
 use crate::spec::{MappedService, Port, ServiceRef};
@@ -48,16 +49,22 @@ impl Mapper {
         self.seen.clone()
     }
 
-    /// Keeps the listeners as they should be until `stop`, and gives them back then.
+    /// Keeps the listeners as they should be until `stop`, and gives them back then. Nobody is ready while none of them works.
     pub(crate) async fn run(
         mut self,
         mut listeners: Listeners,
         mut directory: watch::Receiver<Arc<Directory>>,
+        ready: Ready,
         stop: CancellationToken,
     ) -> Listeners {
+        let mut waiting = None;
         loop {
             let now = directory.borrow_and_update().clone();
             listeners.reconcile(&self.wanted(&now));
+            waiting = match listeners.are_useless() {
+                true => waiting.or_else(|| Some(ready.wait_for("listeners"))),
+                false => None,
+            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return listeners,

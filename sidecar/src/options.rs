@@ -13,6 +13,7 @@ use keel_fabric::options::{
 };
 use keel_fabric::provider::{Check, Probe, PublicationOptions};
 use keel_fabric::units::{Rate, Span, UnitError};
+use keel_fabric::wire::Protocol;
 use thiserror::Error;
 
 use crate::spec::{self, MappedService, PublishedService};
@@ -399,8 +400,13 @@ impl AllOptions {
             if !is_mapped && !is_published {
                 return Err(OptionError::Unknown(name()));
             }
-            if said.check.is_some() && !is_published {
-                return Err(elsewhere("check", "published"));
+            let is_checked = published.iter().any(|one| {
+                one.protocol == Protocol::Tcp
+                    && one.target.service == *service
+                    && port.is_none_or(|port| port == one.port)
+            });
+            if said.check.is_some() && !is_checked {
+                return Err(elsewhere("check", "published over TCP"));
             }
             if said.sticky.is_some() && !is_mapped {
                 return Err(elsewhere("sticky", "mapped"));

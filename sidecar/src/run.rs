@@ -286,6 +286,7 @@ impl Sidecar {
             states,
             parts,
             state,
+            ready,
             ..
         } = self;
         let (identity, found) = watch::channel(None::<Found>);
@@ -359,10 +360,10 @@ impl Sidecar {
         // The data path, on this runtime.
         let mut data: JoinSet<Result<(), RunError>> = JoinSet::new();
         let (mapper, listeners) = (parts.mapper, parts.listeners);
-        let mapping = (directory.clone(), stop.clone());
+        let mapping = (directory.clone(), ready, stop.clone());
         data.spawn(async move {
             mapper
-                .run(listeners, mapping.0, mapping.1)
+                .run(listeners, mapping.0, mapping.1, mapping.2)
                 .await
                 .closed()
                 .await;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keel_fabric::wire::Protocol;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
 use crate::discovery::Known;
-use crate::spec::MappedService;
+use crate::spec::{MappedService, Port};
 
 /// How long providers that start together with this sidecar are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,7 +42,27 @@ fn unprovided(mapped: &[MappedService], directory: &Directory) -> Vec<String> {
     for one in mapped {
         let ports = directory.ports(&one.target, one.protocol);
         match one.port {
-            _ if ports.is_empty() => lines.push(format!("nobody publishes {} now", one.target)),
+            _ if ports.is_empty() => {
+                let other = match one.protocol {
+                    Protocol::Tcp => Protocol::Udp,
+                    Protocol::Udp => Protocol::Tcp,
+                };
+                let offered = directory.ports(&one.target, other).into_iter();
+                let offered = offered.map(|number| Port {
+                    number,
+                    protocol: other,
+                });
+                let offered: Vec<String> = offered.map(|port| port.to_string()).collect();
+                lines.push(match offered.is_empty() {
+                    true => format!("nobody publishes {} now", one.target),
+                    false => format!(
+                        "nobody publishes {} over {} now, but on {}",
+                        one.target,
+                        one.protocol,
+                        offered.join(", ")
+                    ),
+                });
+            }
             Some(port) if !ports.contains(&port) => {
                 let others: Vec<String> = ports.iter().map(u16::to_string).collect();
                 lines.push(format!(
@@ -80,7 +101,7 @@ mod tests {
             unprovided(&mapped, &directory),
             [
                 "nobody publishes redis.default on port 6380 now, but on 6379",
-                "nobody publishes redis.default now",
+                "nobody publishes redis.default over UDP now, but on 6379",
                 "nobody publishes nosuch.default now",
             ]
         );

@@ -169,7 +169,9 @@ impl Checks {
         }
         for publication in wanted {
             let key = key(publication);
-            let Some(check) = publication.options.check.clone() else {
+            // Who is asked over TCP says nothing of UDP.
+            let is_tcp = publication.protocol == Protocol::Tcp;
+            let Some(check) = publication.options.check.clone().filter(|_| is_tcp) else {
                 continue;
             };
             if self.running.contains_key(&key) {

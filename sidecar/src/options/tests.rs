@@ -91,7 +91,8 @@ fn what_is_said_of_a_port_wins_over_what_is_said_of_the_service() {
 fn what_is_said_is_about_something_here_and_for_this_end() {
     let namespace = Namespace::default_namespace();
     let mapped = spec::parse_mapped("mysql:3306,any", &namespace).unwrap();
-    let published = spec::parse_published("web=127.0.0.1:80", &namespace).unwrap();
+    let published =
+        spec::parse_published("web=127.0.0.1:80,time:123/udp=127.0.0.1:123", &namespace).unwrap();
     let only = |text: &str| {
         let mut all = AllOptions::default();
         all.add(option(text).unwrap(), &namespace).unwrap();
@@ -112,6 +113,7 @@ fn what_is_said_is_about_something_here_and_for_this_end() {
         ("mysql:3307=limit:1MB/s", "`mysql.default:3307`"),
         ("web:81=limit:1MB/s", "`web.default:81`"),
         ("mysql=check:tcp", "not published"),
+        ("time=check:tcp", "not published over TCP"),
         ("web=sticky:client", "not mapped"),
     ] {
         let error = only(text).unwrap_err();
