@@ -132,6 +132,10 @@ async fn carry(
                 decide(pump, open, backend, reached, &terminator.metrics);
             }
             event = pump.event() => if event == Event::Over { break },
+            () = terminator.cut.cancelled() => {
+                pump.stop();
+                break;
+            }
             arrival = legs.next() => Box::pin(offer(pump, arrival, path, &terminator.metrics)).await,
             place = leave(path.drain.as_ref()) => {
                 // Only the initiator can open another leg, and it may not have heard of this router's stop.

@@ -8,6 +8,7 @@ use keel_certs::{NodeName, Subject};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::arrivals::{Arrival, Arrivals, Turned};
 use super::serve::{self, Start};
@@ -46,6 +47,8 @@ pub(crate) struct Terminator {
     ended: Notify,
     /// No flow starts any more.
     draining: AtomicBool,
+    /// Ends all flows.
+    pub(super) cut: CancellationToken,
 }
 
 /// The table, and whether a task tidies it.
@@ -117,6 +120,7 @@ impl Terminator {
             tidying: Mutex::default(),
             ended: Notify::new(),
             draining: AtomicBool::new(false),
+            cut: CancellationToken::new(),
         })
     }
 
@@ -325,8 +329,12 @@ impl Terminator {
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
         join_ended(&mut tasks);
         if !tasks.is_empty() {
+            let last_words = tokio::time::sleep(LAST_WORDS);
+            self.cut.cancel();
+            let ended = async { while tasks.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(LAST_WORDS, ended).await;
             tasks.shutdown().await;
-            tokio::time::sleep(LAST_WORDS).await;
+            last_words.await;
         }
     }
 }

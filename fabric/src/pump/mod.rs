@@ -360,6 +360,12 @@ impl Pump {
         self.over = true;
     }
 
+    /// Ends the flow because its process stops. One that was not accepted yet may go to another provider.
+    pub(crate) fn stop(&mut self) {
+        self.flow.refuse(RefuseCode::Draining, "the provider stops");
+        self.abort(AbortCode::Shutdown);
+    }
+
     /// As [`Flow::forsake`]; the application waits on.
     pub(crate) fn forsake(&mut self) -> bool {
         self.flow.forsake().then(|| self.leave()).is_some()
@@ -381,9 +387,7 @@ impl Pump {
 impl Drop for Pump {
     fn drop(&mut self) {
         if !self.over {
-            // A flow that was not accepted yet may go to another provider.
-            self.flow.refuse(RefuseCode::Draining, "the provider stops");
-            self.abort(AbortCode::Shutdown);
+            self.stop();
         }
     }
 }

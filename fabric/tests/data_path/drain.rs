@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use keel_fabric::consumer::{OpenError, Target};
+use keel_fabric::metrics::{EndLabels, Side};
 use keel_fabric::wire::{
     Decoder, Frame, GoneCode, MAX_HEADER_FRAME, Open, Place, RefuseCode, ResetCode,
 };
@@ -77,6 +78,16 @@ async fn a_flow_that_ends_in_the_router_is_reset_at_the_deadline() {
     let error = soon(client.read_u8()).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(end(&mut tasks).await.unwrap().reason.name(), "SHUTDOWN");
+    // Both ends have said so.
+    for role in [Side::consumer, Side::provider] {
+        let labels = EndLabels {
+            role,
+            how: "reset",
+            code: "SHUTDOWN",
+        };
+        let ended = world.metrics.flows_ended.get_or_create(&labels).get();
+        assert_eq!(ended, 1, "{role:?}");
+    }
 }
 
 #[tokio::test]
