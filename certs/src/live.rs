@@ -73,6 +73,11 @@ pub enum LiveError {
     /// The key is not the one that was certified.
     #[error("the private key does not belong to the certificate of {0}")]
     KeyMismatch(Identity),
+    /// No moment is in the life of all certificates of the chain, as after one was signed under a clock that was far off.
+    #[error(
+        "the certificate and those above it are never valid at the same time: is this machine's clock right? It says {0}"
+    )]
+    Never(String),
     /// A renewed certificate names somebody else.
     #[error("the new certificate is for {found}, this is {expected}")]
     Other {
@@ -299,11 +304,16 @@ impl Current {
             .map(verify::anchor)
             .collect::<Result<Vec<_>, _>>()?;
         // Checked at a time when all of it was valid: whether it still is depends on a clock that may be wrong.
-        let mut at = SystemTime::now();
-        for cert in &chain.certs {
-            let facts = Facts::of(cert).map_err(ChainError::Parse)?;
-            at = at.max(facts.not_before).min(facts.not_after);
+        let now = SystemTime::now();
+        let all = chain.certs.iter().map(Facts::of);
+        let all: Vec<Facts> = all.collect::<Result<_, _>>().map_err(ChainError::Parse)?;
+        let begin = all.iter().map(|facts| facts.not_before).max();
+        let end = all.iter().map(|facts| facts.not_after).min();
+        let (begin, end) = (begin.unwrap_or(now), end.unwrap_or(now));
+        if begin > end {
+            return Err(LiveError::Never(verify::rfc3339(now)));
         }
+        let at = now.clamp(begin, end);
         verify::verify(
             &anchors,
             leaf,
