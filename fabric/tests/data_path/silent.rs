@@ -109,6 +109,10 @@ async fn a_silent_provider_is_given_up_soon_and_gets_nothing_new_before_it_answe
         OpenError::Refused { code, .. } => *code == RefuseCode::NoProvider,
         _ => false,
     };
+    let between = |error: &OpenError| match error {
+        OpenError::Refused { code, .. } => *code == RefuseCode::UnknownService,
+        _ => false,
+    };
     assert!(refused(&error), "{error}");
     assert!(start.elapsed() < Duration::from_secs(1));
 
@@ -121,7 +125,8 @@ async fn a_silent_provider_is_given_up_soon_and_gets_nothing_new_before_it_answe
                 return drop(client);
             }
             let error = end(&mut tasks).await.unwrap_err();
-            assert!(refused(&error), "{error}");
+            // Its new connection may have replaced the old one, and not have published yet.
+            assert!(refused(&error) || between(&error), "{error}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
