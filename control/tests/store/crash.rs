@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -116,8 +117,9 @@ async fn kill_and_look(place: &Place, children: usize) {
         for (number, child) in killed.drain(..).enumerate() {
             // Not all at the same moment.
             let life = 40 + 37 * (round % 7) + 20 * u64::try_from(number).unwrap();
+            let url = url.clone();
             threads.push(std::thread::spawn(move || {
-                read_and_kill(child, Duration::from_millis(life))
+                read_and_kill(child, Duration::from_millis(life), &url)
             }));
         }
         for thread in threads {
@@ -158,8 +160,26 @@ fn start(url: &str) -> Child {
         .unwrap()
 }
 
+/// A file of a store that is open is locked. Who closes a database in SQLite and finds no lock of another process, as
+/// `sqlite3 … .backup` does, takes itself for the last one and deletes the log, and with it what was acknowledged.
+fn is_held(url: &str, child: u32) -> bool {
+    if url.starts_with("postgres:") {
+        return true;
+    }
+    let inode = std::fs::metadata(url).unwrap().ino();
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    // `1: POSIX  ADVISORY  READ  <process> <device>:<inode> <first> <last>`
+    locks.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.get(4) == Some(&child.to_string().as_str())
+            && words
+                .get(5)
+                .is_some_and(|file| file.ends_with(&format!(":{inode}")))
+    })
+}
+
 /// Reads what the child acknowledges and kills it when it has lived for so long behind the first.
-fn read_and_kill(mut child: Child, life: Duration) -> Acknowledged {
+fn read_and_kill(mut child: Child, life: Duration, url: &str) -> Acknowledged {
     let mut seen = Acknowledged::new();
     let mut killed = false;
     let mut until = None;
@@ -178,6 +198,7 @@ fn read_and_kill(mut child: Child, life: Duration) -> Acknowledged {
         assert_eq!(before, None, "revision {revision} was given out twice");
         let until = *until.get_or_insert_with(|| Instant::now() + life);
         if !killed && Instant::now() >= until {
+            assert!(is_held(url, child.id()), "no lock on {url}");
             child.kill().unwrap();
             killed = true;
         }

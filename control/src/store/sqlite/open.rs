@@ -115,19 +115,12 @@ async fn attempt(
     path: &Path,
     damaged: &Counter,
 ) -> Result<(SqliteConnection, State, u64), Failure> {
-    // SQLite gives its log and index files the mode of the database, so this one call keeps all three private.
-    let created = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path);
-    if let Err(source) = created {
-        return Err(Failure::Error(OpenError::File {
+    create_private(path).map_err(|source| {
+        Failure::Error(OpenError::File {
             store: path.display().to_string(),
             source,
-        }));
-    }
+        })
+    })?;
     let mut connection = SqliteConnection::connect_with(&options(path))
         .await
         .map_err(|error| failure(path, error))?;
@@ -141,6 +134,22 @@ async fn attempt(
             Err(error)
         }
     }
+}
+
+/// Makes the file for us alone; SQLite gives its log and index files the same mode.
+///
+/// It is closed again before SQLite opens it: whoever closes any descriptor of a file gives up all locks that the process has on
+/// it (POSIX), and another program that finds none takes itself for the last one and deletes the log.
+/// <https://sqlite.org/howtocorrupt.html>, section 2.2.
+fn create_private(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
+    drop(file);
+    Ok(())
 }
 
 async fn prepare(
