@@ -71,6 +71,9 @@ impl ControlPlane {
         let known = identity::held(&data)?;
         if known.is_none() {
             founds = settings.join.is_none() && identity::held_root(&data)?.is_none();
+            if founds {
+                identity::lost(&data)?;
+            }
             ports::check(&settings, part)?;
             if let Some(source) = &settings.join
                 && identity::held_root(&data)?.is_none()

@@ -68,10 +68,7 @@ async fn establish_at(
             }
             let root = match root {
                 Some(root) => root,
-                None => {
-                    lost(data)?;
-                    found(data, settings)?
-                }
+                None => found(data, settings)?,
             };
             (
                 under_root(data, &root, &node_name(settings)?, &hosts)?,
@@ -233,8 +230,9 @@ fn pending_key(data: &DataDir) -> anyhow::Result<KeyPair> {
     Ok(key)
 }
 
-/// Refuses to found a trust domain where a node of another one has been: its peers would not know it any more.
-fn lost(data: &DataDir) -> anyhow::Result<()> {
+/// Refuses to found a trust domain where a node of another one has been: its peers would not know it any more. Asked before
+/// there is a store that this start has made.
+pub(super) fn lost(data: &DataDir) -> anyhow::Result<()> {
     let dir = data.path().display();
     if !peers::load(&data.peers())?.is_empty() {
         return Err(anyhow!(
