@@ -354,19 +354,25 @@ impl ConsumerFlow {
         }
     }
 
-    /// Waits until the application has reset its connection, while no open runs. Its end of file is none: it may still
-    /// want an answer. Cancel safe.
+    /// Waits until the application has reset its connection, or it has to go to make room, while no open runs. Its end of file
+    /// is none: it may still want an answer. Cancel safe.
     pub async fn gone(&mut self) -> OpenError {
-        poll_fn(|cx| match (&mut self.tcp, &mut self.pump) {
-            (Some(socket), _) => socket.poll_failed(cx),
-            (None, Some(pump)) => pump.poll_failed(cx),
-            // A client of UDP says nothing when it goes.
-            (None, None) if self.udp.is_some() => Poll::Pending,
-            (None, None) => Poll::Ready(()),
+        let why = poll_fn(|cx| {
+            if self.pump.as_ref().is_some_and(|pump| pump.poll_cut(cx)) {
+                return Poll::Ready(OpenError::Shed);
+            }
+            let failed = match (&mut self.tcp, &mut self.pump) {
+                (Some(socket), _) => socket.poll_failed(cx),
+                (None, Some(pump)) => pump.poll_failed(cx),
+                // A client of UDP says nothing when it goes.
+                (None, None) if self.udp.is_some() => Poll::Pending,
+                (None, None) => Poll::Ready(()),
+            };
+            failed.map(|()| OpenError::ClientGone)
         })
         .await;
-        self.failed = Some(EndReason::Aborted(AbortCode::Reset));
-        OpenError::ClientGone
+        self.failed = Some(why.end());
+        why
     }
 
     /// Carries the bytes until the flow is over. Legs that are lost are replaced, at the same router or at another one.

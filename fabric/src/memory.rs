@@ -2,7 +2,7 @@
 //!
 //! What flows hold is counted for the process and for each consumer's identity. The fuller it is the less each flow gets:
 //! first no more than the window that it starts with, then a trickle, and new flows are refused. Only if that is not
-//! enough, because credit once given cannot be taken back, the newest flow that holds anything is cut. A flow that is not
+//! enough, because credit once given cannot be taken back, the newest flows that hold anything are cut. A flow that is not
 //! cut loses no byte: its source is not read.
 
 use std::collections::{BTreeMap, HashMap};
@@ -49,6 +49,13 @@ struct Holder {
     share: Option<Arc<Share>>,
     cut: AtomicBool,
     waker: AtomicWaker,
+}
+
+/// What flows hold together, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    process: i64,
+    identity: i64,
 }
 
 /// How full it is.
@@ -130,26 +137,30 @@ impl Memory {
         share
     }
 
-    /// Has the newest flow cut that holds anything, of one identity or of all. One at a time.
-    fn shed(&self, of: Option<&Arc<Share>>) {
+    /// Has the newest flows cut that hold anything, of one identity or of all, until they will give back `over` bytes. Those
+    /// that are to be cut and have not noticed yet count: it may take one of them a while.
+    fn shed(&self, of: Option<&Arc<Share>>, over: i64) {
         let flows = lock(&self.flows);
-        let concerned = |holder: &&Arc<Holder>| {
-            let same = |share: &Arc<Share>| {
-                holder
-                    .share
-                    .as_ref()
-                    .is_some_and(|own| Arc::ptr_eq(own, share))
+        let mut given_back = 0;
+        for holder in flows.all.values().rev() {
+            let held = holder.held.load(Ordering::Relaxed);
+            let same = |own| of.is_none_or(|share| Arc::ptr_eq(share, own));
+            let concerned = match &holder.share {
+                Some(own) => same(own),
+                None => of.is_none(),
             };
-            holder.held.load(Ordering::Relaxed) > 0 && of.is_none_or(same)
-        };
-        let Some(newest) = flows.all.values().rev().find(concerned) else {
-            return;
-        };
-        // Flows that are cut hold something until they have noticed.
-        if !newest.cut.swap(true, Ordering::Relaxed) {
-            self.metrics
-                .hit(if of.is_some() { IDENTITY } else { PROCESS });
-            newest.waker.wake();
+            if held == 0 || !concerned {
+                continue;
+            }
+            if !holder.cut.swap(true, Ordering::Relaxed) {
+                self.metrics
+                    .hit(if of.is_some() { IDENTITY } else { PROCESS });
+                holder.waker.wake();
+            }
+            given_back += held;
+            if given_back >= over {
+                return;
+            }
         }
     }
 }
@@ -203,8 +214,11 @@ impl Buffers {
         if held == self.counted {
             return;
         }
-        let (process, identity) = self.count(held);
-        self.make_room(process, identity);
+        let held = self.count(held);
+        self.make_room(&held);
+        let limits = self.memory.limits;
+        let process = Level::of(held.process, limits.process);
+        let identity = Level::of(held.identity, limits.identity);
         let level = process.max(identity).min(Level::Full);
         if level == self.level {
             return;
@@ -221,37 +235,41 @@ impl Buffers {
         });
     }
 
-    /// One flow is cut if too much is held, and the next one when that has given back what it held: nothing else may move.
-    fn make_room(&self, process: Level, identity: Level) {
-        if process.max(identity) == Level::Over {
-            let of = self.holder.share.as_ref();
-            self.memory.shed(of.filter(|_| identity > process));
+    /// Flows are cut if too much is held, and more of them if that was not enough: nothing else may move.
+    fn make_room(&self, held: &Held) {
+        let over = |held: i64, most: u64| held - i64::try_from(most).unwrap_or(i64::MAX);
+        let limits = self.memory.limits;
+        let process = over(held.process, limits.process);
+        if process > 0 {
+            self.memory.shed(None, process);
+            return;
+        }
+        let identity = over(held.identity, limits.identity);
+        if identity > 0 {
+            self.memory.shed(self.holder.share.as_ref(), identity);
         }
     }
 
-    /// Enters what the flow holds; says how full process and identity are.
-    fn count(&mut self, held: i64) -> (Level, Level) {
+    /// Enters what the flow holds; says what is held together.
+    fn count(&mut self, held: i64) -> Held {
         let more = held - self.counted;
         self.counted = held;
         self.holder.held.store(held, Ordering::Relaxed);
-        let limits = self.memory.limits;
-        let all = self.memory.metrics.flow_buffered.inc_by(more) + more;
         let own = self.holder.share.as_ref();
-        let own = own.map_or(0, |share| {
-            share.held.fetch_add(more, Ordering::Relaxed) + more
-        });
-        (
-            Level::of(all, limits.process),
-            Level::of(own, limits.identity),
-        )
+        Held {
+            process: self.memory.metrics.flow_buffered.inc_by(more) + more,
+            identity: own.map_or(0, |share| {
+                share.held.fetch_add(more, Ordering::Relaxed) + more
+            }),
+        }
     }
 }
 
 impl Drop for Buffers {
     fn drop(&mut self) {
-        let (process, identity) = self.count(0);
+        let held = self.count(0);
         lock(&self.memory.flows).all.remove(&self.number);
-        self.make_room(process, identity);
+        self.make_room(&held);
     }
 }
 
@@ -361,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_flow_of_who_has_too_much_is_cut_and_one_at_a_time() {
+    fn the_newest_flow_of_who_has_too_much_is_cut_and_no_more_than_needed() {
         let mut world = World::new();
         let old = world.add("/node/a", 30_000);
         let new = world.add("/node/a", 15_000);
@@ -373,7 +391,7 @@ mod tests {
         let cut: Vec<_> = (0..=other).filter(|&flow| world.is_cut(flow)).collect();
         assert_eq!(cut, [new], "and not {idle}, which holds nothing");
         let share = world.flows[old].0.holder.share.clone();
-        world.memory.shed(share.as_ref());
+        world.memory.shed(share.as_ref(), 5_000);
         assert!(!world.is_cut(old));
         // Its end makes room.
         drop(world.flows.remove(new));
@@ -389,16 +407,33 @@ mod tests {
         let (buffers, flow) = &mut world.flows[0];
         flow.write(Bytes::from(vec![0; 20_000]));
         buffers.follow(flow, 0);
-        // 65,000 of 50,000.
-        assert!(world.is_cut(3) && !world.is_cut(2));
-        let (buffers, flow) = &mut world.flows[3];
-        flow.abort(AbortCode::Limit);
-        buffers.follow(flow, 0);
-        assert!(world.is_cut(2) && !world.is_cut(1));
-        drop(world.flows.remove(2));
-        assert!(world.is_cut(1));
-        drop(world.flows.remove(1));
+        // 65,000 of 50,000: none of the small ones has to notice before the others are cut.
+        assert!((1..4).all(|small| world.is_cut(small)) && !world.is_cut(0));
+        for _ in 0..3 {
+            let (buffers, mut flow) = world.flows.remove(1);
+            flow.abort(AbortCode::Limit);
+            drop((buffers, flow));
+        }
         assert!(!world.is_cut(0));
+    }
+
+    #[test]
+    fn who_does_not_notice_that_it_is_cut_is_no_shelter_for_others() {
+        let mut world = World::new();
+        let old = world.add("/node/a", 30_000);
+        let large = world.add("/node/a", 15_000);
+        let deaf = world.add("/node/a", 18);
+        let (buffers, flow) = &mut world.flows[old];
+        flow.write(Bytes::from(vec![0; 5_000]));
+        buffers.follow(flow, 0);
+        assert!(
+            world.is_cut(deaf) && !world.is_cut(large),
+            "18 bytes too many"
+        );
+        let (buffers, flow) = &mut world.flows[old];
+        flow.write(Bytes::from(vec![0; 5_000]));
+        buffers.follow(flow, 0);
+        assert!(world.is_cut(large) && !world.is_cut(old));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! libtest knows no "skipped": such a test returns early, and the line it leaves in `$KEEL_SKIPPED` is what
 //! `tests/run` counts. `KEEL_REQUIRE=all` (set in CI) turns every skip into a failure, but for `kubectl`, which no
-//! Debian package carries, and `previous`, the binaries of an earlier version: they are required only when named
-//! (`KEEL_REQUIRE=all,kubectl`).
+//! Debian package carries, `memory group`, which few containers may make, and `previous`, the binaries of an earlier
+//! version: they are required only when named (`KEEL_REQUIRE=all,kubectl`).
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -39,6 +39,8 @@ pub enum Need {
     Faketime,
     /// `chronyd`, a time server and client.
     Chrony,
+    /// Control groups that can be made and bound memory.
+    MemoryGroup,
     /// The binaries of an earlier version, which `tests/previous` builds.
     Previous,
 }
@@ -59,6 +61,7 @@ impl Need {
             Self::Caddy => "caddy",
             Self::Faketime => "faketime",
             Self::Chrony => "chronyd",
+            Self::MemoryGroup => MEMORY_GROUP,
             Self::Previous => PREVIOUS,
         }
     }
@@ -78,6 +81,7 @@ impl Need {
                 .into_iter()
                 .all(|tool| find(tool).is_some()),
             Self::CurlCffi | Self::Aioquic | Self::Qh3 | Self::Schemathesis => imports(self.name()),
+            Self::MemoryGroup => crate::lab::MemoryGroup::new(1 << 30).is_ok(),
             Self::Previous => previous().is_some(),
             other => find(other.name()).is_some(),
         }
@@ -85,9 +89,10 @@ impl Need {
 }
 
 const KUBECTL: &str = "kubectl";
+const MEMORY_GROUP: &str = "memory group";
 const PREVIOUS: &str = "previous";
 /// What `all` does not require.
-const ONLY_BY_NAME: [&str; 2] = [KUBECTL, PREVIOUS];
+const ONLY_BY_NAME: [&str; 3] = [KUBECTL, MEMORY_GROUP, PREVIOUS];
 
 /// The directory with the binaries of an earlier version: `$KEEL_PREVIOUS`.
 #[must_use]

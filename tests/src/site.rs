@@ -77,8 +77,8 @@ impl Node {
         flags: &[&str],
     ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let command = Self::command(host, name, folder.path(), flags)?;
-        let process = command.behind(front).start()?;
+        let command = Self::words(name, folder.path(), flags)?;
+        let process = command.behind(front).on(host).start()?;
         let mut node = Self {
             process,
             host: host.clone(),
@@ -121,11 +121,14 @@ impl Node {
         data: &Path,
         flags: &[&str],
     ) -> anyhow::Result<Program> {
+        Ok(Self::words(name, data, flags)?.on(host))
+    }
+
+    fn words(name: &str, data: &Path, flags: &[&str]) -> anyhow::Result<Program> {
         Ok(Program::ours("keel")?
             .args(["up", "--node-name", name, "--data-dir"])
             .arg(data)
-            .args(flags)
-            .on(host))
+            .args(flags))
     }
 
     /// Starts the node again on its data directory after its process has ended. No token: it goes on as what it is.
@@ -277,8 +280,8 @@ impl Sidecar {
             .args(["--state-dir"])
             .arg(state.path())
             .args(flags)
-            .on(host)
-            .behind(front);
+            .behind(front)
+            .on(host);
         let process = program.start()?;
         Ok(Self {
             process,

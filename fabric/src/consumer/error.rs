@@ -35,6 +35,9 @@ pub enum OpenError {
     /// The provider's end cut the flow instead of taking it, or before that was heard: it may be another process by now.
     #[error("cut by the other end: {0}")]
     Cut(AbortCode),
+    /// The process has no memory left for what the application had said.
+    #[error("the memory for flows of this process is used up")]
+    Shed,
     /// The application has gone.
     #[error("the application closed its connection")]
     ClientGone,
@@ -50,6 +53,7 @@ impl OpenError {
             Self::Unanswered | Self::WayLost => EndReason::NoAnswer,
             Self::Silent => EndReason::ProviderSilent,
             Self::Cut(code) => EndReason::Aborted(*code),
+            Self::Shed => EndReason::Aborted(AbortCode::Limit),
             Self::ClientGone => EndReason::Aborted(AbortCode::Reset),
         }
     }
@@ -60,7 +64,7 @@ impl OpenError {
         match self {
             Self::Refused { code, .. } => code.elsewhere(),
             Self::NoRouter(_) | Self::Unanswered | Self::WayLost => true,
-            Self::Lost | Self::Silent | Self::Cut(_) | Self::ClientGone => false,
+            Self::Lost | Self::Silent | Self::Cut(_) | Self::Shed | Self::ClientGone => false,
         }
     }
 }

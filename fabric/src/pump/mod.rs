@@ -132,6 +132,11 @@ impl Pump {
         }
     }
 
+    /// Whether it has to go to make room. Wakes when it has to.
+    pub(crate) fn poll_cut(&self, cx: &Context<'_>) -> bool {
+        self.buffers.poll_cut(cx)
+    }
+
     /// What the flow is counted with.
     pub(crate) const fn meter(&mut self) -> &mut FlowMeter {
         &mut self.meter
@@ -169,7 +174,7 @@ impl Pump {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        if self.buffers.poll_cut(cx) && !self.flow.state().is_final() {
+        if self.poll_cut(cx) && !self.flow.state().is_final() {
             self.flow.abort(AbortCode::Limit);
         }
         for _ in 0..ROUNDS {

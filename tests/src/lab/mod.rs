@@ -8,6 +8,7 @@
 //!
 //! A lab's namespaces carry its process id and a counter, so labs run beside each other and use the same addresses.
 
+mod group;
 mod link;
 mod nat;
 mod tools;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
 
+pub use group::MemoryGroup;
 pub use link::{Conditions, Direction, Link, Profile, Tally};
 pub use nat::{Nat, NatKind};
 use tools::{ip, nft, sysctl};

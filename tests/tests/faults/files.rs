@@ -1,24 +1,19 @@
 //! Processes that may open few files, and far more connections: what is not a connection of an application goes on, and
 //! so do those that have their file.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use keel_tests::backends::{Backend, FakeUpstream, Manner};
-use keel_tests::lab::{Host, Lab};
-use keel_tests::need::{self, Need, lacking};
+use keel_tests::lab::Lab;
+use keel_tests::need::{Need, lacking};
 use keel_tests::process::{Process, Program};
 use keel_tests::site::{COMMAND, Node, Sidecar, dig};
 use keel_tests::wait::{self, SOON};
-use tokio::io::AsyncWriteExt;
-use tokio_util::sync::CancellationToken;
 
 use crate::ground::{metrics, sum};
+use crate::many::{Crowd, Habit, connect, echo, recovered, recovers};
 
 /// The fewest files that anything here is started with.
 const FEW: [&str; 2] = ["prlimit", "--nofile=256:256"];
@@ -30,132 +25,12 @@ const BUSY: f64 = 0.2;
 /// What a node may take to stop: it waits for its flows to leave.
 const STOP: Duration = Duration::from_secs(25);
 
-/// How soon a new connection carries once the others have gone.
-fn recovered() -> Duration {
-    Duration::from_secs(if need::long() { 1 } else { 3 })
-}
-
-/// Connections that one client makes and keeps.
-struct Crowd {
-    stop: CancellationToken,
-    connected: Arc<AtomicUsize>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Crowd {
-    /// Comes from `host` and says a word; returns once nobody else gets in.
-    fn at(
-        host: &Host,
-        address: SocketAddr,
-        word: &'static [u8],
-        process: &Process,
-    ) -> anyhow::Result<Self> {
-        let count = if need::long() { 10_000 } else { 600 };
-        let (stop, connected) = (CancellationToken::new(), Arc::<AtomicUsize>::default());
-        let thread = std::thread::Builder::new()
-            .name("crowd".to_owned())
-            .spawn({
-                let (host, stop, connected) = (host.clone(), stop.clone(), Arc::clone(&connected));
-                move || match (host.enter(), runtime()) {
-                    (Ok(()), Ok(runtime)) => {
-                        let crowd = crowd(address, word, count, &connected);
-                        runtime.block_on(stop.run_until_cancelled(crowd));
-                    }
-                    failed => eprintln!("no crowd: {failed:?}"),
-                }
-            })?;
-        let crowd = Self {
-            stop,
-            connected,
-            thread: Some(thread),
-        };
-        let mut before = (0, 0);
-        wait::until_some("as many come in as can", SOON, || {
-            wait::pause(Duration::from_millis(200));
-            let now = (
-                crowd.connected.load(Ordering::Relaxed),
-                process.open_files().map_err(|error| error.to_string())?,
-            );
-            if now == before && now.0 >= 100 {
-                return Ok(());
-            }
-            before = now;
-            Err(format!("{} connected, {} files open", now.0, now.1))
-        })?;
-        println!("{} of {count} connected, {} files open", before.0, before.1);
-        Ok(crowd)
-    }
-}
-
-/// All go at once.
-impl Drop for Crowd {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        if let Some(thread) = self.thread.take() {
-            let _panicked = thread.join();
-        }
-    }
-}
-
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-}
-
-async fn crowd(address: SocketAddr, word: &'static [u8], count: usize, connected: &AtomicUsize) {
-    let mut all = tokio::task::JoinSet::new();
-    for _ in 0..count {
-        all.spawn(async move {
-            let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
-            stream.write_all(word).await.ok()?;
-            Some(stream)
-        });
-        // Not so many at once that the kernel takes it for a flood of SYNs.
-        tokio::task::yield_now().await;
-    }
-    let mut held = Vec::new();
-    while let Some(done) = all.join_next().await {
-        connected.fetch_add(1, Ordering::Relaxed);
-        held.push(done);
-    }
-    std::future::pending::<()>().await;
-}
-
-/// Says a word on a connection to an echo, and hears it.
-fn echo(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(b"still there")?;
-    stream.read_exact(&mut [0; 11])
-}
-
-/// A connection that carries.
-fn connect(host: &Host, address: SocketAddr, bound: Duration) -> anyhow::Result<TcpStream> {
-    let connect = || {
-        let mut stream = TcpStream::connect_timeout(&address, bound)?;
-        echo(&mut stream)?;
-        Ok::<_, std::io::Error>(stream)
-    };
-    host.run(connect)?.context("connect and echo")
-}
-
 /// The part of one processor that a process takes while nothing happens.
 fn takes(process: &Process) -> anyhow::Result<f64> {
     let (began, before) = (Instant::now(), process.cpu_time()?);
     wait::pause(Duration::from_secs(2));
     let used = process.cpu_time()? - before;
     Ok(used.as_secs_f64() / began.elapsed().as_secs_f64())
-}
-
-/// Waits until a new connection carries, and says how long it took.
-fn recovers(host: &Host, address: SocketAddr) -> anyhow::Result<()> {
-    let began = Instant::now();
-    wait::until_some("a new connection carries", recovered(), || {
-        let short = Duration::from_millis(500);
-        connect(host, address, short).map_err(|error| format!("{error:#}"))
-    })?;
-    println!("recovered in {:.1?}", began.elapsed());
-    Ok(())
 }
 
 /// A node, an echo with its provider, and a consumer; `few` says which of the two sidecars may open few files.
@@ -225,7 +100,12 @@ fn a_sidecar_that_may_open_no_more_files_resolves_and_carries() -> anyhow::Resul
     let mut site = Site::new("consumer")?;
     let host = site.consumer.host.clone();
     let mut early = connect(&host, site.address, SOON)?;
-    let crowd = Crowd::at(&host, site.address, b"x", &site.consumer.process)?;
+    let crowd = Crowd::at(
+        &host,
+        site.address,
+        Habit::Silent(b"x"),
+        &site.consumer.process,
+    )?;
 
     let takes = takes(&site.consumer.process)?;
     println!("takes {:.0} % of a processor", takes * 100.0);
@@ -266,7 +146,12 @@ fn a_provider_that_may_open_no_more_files_refuses_and_carries() -> anyhow::Resul
     let site = Site::new("provider")?;
     let host = &site.consumer.host;
     let mut early = connect(host, site.address, SOON)?;
-    let crowd = Crowd::at(host, site.address, b"x", &site.provider.process)?;
+    let crowd = Crowd::at(
+        host,
+        site.address,
+        Habit::Silent(b"x"),
+        &site.provider.process,
+    )?;
     let takes = takes(&site.provider.process)?;
     println!("takes {:.0} % of a processor", takes * 100.0);
     anyhow::ensure!(takes < BUSY, "takes {:.0} %", takes * 100.0);
@@ -304,13 +189,13 @@ fn a_node_that_may_open_no_more_files_serves_its_owner_and_its_sidecars() -> any
     let address = consumer.listens("echo", PORT)?;
 
     let api = SocketAddr::from((host.address, 7443));
-    let crowd = Crowd::at(&apps, api, b"", &node.process)?;
+    let crowd = Crowd::at(&apps, api, Habit::Silent(b""), &node.process)?;
     let takes = takes(&node.process)?;
     println!("takes {:.0} % of a processor", takes * 100.0);
     anyhow::ensure!(takes < BUSY, "takes {:.0} %", takes * 100.0);
     drop(crowd);
     // Those who say nothing are sent away after seconds: what is asked meanwhile is asked beside new ones.
-    let crowd = Crowd::at(&apps, api, b"", &node.process)?;
+    let crowd = Crowd::at(&apps, api, Habit::Silent(b""), &node.process)?;
     // Before the first of them are sent away.
     Program::new("curl")
         .args(["-sSf", "--max-time", "2", "http://127.0.0.1:9090/readyz"])

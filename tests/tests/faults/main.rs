@@ -8,6 +8,8 @@ mod crowd;
 mod files;
 mod ground;
 mod kills;
+mod many;
+mod memory;
 mod outage;
 mod paused;
 mod plain;
