@@ -49,6 +49,8 @@ pub(super) struct Suspicion {
     /// When to look. It moves only when it has come, so that a busy flow does not set its timer with every frame.
     check: Option<Instant>,
     asked: bool,
+    /// A PING was wished for: it leaves when the leg takes it.
+    prompted: bool,
     suspected: bool,
     /// How often in a row nothing was heard in time: each doubles the time, so that a slow path is not taken for a dead
     /// one again and again.
@@ -65,6 +67,7 @@ impl Suspicion {
             heard: Instant::now(),
             check: None,
             asked: false,
+            prompted: false,
             suspected: false,
             strikes: 0,
         }
@@ -119,6 +122,7 @@ impl Suspicion {
         }
         self.heard = now;
         self.asked = false;
+        self.prompted = false;
         self.suspected = false;
     }
 
@@ -126,6 +130,7 @@ impl Suspicion {
     pub(super) fn forget(&mut self) {
         self.check = None;
         self.asked = false;
+        self.prompted = false;
         self.suspected = false;
     }
 
@@ -137,22 +142,24 @@ impl Suspicion {
         }
         let time = self.time(owed);
         let (ask_at, suspect_at) = (self.heard + time / 2, self.heard + time);
-        if now >= suspect_at {
-            self.check = None;
-            self.suspected = true;
-            self.strikes = (self.strikes + 1).min(STRIKES);
-            return Look::Suspect;
-        }
         if now < ask_at {
             self.check = Some(ask_at);
             return Look::Wait;
         }
-        self.check = Some(suspect_at);
-        if owed == Owed::Ack && !self.asked {
-            Look::Ask
-        } else {
-            Look::Wait
+        // Nobody is suspected who was not asked, also if the look comes late: something else was owed before, for longer.
+        if owed == Owed::Ack && !self.asked && !self.prompted {
+            self.prompted = true;
+            self.check = Some(suspect_at.max(now + time / 2));
+            return Look::Ask;
         }
+        if now < suspect_at {
+            self.check = Some(suspect_at);
+            return Look::Wait;
+        }
+        self.check = None;
+        self.suspected = true;
+        self.strikes = (self.strikes + 1).min(STRIKES);
+        Look::Suspect
     }
 }
 
@@ -190,6 +197,22 @@ mod tests {
         suspicion.owes(Owed::Ack, start);
         let found = looks(&mut suspicion, Owed::Ack, start, 60_000);
         assert_eq!(found, [(1500, Look::Ask), (3000, Look::Suspect)]);
+    }
+
+    /// An end that keeps no flow over a loss acknowledges little unasked: its ACCEPT came, and early bytes are outstanding since.
+    #[test]
+    fn who_was_not_asked_is_not_suspected() {
+        let start = Instant::now();
+        let mut suspicion = Suspicion::new();
+        suspicion.owes(Owed::Decision, start);
+        suspicion.heard(at(start, 1));
+        let found = looks(&mut suspicion, Owed::Ack, start, 60_000);
+        assert_eq!(found, [(3000, Look::Ask), (4500, Look::Suspect)]);
+        // Also if the question did not get away.
+        suspicion.forget();
+        suspicion.owes(Owed::Ack, start);
+        assert_eq!(suspicion.look(Owed::Ack, at(start, 1500)), Look::Ask);
+        assert_eq!(suspicion.look(Owed::Ack, at(start, 3000)), Look::Suspect);
     }
 
     #[test]
