@@ -201,7 +201,8 @@ fn peer_line(peer: &PeerInfo, now: SystemTime) -> String {
         None => "never heard".to_owned(),
     };
     let mut line = format!("{} at {}: {state}, {heard}", peer.node, peer.server);
-    if let Some(then) = peer.behind_since {
+    // Of who was never heard, nothing is held.
+    if let Some(then) = peer.behind_since.filter(|_| peer.last_contact.is_some()) {
         line.push_str(&format!(
             ", what is held here of it may be {} old",
             since(then)

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{ArgGroup, Subcommand};
-use keel_certs::{Namespace, NodeName, PodName, TokenId};
+use keel_certs::{JoinToken, Namespace, NodeName, PodName, TokenId};
 use keel_control::enroll::wire::{TokenInfo, TokenRequest};
 use keel_control::enroll::{MAX_TOKEN_LIFE, MAX_TOKEN_USES, local};
 use keel_control::store::TokenScope;
@@ -54,7 +54,8 @@ enum Command {
     List,
     /// Make a token good for nothing
     Revoke {
-        /// Its id: the second part of the token
+        /// Its id, as `keel token list` shows it, or the whole token
+        #[arg(value_parser = id)]
         id: TokenId,
     },
 }
@@ -127,6 +128,14 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// An ID, or that of a whole token.
+fn id(text: &str) -> Result<TokenId, String> {
+    let whole = text.parse::<JoinToken>().map(|token| token.id);
+    whole
+        .or_else(|_| text.parse())
+        .map_err(|_| "it takes an ID of `keel token list`, or the whole token".to_owned())
 }
 
 fn table(tokens: &[TokenInfo], now: SystemTime) -> String {

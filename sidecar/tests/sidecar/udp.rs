@@ -130,6 +130,48 @@ async fn the_idlest_association_makes_room_for_a_new_one() {
     assert_eq!(last(&sources), of_a);
     mirrored(&b, b"b begins anew").await;
     assert_ne!(last(&sources), of_b);
+    // c and the new b.
+    assert_eq!(hits(&consumer, "associations_per_client").await, 2);
+    assert_eq!(hits(&consumer, "associations").await, 0);
+}
+
+#[tokio::test]
+async fn all_clients_of_a_port_share_its_associations() {
+    let (node, mut tasks) = (Node::start("a").await, JoinSet::new());
+    let (udp, sources) = mirror(&mut tasks).await;
+    let _provider = Pod::start(node.pod("ntp-0"), "", &format!("ntp:5123/udp={udp}")).await;
+    let mut config = node.pod("app-0");
+    config.ip_range = range(44);
+    config.max_associations = MaxAssociations { port: 2, client: 3 };
+    let mut consumer = Pod::start(config, "ntp:5123/udp", "").await;
+    let address = consumer.address().await;
+    let (a, b, c) = (
+        client(address).await,
+        client(address).await,
+        client(address).await,
+    );
+    mirrored(&a, b"a").await;
+    let of_a = last(&sources);
+    mirrored(&b, b"b").await;
+    let of_b = last(&sources);
+    assert_eq!(hits(&consumer, "associations").await, 0);
+    mirrored(&c, b"c takes the place of a").await;
+    assert_eq!(hits(&consumer, "associations").await, 1);
+    mirrored(&b, b"b has its place").await;
+    assert_eq!(last(&sources), of_b);
+    mirrored(&a, b"a begins anew").await;
+    assert_ne!(last(&sources), of_a);
+    assert_eq!(hits(&consumer, "associations").await, 2);
+    assert_eq!(hits(&consumer, "associations_per_client").await, 0);
+}
+
+/// How often this limit was hit.
+async fn hits(pod: &Pod, limit: &str) -> u64 {
+    let name = format!("keel_sidecar_limit_hit_total{{name=\"{limit}\"}}");
+    let lines = pod.series(&name).await;
+    lines
+        .first()
+        .map_or(0, |line| line[name.len()..].trim().parse().unwrap())
 }
 
 /// Two providers of one service, of which one is stopped as a machine that is cut off.

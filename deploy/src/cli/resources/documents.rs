@@ -125,8 +125,9 @@ fn document(mut object: Value) -> Result<Document, String> {
                 .all(|c| c.is_ascii_alphanumeric() || b".-".contains(&c))
     };
     if !whole(&name) {
+        let given = object.pointer("/metadata/name").unwrap_or(&Value::Null);
         return Err(format!(
-            "a {} without a proper metadata.name: {name:?}; use letters, digits, - and .",
+            "a {} without a proper metadata.name: {given} (a text of lower-case letters, digits, - and . is one)",
             kind.0.kind
         ));
     }

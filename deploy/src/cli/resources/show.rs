@@ -63,7 +63,7 @@ impl Shown {
     pub(crate) fn all(&self, objects: Vec<Value>) -> anyhow::Result<String> {
         if matches!(self.output, Output::Table | Output::Wide) {
             return Ok(match objects.is_empty() {
-                true => format!("no {} yet\n", self.kind.0.plural),
+                true => format!("no {} found\n", self.kind.0.plural),
                 false => self.table(&objects),
             });
         }
@@ -119,7 +119,6 @@ impl Shown {
                 _ => format!("{}   deleted\n", meta.name),
             });
         }
-        let meta = json!({"name": meta.name, "namespace": meta.namespace});
         self.event("DELETED", json!({"metadata": meta}))
     }
 
