@@ -209,7 +209,7 @@ mod tests {
         let found = looks(&mut suspicion, Owed::Ack, start, 60_000);
         assert_eq!(found, [(3000, Look::Ask), (4500, Look::Suspect)]);
         // Also if the question did not get away.
-        suspicion.forget();
+        let mut suspicion = Suspicion::new();
         suspicion.owes(Owed::Ack, start);
         assert_eq!(suspicion.look(Owed::Ack, at(start, 1500)), Look::Ask);
         assert_eq!(suspicion.look(Owed::Ack, at(start, 3000)), Look::Suspect);

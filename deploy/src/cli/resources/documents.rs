@@ -127,7 +127,7 @@ fn document(mut object: Value) -> Result<Document, String> {
     if !whole(&name) {
         let given = object.pointer("/metadata/name").unwrap_or(&Value::Null);
         return Err(format!(
-            "a {} without a proper metadata.name: {given} (a text of lower-case letters, digits, - and . is one)",
+            "a {} without a proper metadata.name: {given}; use a text of lower-case letters, digits, - and .",
             kind.0.kind
         ));
     }

@@ -52,7 +52,7 @@ fn broken() -> Vec<(String, [&'static str; 2])> {
         ),
         (
             "apiVersion: edge.example.com/v1\nkind: Router\n".into(),
-            ["metadata.name", "use letters"],
+            ["metadata.name", "use a text of lower-case letters"],
         ),
         (
             "apiVersion: v1\nkind: List\nitems: 5\n".into(),
