@@ -12,6 +12,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::proxy::{self, Proxy};
@@ -24,6 +25,9 @@ const BACKLOG: u32 = 1024;
 
 /// The pause after an accept that failed for want of files or memory: closing connections makes room meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often the log says that there is no room.
+const REPEAT: Duration = Duration::from_secs(60);
 
 /// Addresses that are tried for one service, if those before are taken.
 const MAX_ADDRESSES: usize = 64;
@@ -177,6 +181,8 @@ impl Listeners {
                                 port: port.number,
                                 proxy,
                                 permits: self.permits.clone(),
+                                waiting: None,
+                                told: None,
                                 retired: retired.clone(),
                                 stop: self.stop.clone(),
                                 grace: self.grace,
@@ -357,6 +363,10 @@ struct Accepting {
     port: u16,
     proxy: Arc<Proxy>,
     permits: Arc<Semaphore>,
+    /// A connection for which there is no room.
+    waiting: Option<(TcpStream, SocketAddr)>,
+    /// When the log said so last.
+    told: Option<Instant>,
     /// This listener is no longer wanted; its connections go on.
     retired: CancellationToken,
     /// Everything stops.
@@ -365,12 +375,13 @@ struct Accepting {
 }
 
 impl Accepting {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut connections = JoinSet::new();
+        let retired = self.retired.clone();
         loop {
             tokio::select! {
                 biased;
-                () = self.retired.cancelled() => break,
+                () = retired.cancelled() => break,
                 Some(_) = connections.join_next() => {}
                 accepted = self.accept() => match accepted {
                     Ok((stream, from, permit)) => {
@@ -396,19 +407,33 @@ impl Accepting {
         connections.shutdown().await;
     }
 
-    /// The next connection, once there is room. Cancel safe: a permit without a connection is given back.
-    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-        if self.permits.available_permits() == 0 {
-            self.proxy.metrics.dns.limit_hit("connections");
+    /// The next connection, once there is room. Cancel safe: a connection that waits for room waits on.
+    ///
+    /// The connection comes first: a permit that a listener holds while nobody comes would be one less for all others.
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+        if self.waiting.is_none() {
+            self.waiting = Some(self.listener.accept().await?);
+            if self.permits.available_permits() == 0 {
+                self.is_full();
+            }
         }
-        let permit = self
-            .permits
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(io::Error::other)?;
-        let (stream, from) = self.listener.accept().await?;
-        Ok((stream, from, permit))
+        let permit = self.permits.clone().acquire_owned().await;
+        let permit = permit.map_err(io::Error::other)?;
+        match self.waiting.take() {
+            Some((stream, from)) => Ok((stream, from, permit)),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn is_full(&mut self) {
+        self.proxy.metrics.dns.limit_hit("connections");
+        if self.told.is_none_or(|told| told.elapsed() >= REPEAT) {
+            self.told = Some(Instant::now());
+            tracing::warn!(
+                service = %self.target, port = self.port,
+                "no room for another connection: it waits for one to end; `proxiedConnections` is how many there may be"
+            );
+        }
     }
 }
 

@@ -6,7 +6,9 @@ use serde_json::{Map, Value};
 
 use super::kind::{About, Column, Names, Scope, Typed};
 use super::meta::{ObjectMeta, Time};
+use super::metadata::check_key;
 use super::protobuf::METADATA;
+use super::validate::FieldError;
 
 /// A namespace of services, for its labels and annotations.
 ///
@@ -55,6 +57,7 @@ impl Typed for Namespace {
         has_status: true,
         names: Names::Label,
         phase: Some("Active"),
+        name_label: Some("kubernetes.io/metadata.name"),
         fields: &["status.phase"],
         protobuf: Some(&[METADATA]),
         columns: &[
@@ -220,4 +223,86 @@ impl Typed for Event {
         ],
         ..About::PLAIN
     };
+
+    fn check(&self) -> Vec<FieldError> {
+        let told = Told {
+            namespace: self.metadata.namespace.as_deref().unwrap_or_default(),
+            about: &self.involved_object,
+            at: self.event_time.as_ref(),
+            reporter: ("reportingComponent", &self.reporting_component),
+            instance: &self.reporting_instance,
+            action: &self.action,
+            reason: &self.reason,
+            message: ("message", &self.message),
+        };
+        told.check()
+    }
+}
+
+/// What an event says, in whatever words.
+pub(super) struct Told<'a> {
+    /// Where the event is; not known if it is empty.
+    pub(super) namespace: &'a str,
+    pub(super) about: &'a ObjectReference,
+    /// When it happened, if it is told as newer clients do.
+    pub(super) at: Option<&'a Time>,
+    /// Who tells it, behind what the field is called.
+    pub(super) reporter: (&'static str, &'a str),
+    pub(super) instance: &'a str,
+    pub(super) action: &'a str,
+    pub(super) reason: &'a str,
+    pub(super) message: (&'static str, &'a str),
+}
+
+impl Told<'_> {
+    /// Bytes of a word.
+    const WORD: usize = 128;
+    const SENTENCE: usize = 1024;
+
+    /// What a Kubernetes server refuses: an event stands in the namespace of its object, or in one for those that have none; and one
+    /// that says when it happened says who tells it and what was done, too.
+    pub(super) fn check(&self) -> Vec<FieldError> {
+        let about = self.about.namespace.as_str();
+        let belongs = match (self.at.is_some(), about) {
+            _ if self.namespace.is_empty() => true,
+            (false, "") => self.namespace == "default",
+            (true, "") => matches!(self.namespace, "default" | "kube-system"),
+            (false, about) => about == self.namespace,
+            (true, _) => true,
+        };
+        let astray = (!belongs).then(|| {
+            let path = "involvedObject.namespace".to_owned();
+            FieldError::invalid(path, about, "does not match event.namespace")
+        });
+        let mut errors: Vec<FieldError> = astray.into_iter().collect();
+        if self.at.is_none() {
+            return errors;
+        }
+        let (path, reporter) = self.reporter;
+        for (path, word) in [
+            (path, reporter),
+            ("reportingInstance", self.instance),
+            ("action", self.action),
+            ("reason", self.reason),
+        ] {
+            if word.is_empty() {
+                errors.push(FieldError::required(path.into(), ""));
+            }
+        }
+        if !reporter.is_empty() {
+            errors.extend(check_key(path, reporter));
+        }
+        for (path, text, most) in [
+            ("reportingInstance", self.instance, Self::WORD),
+            ("action", self.action, Self::WORD),
+            ("reason", self.reason, Self::WORD),
+            (self.message.0, self.message.1, Self::SENTENCE),
+        ] {
+            if text.len() > most {
+                let why = format!("can have at most {most} characters");
+                errors.push(FieldError::invalid(path.into(), "", &why));
+            }
+        }
+        errors
+    }
 }

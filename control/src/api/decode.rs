@@ -48,6 +48,20 @@ pub(crate) struct Parsed {
     pub(crate) duplicates: Vec<String>,
 }
 
+impl Parsed {
+    /// Says in which namespace the object is, if it does not say so itself.
+    pub(crate) fn place(&mut self, namespace: &str) {
+        let meta = self.value.get_mut("metadata");
+        if let Some(meta) = meta.and_then(Value::as_object_mut)
+            && meta
+                .get("namespace")
+                .is_none_or(|given| given.is_null() || given == "")
+        {
+            meta.insert("namespace".into(), namespace.into());
+        }
+    }
+}
+
 /// Parses a body that should be of this kind.
 ///
 /// # Errors

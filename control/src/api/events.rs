@@ -4,9 +4,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::core::{EventSource, ObjectReference};
+use super::core::{EventSource, ObjectReference, Told};
 use super::kind::{About, Column, Scope, Typed, Words};
 use super::meta::{ObjectMeta, Time};
+use super::validate::FieldError;
 
 /// Something that happened to an object; the same as an event of `v1`, in other words.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -124,4 +125,55 @@ impl Typed for Event {
         ],
         ..About::PLAIN
     };
+
+    fn check(&self) -> Vec<FieldError> {
+        let told = Told {
+            namespace: self.metadata.namespace.as_deref().unwrap_or_default(),
+            about: &self.regarding,
+            at: self.event_time.as_ref(),
+            reporter: ("reportingController", &self.reporting_controller),
+            instance: &self.reporting_instance,
+            action: &self.action,
+            reason: &self.reason,
+            message: ("note", &self.note),
+        };
+        told.check()
+    }
+
+    /// Who tells an event in these words says when it happened, in no older way.
+    fn check_new(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        if self.event_time.is_none() {
+            errors.push(FieldError::required("eventTime".into(), ""));
+        }
+        if !matches!(self.severity.as_str(), "Normal" | "Warning") {
+            let why = format!("has invalid value: {}", self.severity);
+            errors.push(FieldError::invalid("type".into(), "", &why));
+        }
+        for (path, given) in [
+            (
+                "deprecatedFirstTimestamp",
+                self.deprecated_first_timestamp.is_some(),
+            ),
+            (
+                "deprecatedLastTimestamp",
+                self.deprecated_last_timestamp.is_some(),
+            ),
+            (
+                "deprecatedCount",
+                self.deprecated_count.is_some_and(|count| count != 0),
+            ),
+            (
+                "deprecatedSource",
+                self.deprecated_source
+                    .as_ref()
+                    .is_some_and(|source| *source != EventSource::default()),
+            ),
+        ] {
+            if given {
+                errors.push(FieldError::invalid(path.into(), "", "needs to be unset"));
+            }
+        }
+        errors
+    }
 }

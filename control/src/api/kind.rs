@@ -37,6 +37,11 @@ pub(crate) trait Typed: DeserializeOwned + JsonSchema {
     fn check(&self) -> Vec<FieldError> {
         Vec::new()
     }
+
+    /// What is wrong with it beside that if it is to be made, though it could become so later.
+    fn check_new(&self) -> Vec<FieldError> {
+        Vec::new()
+    }
 }
 
 /// What the API has to know of a kind beside its schema.
@@ -62,6 +67,8 @@ pub(crate) struct About {
     pub(crate) names: Names,
     /// The phase that a new object's status has at once.
     pub(crate) phase: Option<&'static str>,
+    /// The label that always is the object's name.
+    pub(crate) name_label: Option<&'static str>,
     /// Columns of its Table, the first of them the name.
     pub(crate) columns: &'static [Column],
     /// Fields that selectors may name, beside `metadata.name` and `metadata.namespace`: `status.cluster`.
@@ -122,6 +129,7 @@ pub(crate) struct Kind {
     pub(crate) about: About,
     schema: LazyLock<Value>,
     check: fn(&Value) -> Vec<FieldError>,
+    check_new: fn(&Value) -> Vec<FieldError>,
 }
 
 impl About {
@@ -140,6 +148,7 @@ impl About {
         is_stored: true,
         names: Names::Subdomain,
         phase: None,
+        name_label: None,
         columns: &[],
         fields: &[],
         places: &[],
@@ -249,7 +258,8 @@ impl Kind {
         Self {
             about: T::ABOUT,
             schema: LazyLock::new(schema::of::<T> as fn() -> Value),
-            check: check::<T>,
+            check: |object| read::<T>(object, T::check),
+            check_new: |object| read::<T>(object, T::check_new),
         }
     }
 
@@ -281,6 +291,11 @@ impl Kind {
     /// What is wrong with an object that its schema allows.
     pub(super) fn check(&self, object: &Value) -> Vec<FieldError> {
         (self.check)(object)
+    }
+
+    /// What is wrong with such an object if it is to be made.
+    pub(crate) fn check_new(&self, object: &Value) -> Vec<FieldError> {
+        (self.check_new)(object)
     }
 }
 
@@ -325,9 +340,9 @@ impl Column {
 }
 
 /// Reads the object as its type. The schema is made from the type, so this can only fail where the schema says less than the type does.
-fn check<T: Typed>(object: &Value) -> Vec<FieldError> {
+fn read<T: Typed>(object: &Value, check: fn(&T) -> Vec<FieldError>) -> Vec<FieldError> {
     match T::deserialize(object) {
-        Ok(object) => object.check(),
+        Ok(object) => check(&object),
         Err(error) => vec![FieldError::invalid(
             "spec".into(),
             "object",

@@ -75,6 +75,11 @@ pub(crate) fn is_subdomain(text: &str) -> bool {
     text.len() <= MAX_PREFIX && text.split('.').all(label_holds)
 }
 
+/// What is wrong with a text that is to be a name or `prefix/name`.
+pub(super) fn check_key<'a>(path: &'a str, key: &'a str) -> impl Iterator<Item = FieldError> + 'a {
+    wrong(path, key, key_faults(key))
+}
+
 /// What is wrong with a key, which is a name or `prefix/name`.
 fn key_faults(key: &str) -> Vec<String> {
     let mut faults = Vec::new();
@@ -161,7 +166,7 @@ fn too_late(new: &BTreeSet<&str>) -> FieldError {
 }
 
 fn wrong<'a>(
-    path: &'static str,
+    path: &'a str,
     value: &'a str,
     faults: Vec<String>,
 ) -> impl Iterator<Item = FieldError> + 'a {

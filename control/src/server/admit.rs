@@ -64,6 +64,15 @@ pub(super) fn check_versioned(named: &Named, sent: &Map<String, Value>) -> Resul
     Err(invalid(about, &named.name, &[error]))
 }
 
+/// Refuses what may be so, but not from the beginning.
+pub(super) fn check_new(named: &Named, sent: &Map<String, Value>) -> Result<(), Status> {
+    let errors = named.kind.check_new(&Value::Object(sent.clone()));
+    match errors.as_slice() {
+        [] => Ok(()),
+        errors => Err(invalid(&named.kind.about, &named.name, errors)),
+    }
+}
+
 /// Refuses labels, annotations and finalizers that no Kubernetes server takes.
 pub(super) fn check_metadata(
     named: &Named,

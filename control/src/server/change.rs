@@ -101,6 +101,7 @@ pub(super) fn create(
         );
     }
     object.extend(content(&sent).map(|(field, value)| (field.clone(), value.clone())));
+    label_with_name(named, &mut object);
     ownership::track(named.kind, &Map::new(), &mut object, None, writer);
     let data = check_size(named, encode(named, &mut object, revision)?)?;
     Ok((
@@ -137,7 +138,9 @@ pub(super) fn update(
     let mut object = match part {
         Part::Main => {
             admit::check_metadata(named, &held, &sent)?;
-            merge_main(named, &held, &sent)
+            let mut object = merge_main(named, &held, &sent);
+            label_with_name(named, &mut object);
+            object
         }
         Part::Status(rule) => {
             let status = sent.remove("status");
@@ -353,6 +356,17 @@ fn merge_main(
         }
     }
     object
+}
+
+/// Sets the label by which selectors find an object of this kind by its name, whatever the writer says of it.
+fn label_with_name(named: &Named, object: &mut Map<String, Value>) {
+    let Some(label) = named.kind.about.name_label else {
+        return;
+    };
+    let labels = metadata(object).map(|meta| meta.entry("labels").or_insert_with(|| json!({})));
+    if let Some(labels) = labels.and_then(Value::as_object_mut) {
+        labels.insert(label.into(), named.name.as_str().into());
+    }
 }
 
 fn newborn(named: &Named, birth: &Birth) -> Map<String, Value> {

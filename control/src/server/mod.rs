@@ -262,7 +262,7 @@ impl Inner {
             Route::Ready if !*self.store.reachable().borrow() => {
                 return Err(Status::failure(
                     Reason::ServiceUnavailable,
-                    "the store's database does not answer",
+                    "the store's database does not answer, or its disk has failed",
                 ));
             }
             Route::Health | Route::Ready => {

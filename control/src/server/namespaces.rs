@@ -5,10 +5,11 @@
 
 use serde_json::Map;
 
-use super::change::create;
+use super::change::{Owned, Part, create, update};
 use super::name::birth;
 use super::ownership::Writer;
 use super::path::Named;
+use crate::api::decode::Decoded;
 use crate::api::kind::find;
 use crate::api::{Reason, Status};
 use crate::store::{Change, Object, Store, StoreError};
@@ -37,8 +38,20 @@ pub async fn prepare(store: &Store) -> Result<(), StoreError> {
         at: birth.at.as_str().to_owned(),
     };
     let make = move |current: Option<&Object>, revision| {
-        // It may be there already.
-        let made = create(current, revision, &named, Map::new(), &birth, &writer);
+        let made = match current {
+            None => create(current, revision, &named, Map::new(), &birth, &writer),
+            // One that an earlier version has made gets what it lacks.
+            Some(_) => {
+                let owned = Owned::Changed(&writer);
+                let held = |held: &Map<_, _>| {
+                    Ok(Decoded {
+                        object: held.clone(),
+                        warnings: Vec::new(),
+                    })
+                };
+                update(current, revision, &named, Part::Main, None, owned, held)
+            }
+        };
         (made.map_or(Change::Keep, |(change, _)| change), ())
     };
     store.write(key, make).await

@@ -4,6 +4,7 @@ mod access;
 mod apply;
 mod bad_input;
 mod collections;
+mod events;
 mod fuzz;
 mod kinds;
 mod objects;

@@ -43,6 +43,7 @@ impl Inner {
         }
         let named = collection.named(&new_name(about, &decoded.object)?);
         admit::check_namespace(&named, &decoded.object)?;
+        admit::check_new(&named, &decoded.object)?;
         let grant = self.check(identity, "create", &named, "")?;
         let spec = decoded.object.get("spec").and_then(Value::as_object);
         let given = |field: &str| {
@@ -233,7 +234,10 @@ impl Inner {
     ) -> Result<Decoded, Status> {
         let kind = collection.kind;
         let format = format(&kind.about, &request)?;
-        let parsed = decode::parse(&body(request).await?, format, kind.about.kind)?;
+        let mut parsed = decode::parse(&body(request).await?, format, kind.about.kind)?;
+        if let Some(namespace) = &collection.namespace {
+            parsed.place(namespace);
+        }
         decode::object(kind, parsed, options.validation, Extent::Whole)
     }
 

@@ -116,8 +116,7 @@ impl Database {
     /// Waits until somebody else may have written. Cancel safe.
     pub(super) async fn told(&mut self, published: Revision) {
         match self {
-            // Nobody else does.
-            Self::Sqlite(_) => std::future::pending().await,
+            Self::Sqlite(database) => database.told().await,
             Self::Postgres(database) => database.told(published).await,
         }
     }

@@ -222,7 +222,7 @@ struct Inner {
     place: String,
     /// The trust domain that it belonged to when it was opened.
     trust_domain: Option<String>,
-    /// Whether the database answered last time.
+    /// See [`Store::reachable`].
     reachable: watch::Receiver<bool>,
     /// Writes wait here when the writer is busy; a full queue makes callers wait, it drops nothing.
     jobs: mpsc::Sender<Job>,
@@ -282,7 +282,8 @@ impl Store {
         &self.inner.place
     }
 
-    /// Whether the database answers, followed. A file always does: what fails there, fails each time anew.
+    /// Whether the database answers, followed; for a file, whether its disk has not failed since it was found sound. A full disk
+    /// is no failure: what is there can be read.
     #[must_use]
     pub fn reachable(&self) -> watch::Receiver<bool> {
         self.inner.reachable.clone()

@@ -111,13 +111,13 @@ impl Store {
     pub async fn open(path: &Path, config: StoreConfig) -> Result<Self, OpenError> {
         let (database, readers, state) =
             sqlite::open(path, config.ballast, &config.damaged).await?;
+        let reachable = database.sound();
         Ok(Self::start(
             path.display().to_string(),
             Database::Sqlite(database),
             Readers::Sqlite(readers),
             state,
-            // Nobody ever says otherwise.
-            watch::channel(true).1,
+            reachable,
             config,
         ))
     }

@@ -32,7 +32,7 @@ async fn tells_events() {
     let router = routers.create(&PostParams::default(), &router).await;
     let about: ObjectReference = router.unwrap().object_ref(&resource);
     assert!(about.uid.is_some());
-    let events: Api<Event> = Api::namespaced(client.clone(), "shop");
+    let events: Api<Event> = Api::namespaced(client.clone(), "default");
     let event = Event {
         metadata: ObjectMeta {
             generate_name: Some("node-1.".into()),

@@ -112,7 +112,7 @@ pub(crate) fn namespaces_and_events(admin: &Kubectl) {
     admin.quiet(&["create", "-f", &router]);
     let uid = admin.ok(&["get", "rt", "eventful", "-o", "jsonpath={.metadata.uid}"]);
     let event = format!(
-        "apiVersion: v1\nkind: Event\nmetadata: {{name: eventful.1, namespace: prod}}\nreason: Started\nmessage: It runs now.\n\
+        "apiVersion: v1\nkind: Event\nmetadata: {{name: eventful.1, namespace: default}}\nreason: Started\nmessage: It runs now.\n\
          type: Normal\nlastTimestamp: '2026-01-01T00:00:00Z'\nsource: {{component: keel}}\n\
          involvedObject: {{apiVersion: edge.example.com/v1, kind: Router, name: eventful, uid: {uid}}}\n"
     );
@@ -128,16 +128,16 @@ pub(crate) fn namespaces_and_events(admin: &Kubectl) {
     );
     assert!(
         admin
-            .ok(&["get", "events", "-n", "prod"])
+            .ok(&["get", "events", "-n", "default"])
             .contains("Started")
     );
-    assert!(admin.ok(&["get", "events", "-A"]).contains("prod"));
+    assert!(admin.ok(&["get", "events", "-A"]).contains("default"));
     assert!(
         admin
             .ok(&[
                 "events",
                 "-n",
-                "prod",
+                "default",
                 "--for",
                 "router.edge.example.com/eventful"
             ])
@@ -147,14 +147,14 @@ pub(crate) fn namespaces_and_events(admin: &Kubectl) {
         "get",
         "events.events.k8s.io",
         "-n",
-        "prod",
+        "default",
         "-o",
         "jsonpath={.items[0].note}",
     ];
     assert_eq!(admin.ok(&newer), "It runs now.");
     let empty = admin.run(&["get", "events", "-n", "test"]);
     assert!(text(&empty.stderr).contains("No resources found in test namespace"));
-    admin.quiet(&["delete", "event", "eventful.1", "-n", "prod"]);
+    admin.quiet(&["delete", "event", "eventful.1", "-n", "default"]);
     admin.quiet(&["delete", "ns", "prod", "test"]);
     admin.quiet(&["delete", "rt", "eventful"]);
 }

@@ -227,6 +227,7 @@ const NAME: &str = "disk::a_disk_that_fails_to_sync_is_believed_again_when_it_wa
 /// The child: writes, tells what became of each write, and ends well when writes succeed again after failures.
 async fn write_through_failures(path: &Path) {
     let store = Store::open(path, StoreConfig::default()).await.unwrap();
+    let mut reachable = store.reachable();
     let (mut failures, mut after) = (0, 0);
     let deadline = Instant::now() + SOON;
     for count in 0_u64.. {
@@ -243,6 +244,9 @@ async fn write_through_failures(path: &Path) {
             }
             Err(error) => {
                 failures += 1;
+                // It may have been looked at since.
+                assert!(reachable.has_changed().unwrap(), "nobody was told");
+                reachable.mark_unchanged();
                 // What was acknowledged can be read all the while.
                 store.get(&key("a")).await.unwrap();
                 format!("error {error:?}\n")
@@ -250,6 +254,7 @@ async fn write_through_failures(path: &Path) {
         };
         std::io::stdout().write_all(line.as_bytes()).unwrap();
         if after == 20 {
+            assert!(*reachable.borrow(), "nobody was told that it works again");
             return store.close().await;
         }
     }

@@ -323,6 +323,8 @@ async fn forward(
         _ = far_send.write_all_chunks(&mut chunks) => None,
         () = silent(&mut asked) => Some(ResetCode::ProviderSilent),
         _ = client.connection.closed() => Some(ResetCode::LegLost),
+        // Who gives up a leg stops reading, too: a race that another one has won, a client that has gone.
+        _ = send.stopped() => Some(ResetCode::LegLost),
     };
     drop(ahead);
     if let Some(code) = cut {

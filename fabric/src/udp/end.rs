@@ -35,8 +35,10 @@ pub(crate) struct End {
     /// Largest packet that goes as a datagram, besides what both ends agreed on.
     cap: u64,
     arrived: Arc<Inbox>,
-    /// A packet that the socket does not take yet.
+    /// A packet that the socket does not take yet. The rate has counted it.
     held: Option<Bytes>,
+    /// The same of the flow's first one.
+    paid: bool,
     idle: Duration,
     moved: Instant,
     timer: Option<Pin<Box<Sleep>>>,
@@ -94,6 +96,7 @@ impl End {
             cap: u64::MAX,
             arrived: Arc::new(Inbox::new(&limits)),
             held: None,
+            paid: false,
             idle: idle.unwrap_or(IDLE_TIMEOUT),
             moved: Instant::now(),
             timer: None,
@@ -254,7 +257,9 @@ impl End {
         }
         let mut moved = false;
         while let Some(packet) = packets::first(flow.readable(), 0) {
-            if self.pass(cx, &packet, flow, gate).is_pending() {
+            let paid = std::mem::take(&mut self.paid);
+            if self.pass(cx, &packet, paid, flow, gate).is_pending() {
+                self.paid = true;
                 return moved;
             }
             flow.consumed(PREFIX + packet.len());
@@ -265,17 +270,17 @@ impl End {
             moved = true;
         }
         for _ in 0..PACKETS {
-            let packet = match self.held.take() {
-                Some(packet) => packet,
+            let (packet, paid) = match self.held.take() {
+                Some(packet) => (packet, true),
                 None => match self.arrived.poll_pop(cx) {
                     Poll::Ready(packet) => {
                         self.unanswered = None;
-                        packet
+                        (packet, false)
                     }
                     Poll::Pending => return moved,
                 },
             };
-            if self.pass(cx, &packet, flow, gate).is_pending() {
+            if self.pass(cx, &packet, paid, flow, gate).is_pending() {
                 self.held = Some(packet);
                 return moved;
             }
@@ -341,15 +346,17 @@ impl End {
         true
     }
 
-    /// As [`give`](Self::give), within the limits of the service's rate.
+    /// As [`give`](Self::give), within the limits of the service's rate; a packet that `paid` before has been let through. One that is
+    /// still pending has paid now.
     fn pass(
         &mut self,
         cx: &mut Context<'_>,
         packet: &[u8],
+        paid: bool,
         flow: &mut Flow,
         gate: &mut Gate,
     ) -> Poll<()> {
-        if gate.try_take(packet.len(), Instant::now()) {
+        if paid || gate.try_take(packet.len(), Instant::now()) {
             self.give(cx, packet, flow)
         } else {
             self.metrics.dropped("rate");

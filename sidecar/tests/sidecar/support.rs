@@ -309,7 +309,17 @@ impl Pod {
         }
     }
 
-    /// The address of the only mapped service, once one of its ports accepts connections.
+    /// Waits until it is ready.
+    pub(crate) async fn settled(&self) {
+        let settled = async {
+            while !self.ready.missing().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LONG, settled).await.unwrap();
+    }
+
+    /// The address of the first mapped service that accepts connections, once one does.
     pub(crate) async fn address(&mut self) -> SocketAddr {
         let listening = |states: &[MappingState]| {
             states.iter().find_map(|state| {

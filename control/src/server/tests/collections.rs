@@ -95,7 +95,7 @@ async fn a_namespace_at_a_time_and_admins_only() {
         let path = format!("/api/v1/namespaces/{namespace}/events");
         let event = json!({
             "apiVersion": "v1", "kind": "Event", "metadata": {"name": "one"},
-            "involvedObject": {"kind": "Router", "name": "r"},
+            "involvedObject": {"kind": "Router", "namespace": namespace, "name": "r"},
         });
         let made = server.call(ADMIN, "POST", &path, "application/json", event.to_string());
         made.await.expect(201);

@@ -14,6 +14,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Error, QueryBuilder, Sqlite};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::age::Old;
@@ -37,6 +38,8 @@ pub(super) struct Database {
     connection: Option<SqliteConnection>,
     /// The disk failed: what is there is looked at before it is built upon.
     verify: bool,
+    /// Whether it does not have to be.
+    sound: watch::Sender<bool>,
     /// The number that the next change gets. Goes on after a failed commit, which may turn out to be durable.
     next: Revision,
     /// Events in the database.
@@ -97,7 +100,23 @@ const CACHE: &str = "-512";
 const DURABLE: &str =
     "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0";
 
+/// How often a store whose disk has failed is looked at, if nobody writes.
+const LOOK: Duration = Duration::from_secs(1);
+
 impl Database {
+    /// Whether nothing failed that was not looked at since, followed.
+    pub(super) fn sound(&self) -> watch::Receiver<bool> {
+        self.sound.subscribe()
+    }
+
+    /// Nobody else writes; but a disk that failed is to be looked at, although nobody asks. Cancel safe.
+    pub(super) async fn told(&self) {
+        if !self.verify {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+
     pub(super) async fn apply<F>(&mut self, keys: BTreeSet<Key>, decide: F) -> Result<Batch, Failed>
     where
         F: FnOnce(Objects, Revision) -> Batch + Send,
@@ -261,6 +280,7 @@ impl Database {
                     return Err(error);
                 }
                 if std::mem::take(&mut self.verify) {
+                    self.sound.send_replace(true);
                     info!(store = %self.path.display(), "the store was opened again and is sound");
                 }
                 connection
@@ -303,6 +323,7 @@ impl Database {
                     "THE DISK FAILED under the store: nothing is acknowledged until it was opened again and found sound"
                 );
                 self.verify = true;
+                self.sound.send_replace(false);
             }
             Trouble::Other => {}
         }

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use prometheus_client::metrics::counter::Counter;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Error};
+use tokio::sync::watch;
 use tracing::{error, warn};
 
 use super::super::database::{Failed, GAPS, column};
@@ -101,6 +102,7 @@ pub(in crate::store) async fn open(
         path: path.into(),
         connection: Some(connection),
         verify: false,
+        sound: watch::Sender::new(true),
         next: state.revision.next(),
         events,
         ballast: Ballast::hold(path, ballast),
