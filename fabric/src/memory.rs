@@ -90,6 +90,8 @@ impl Level {
 /// Which bound, as its metric names it.
 const PROCESS: &str = "buffers";
 const IDENTITY: &str = "identity_buffers";
+/// The largest window of a flow, which is no bound of this one: whoever follows the flow sees that it is reached.
+const WINDOW: &str = "flow_window_max";
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing is left half changed here, so a panic elsewhere does not spoil it.
@@ -210,6 +212,9 @@ impl Buffers {
 
     /// Counts what `flow` holds, and `more` beside it; lets its windows grow only while there is room.
     pub(crate) fn follow(&mut self, flow: &mut Flow, more: usize) {
+        if flow.take_narrow() && self.level == Level::Free {
+            self.memory.metrics.hit(WINDOW);
+        }
         let held = i64::try_from(flow.stats().buffered + more).unwrap_or(i64::MAX);
         if held == self.counted {
             return;

@@ -29,8 +29,8 @@ pub use router::{
     WebServer,
 };
 pub use state::{
-    ActiveService, ClientStatus, Condition, ProviderStatus, RouterStatus, SYNCED, ServiceStatus,
-    Source,
+    ActiveService, ClientStatus, Condition, Incidents, ProviderStatus, RouterStatus, SYNCED,
+    ServiceStatus, Source,
 };
 
 /// The API group of the resources.

@@ -3,6 +3,7 @@
 //! Status is lenient. It comes from other nodes and other versions, so a null, an unknown field, a field of another type or an odd
 //! string must not make the rest unreadable: what cannot be read counts as absent, what is unknown is kept.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use keel_certs::Subject;
@@ -105,6 +106,12 @@ pub struct ActiveService {
     /// Who is attached to it, as consumer or provider.
     #[serde(deserialize_with = "lenient_list")]
     pub clients: Vec<ClientStatus>,
+    /// What became of their connections, by consumer; those with nothing to tell are left out.
+    #[serde(
+        deserialize_with = "lenient_list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub incidents: Vec<Incidents>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     #[schemars(skip)]
@@ -200,6 +207,29 @@ pub struct ClientStatus {
     /// Bytes to the client.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub bytes_out: Option<u64>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub extra: Map<String, Value>,
+}
+
+/// What became of the connections of one consumer to a service, counted since the router's process began.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+pub struct Incidents {
+    /// Path of the consumer's identity; `other` for those that are not counted apart.
+    #[serde(deserialize_with = "lenient")]
+    pub identity: String,
+    /// How often one went on over another way.
+    #[serde(deserialize_with = "lenient")]
+    pub resumes: u64,
+    /// How often sent bytes made no progress for a second; of connections that end at this router.
+    #[serde(deserialize_with = "lenient")]
+    pub stalls: u64,
+    /// How often one was cut, by reason. `LEG_LOST` is a way that was lost: its connection goes on over another one, if it can.
+    #[serde(deserialize_with = "lenient")]
+    pub resets: BTreeMap<String, u64>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     #[schemars(skip)]

@@ -107,6 +107,12 @@ impl Client {
         }
     }
 
+    /// A number that rises when the way to the APIServer has changed; `None` if that is not followed here.
+    #[must_use]
+    pub fn network_changes(&self) -> Option<Receiver<u64>> {
+        self.shared.endpoint.network_changes()
+    }
+
     /// Where the APIServer is.
     #[must_use]
     pub fn server(&self) -> &HostPort {

@@ -1,5 +1,6 @@
 //! From what the router sees to the status that everybody reads, and when it is worth a durable write.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,8 @@ use keel_fabric::wire::{Health, Protocol};
 
 use super::compile::{Following, Plan};
 use crate::api::{
-    ActiveService, ClientStatus, Condition, ProviderStatus, RouterStatus, ServiceStatus, Time,
+    ActiveService, ClientStatus, Condition, Incidents, ProviderStatus, RouterStatus, ServiceStatus,
+    Time,
 };
 
 /// Attached sidecars that a status names, of one service and in all: a status must stay far below the 1 MiB that an object may
@@ -147,8 +149,29 @@ fn active(service: &ServiceView, cluster: &ClusterName, room: &mut usize) -> Act
             .take(named)
             .map(|client| attached(client, service))
             .collect(),
+        incidents: incidents(service),
         ..ActiveService::default()
     }
+}
+
+/// A flow that ends here is counted twice, by what passes and by its end; each tells what only it knows.
+fn incidents(service: &ServiceView) -> Vec<Incidents> {
+    let mut all: BTreeMap<&str, Incidents> = BTreeMap::new();
+    for counts in &service.counts {
+        if counts.resumes == 0 && counts.stalls == 0 && counts.resets.is_empty() {
+            continue;
+        }
+        let told = all.entry(&counts.peer).or_insert_with(|| Incidents {
+            identity: counts.peer.clone(),
+            ..Incidents::default()
+        });
+        told.resumes += counts.resumes;
+        told.stalls += counts.stalls;
+        for (reason, count) in &counts.resets {
+            *told.resets.entry((*reason).to_owned()).or_default() += count;
+        }
+    }
+    all.into_values().collect()
 }
 
 fn attached(client: &ClientView, service: &ServiceView) -> ClientStatus {
@@ -276,14 +299,13 @@ fn still(status: &RouterStatus) -> RouterStatus {
     still.heartbeat_time = None;
     still.service_status = None;
     still.source = None;
-    for client in still
-        .active_services
-        .iter_mut()
-        .flat_map(|service| &mut service.clients)
-    {
-        client.current_connections = None;
-        client.bytes_in = None;
-        client.bytes_out = None;
+    for service in &mut still.active_services {
+        service.incidents.clear();
+        for client in &mut service.clients {
+            client.current_connections = None;
+            client.bytes_in = None;
+            client.bytes_out = None;
+        }
     }
     still
 }

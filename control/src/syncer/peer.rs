@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::Peer;
-use super::plan::Push;
+use super::plan::{Push, Sign};
 use super::pull::Pull;
 use super::push::Pusher;
 use super::state::{Direction, Report};
@@ -53,6 +53,8 @@ impl Exchange {
             ..
         } = self;
         let client = client.hurried_by(report.hurry());
+        let (changes, haste) = (client.network_changes(), report.clone());
+        let network = follow(changes, || haste.hurry_up(Sign::Network));
         let pull = Pull::new(peer.node, local.clone(), report.clone(), stale_after);
         let push = Pusher {
             node,
@@ -64,7 +66,15 @@ impl Exchange {
             retry: Retry::new(),
             overtake_at: Instant::now(),
         };
-        tokio::join!(pull.run(&client), push.run());
+        tokio::join!(pull.run(&client), push.run(), network);
+    }
+}
+
+/// Tells every change, as long as there can be one.
+async fn follow(changes: Option<watch::Receiver<u64>>, tell: impl Fn()) {
+    let Some(mut changes) = changes else { return };
+    while changes.changed().await.is_ok() {
+        tell();
     }
 }
 

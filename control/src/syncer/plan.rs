@@ -65,10 +65,22 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 /// Between two hurries, so that peers that come and go do not have all others dialled without end.
 const CALM: Duration = Duration::from_secs(30);
 
-/// Whether those that are away are tried again soon, because a peer that was away is heard again: most outages are of a network, and
-/// end for all of it at once. `last` is the hurry before; `away` peers are still away.
-pub(super) fn hurry(last: Option<Hurry>, away: usize, now: Instant) -> Option<Hurry> {
-    if away == 0 || last.is_some_and(|last| now < last.until + CALM) {
+/// Why those that are away may be back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// One that was away is heard again: most outages are of a network, and end for all of it at once.
+    Heard,
+    /// This node's own network has changed, which others cannot bring about.
+    Network,
+}
+
+/// Whether those that are away are tried again soon, because of a sign. `last` is the hurry before; `away` peers are still away.
+pub(super) fn hurry(sign: Sign, last: Option<Hurry>, away: usize, now: Instant) -> Option<Hurry> {
+    let calm = match sign {
+        Sign::Heard => CALM,
+        Sign::Network => Duration::ZERO,
+    };
+    if away == 0 || last.is_some_and(|last| now < last.until + calm) {
         return None;
     }
     let away = u32::try_from(away).unwrap_or(u32::MAX);
@@ -235,14 +247,21 @@ mod tests {
     #[test]
     fn who_is_away_is_tried_soon_but_not_without_end() {
         let now = Instant::now();
-        assert_eq!(hurry(None, 0, now), None);
-        let few = hurry(None, 3, now).unwrap();
+        let heard = |last, away, now| hurry(Sign::Heard, last, away, now);
+        assert_eq!(heard(None, 0, now), None);
+        let few = heard(None, 3, now).unwrap();
         assert_eq!(few.spread, Duration::from_secs(1));
-        let many = hurry(None, 500, now).unwrap();
+        let many = heard(None, 500, now).unwrap();
         assert_eq!(many.spread, Duration::from_secs(4));
         assert!(many.until > now + many.spread);
-        assert_eq!(hurry(Some(many), 400, now + Duration::from_secs(20)), None);
-        assert!(hurry(Some(many), 400, now + Duration::from_secs(40)).is_some());
+        let later = now + Duration::from_secs(20);
+        assert_eq!(heard(Some(many), 400, later), None);
+        assert!(heard(Some(many), 400, now + Duration::from_secs(40)).is_some());
+        // A cable that was out is in again.
+        let network = |away, now| hurry(Sign::Network, Some(many), away, now);
+        assert!(network(400, later).is_some());
+        assert_eq!(network(0, later), None);
+        assert_eq!(network(400, now), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Peer;
-use super::plan::hurry;
+use super::plan::{Sign, hurry};
 use crate::api::Revision;
 use crate::client::Hurry;
 
@@ -285,14 +285,21 @@ impl Report {
             state.error = state.ahead.map(ahead);
         });
         if back {
-            let states = self.metrics.states.borrow().clone();
-            let away = states.iter().filter(|state| !state.connected).count();
-            self.hurry
-                .send_if_modified(|last| match hurry(*last, away, Instant::now()) {
-                    Some(now) => last.replace(now).is_none_or(|last| last != now),
-                    None => false,
-                });
+            self.hurry_up(Sign::Heard);
         }
+    }
+
+    /// Has all that are away tried soon, if there are any.
+    pub(super) fn hurry_up(&self, sign: Sign) {
+        let away = {
+            let states = self.metrics.states.borrow();
+            states.iter().filter(|state| !state.connected).count()
+        };
+        self.hurry
+            .send_if_modified(|last| match hurry(sign, *last, away, Instant::now()) {
+                Some(now) => last.replace(now).is_none_or(|last| last != now),
+                None => false,
+            });
     }
 
     /// The exchange is broken.

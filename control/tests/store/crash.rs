@@ -167,15 +167,19 @@ fn is_held(url: &str, child: u32) -> bool {
         return true;
     }
     let inode = std::fs::metadata(url).unwrap().ino();
-    let locks = std::fs::read_to_string("/proc/locks").unwrap();
-    // `1: POSIX  ADVISORY  READ  <process> <device>:<inode> <first> <last>`
-    locks.lines().any(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        words.get(4) == Some(&child.to_string().as_str())
-            && words
-                .get(5)
-                .is_some_and(|file| file.ends_with(&format!(":{inode}")))
-    })
+    let listed = || {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        // `1: POSIX  ADVISORY  READ  <process> <device>:<inode> <first> <last>`
+        locks.lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.get(4) == Some(&child.to_string().as_str())
+                && words
+                    .get(5)
+                    .is_some_and(|file| file.ends_with(&format!(":{inode}")))
+        })
+    };
+    // The kernel tells the list page by page, and of one that changes meanwhile it may leave a line out.
+    (0..20).any(|_| listed())
 }
 
 /// Reads what the child acknowledges and kills it when it has lived for so long behind the first.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::local::is_in_order;
-use super::{Flow, Header, Leg, Outbox, State};
+use super::{Flow, Header, Leg, Outbox, State, TERMINATOR_GRACE};
 use crate::wire::{AbortCode, Frame, Generation, GoneCode, Open, Resume, Role, VERSION};
 
 impl Flow {
@@ -61,13 +61,20 @@ impl Flow {
                 return None;
             }
             if std::mem::take(&mut self.outbox.accept) {
-                return Some(Frame::Accept {
-                    limit: self.recv.grant(),
-                    max_datagram: self.max_datagram,
-                });
+                let limit = self.recv.grant();
+                return Some(self.accept_frame(limit));
             }
         }
         self.flowing(now)
+    }
+
+    fn accept_frame(&self, limit: u64) -> Frame {
+        let window = self.limits.resume_window.saturating_sub(TERMINATOR_GRACE);
+        Frame::Accept {
+            limit,
+            max_datagram: self.max_datagram,
+            window: Some(window.as_millis() as u64),
+        }
     }
 
     /// Frames of a leg that is up.
@@ -92,10 +99,7 @@ impl Flow {
     fn abort_frame(&mut self, now: Instant) -> Option<Frame> {
         if self.leg == Leg::Up && (self.role == Role::Initiator || self.accepted) {
             if std::mem::take(&mut self.outbox.accept) {
-                return Some(Frame::Accept {
-                    limit: self.recv.limit(),
-                    max_datagram: self.max_datagram,
-                });
+                return Some(self.accept_frame(self.recv.limit()));
             }
             if let Some((offset, bytes)) = self.send.next_data() {
                 return Some(Frame::Data { offset, bytes });

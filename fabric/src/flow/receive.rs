@@ -8,6 +8,12 @@ use super::{Flow, Leg, Outbox, Owed, State, Violation};
 use crate::wire::{AbortCode, Frame, Generation, GoneCode, Proof, RefuseCode, Role};
 
 impl Flow {
+    /// Whether [`FlowLimits::max_window`](super::FlowLimits::max_window) held the other end back, though the application here keeps
+    /// up. Said once.
+    pub(crate) fn take_narrow(&mut self) -> bool {
+        self.recv.take_narrow()
+    }
+
     /// Takes a frame of the leg with this generation. Frames of a leg that was fenced, lost or is over are ignored.
     ///
     /// # Errors
@@ -49,8 +55,9 @@ impl Flow {
             Frame::Accept {
                 limit,
                 max_datagram,
+                window,
             } if initiator && up && !self.accepted => {
-                self.accept_received(limit, max_datagram);
+                self.accept_received(limit, max_datagram, window);
                 Ok(())
             }
             Frame::Refuse { code, text } if initiator && up && !self.accepted => {
@@ -158,8 +165,13 @@ impl Flow {
                 .accepts(proof, self.id, generation, Role::Terminator)
     }
 
-    fn accept_received(&mut self, limit: u64, max_datagram: u64) {
+    fn accept_received(&mut self, limit: u64, max_datagram: u64, window: Option<u64>) {
         self.accepted = true;
+        if let Some(window) = window {
+            // There is nothing to come back for after that.
+            let window = Duration::from_millis(window);
+            self.limits.resume_window = self.limits.resume_window.min(window);
+        }
         self.max_datagram = self.max_datagram.min(max_datagram);
         self.send.raise(limit);
         if !self.is_kept() {

@@ -24,6 +24,7 @@ pub(crate) struct RecvHalf {
     max: usize,
     /// The other end used up its credit, so the window may be too small.
     starved: bool,
+    narrow: Narrow,
     /// Whether the other end is told what is owned, and not only of credit and of the FIN.
     acks: bool,
     ack: AckWhen,
@@ -34,6 +35,14 @@ enum AckWhen {
     Idle,
     At(Instant),
     Now,
+}
+
+/// Whether the largest window held the other end back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Narrow {
+    No,
+    Due,
+    Told,
 }
 
 impl RecvHalf {
@@ -49,6 +58,7 @@ impl RecvHalf {
             window: window.min(max),
             max,
             starved: false,
+            narrow: Narrow::No,
             acks,
             ack: AckWhen::Idle,
         }
@@ -123,8 +133,20 @@ impl RecvHalf {
         if self.starved && self.queue.is_empty() {
             // The application keeps up and the sender ran dry: the window is what limits the rate.
             self.starved = false;
+            if self.window == self.max && self.narrow == Narrow::No {
+                self.narrow = Narrow::Due;
+            }
             self.window = self.window.saturating_mul(2).min(self.max);
         }
+    }
+
+    /// Whether the largest window held the other end back. Said once.
+    pub(crate) fn take_narrow(&mut self) -> bool {
+        let due = self.narrow == Narrow::Due;
+        if due {
+            self.narrow = Narrow::Told;
+        }
+        due
     }
 
     /// What has arrived and is not taken stays; it keeps nothing else.

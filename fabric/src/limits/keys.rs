@@ -198,7 +198,7 @@ keys! {
     "associations" Count consumer.associations [1, 65_536] "associations" "UDP associations of one port of a mapped service; the idlest one makes room";
     "associationsPerClient" Count consumer.associations_per_client [1, 65_536] "associations_per_client" "UDP associations of one client's address at one port";
     "flowWindow" Bytes flow.window [64 * KIB, 16 * MIB] "" "credit and replay of one flow at its start";
-    "flowWindowMax" Bytes flow.max_window [64 * KIB, 16 * MIB] "" "credit and replay to which a flow may grow";
+    "flowWindowMax" Bytes flow.max_window [64 * KIB, 16 * MIB] "flow_window_max" "credit and replay to which a flow may grow; a hit is a flow whose reader keeps up and could have more";
     "connectionWindow" Bytes windows.connection [MIB, 256 * MIB] "connection_window" "bytes of one connection on their way to this process, and up to 64MiB on their way from it; at a router the third connection of an identity has a quarter of it, the fourth a ninth, and so on down to 1 MiB";
     "incomingBuffer" Bytes windows.incoming [64 * KIB, GIB] "" "bytes of packets of peers whose handshake waits; more are lost, as on the way";
     "queuedPackets" Count windows.packets [1, 65_536] "queued_packets" "UDP packets of one association that wait to leave on one connection; more are dropped as `queue`";

@@ -152,7 +152,8 @@ impl Endpoint {
 
     /// A number that rises when the way to a peer that was dialled has changed; `None` if this endpoint does not follow
     /// the network.
-    pub(crate) fn network_changes(&self) -> Option<watch::Receiver<u64>> {
+    #[must_use]
+    pub fn network_changes(&self) -> Option<watch::Receiver<u64>> {
         self.inner.following.as_ref().map(Following::changes)
     }
 

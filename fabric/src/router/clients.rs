@@ -13,7 +13,7 @@ use super::view::{ClientView, ProviderView, Role, RouterView, ServiceView, Total
 use crate::meter::{Meter, Passing};
 use crate::metrics::{DirectionLabels, FabricMetrics};
 use crate::quic::Connection;
-use crate::series::At;
+use crate::series::{At, PairCounts};
 
 /// One connection.
 #[derive(Debug)]
@@ -228,9 +228,16 @@ impl Clients {
                 });
             }
         }
+        let mut counts: BTreeMap<String, Vec<PairCounts>> = BTreeMap::new();
+        for pair in self.metrics.pairs.counts() {
+            if matches!(pair.role, "router" | "provider") {
+                counts.entry(pair.service.clone()).or_default().push(pair);
+            }
+        }
         let services = providers
             .into_iter()
             .map(|(key, providers)| {
+                let counted = At(&key.service, key.port, key.protocol).to_string();
                 let mut clients = clients.remove(key).unwrap_or_default();
                 clients.sort_by(|a, b| {
                     (&a.identity, a.role, a.remote).cmp(&(&b.identity, b.role, b.remote))
@@ -248,6 +255,7 @@ impl Clients {
                         })
                         .collect(),
                     clients,
+                    counts: counts.remove(&counted).unwrap_or_default(),
                 }
             })
             .collect();

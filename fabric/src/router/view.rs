@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use keel_certs::{ServiceId, Subject};
 
+use crate::series::PairCounts;
 use crate::wire::{Offer, Protocol};
 
 /// What can be reached at a router now, and who uses it.
@@ -54,6 +55,8 @@ pub struct ServiceView {
     pub providers: Vec<ProviderView>,
     /// Who is connected for it, consumers and providers, sorted by identity and address.
     pub clients: Vec<ClientView>,
+    /// What was counted for it, by consumer: of legs that pass (`router`), and of flows that end here (`provider`).
+    pub counts: Vec<PairCounts>,
 }
 
 /// A provider of a service.

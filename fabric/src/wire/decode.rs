@@ -236,6 +236,10 @@ fn parse(kind: u64, body: &[u8]) -> Result<Frame, WireError> {
             Ok(Frame::Accept {
                 limit: body.number("limit")?,
                 max_datagram: body.number("max_datagram")?,
+                window: match body.fields.is_empty() {
+                    true => None,
+                    false => Some(body.number("window")?),
+                },
             })
         }
         kind::REFUSE => {

@@ -6,7 +6,7 @@
 //! | type | frame | body |
 //! |---|---|---|
 //! | 1 | OPEN | v version, 16 flow, v generation, 32 secret, t service, v port, v protocol, t provider, v limit, v max_datagram, v hops, v flags, t from, the rest |
-//! | 2 | ACCEPT | v limit, v max_datagram |
+//! | 2 | ACCEPT | v limit, v max_datagram, v window (absent: not told) |
 //! | 3 | REFUSE | v code, t text |
 //! | 4 | RESUME | v version, 16 flow, v generation, t service, v port, t provider, v recv, v limit, 32 proof, t from, v protocol (absent: TCP), the rest |
 //! | 5 | RESUMED | v generation, v recv, v limit, 32 proof, v age (absent: the flow is known) |
@@ -36,6 +36,8 @@ pub enum Frame {
         limit: u64,
         /// Largest datagram payload both ends can use; 0 for none.
         max_datagram: u64,
+        /// For how many milliseconds the terminator keeps the flow without a leg, beside its grace.
+        window: Option<u64>,
     },
     /// The flow was refused and nothing was delivered.
     Refuse {
@@ -252,7 +254,13 @@ impl Frame {
             Self::Accept {
                 limit,
                 max_datagram,
+                window: None,
             } => numbers(kind::ACCEPT, &[*limit, *max_datagram], out),
+            Self::Accept {
+                limit,
+                max_datagram,
+                window: Some(window),
+            } => numbers(kind::ACCEPT, &[*limit, *max_datagram, *window], out),
             Self::Refuse { code, text } => put(kind::REFUSE, out, |body| {
                 varint::write(code.to_wire(), body);
                 write_text(varint::clip(text, MAX_TEXT), body);

@@ -329,10 +329,13 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             Golden::Frame(frame) => frame,
             Golden::Message(_) => Frame::Ping,
         }),
-        (number(), number()).prop_map(|(limit, max_datagram)| Frame::Accept {
-            limit,
-            max_datagram
-        }),
+        (number(), number(), proptest::option::of(number())).prop_map(
+            |(limit, max_datagram, window)| Frame::Accept {
+                limit,
+                max_datagram,
+                window
+            }
+        ),
         (number(), number()).prop_map(|(recv, limit)| Frame::Ack { recv, limit }),
         (number(), 1usize..2000).prop_map(|(offset, len)| Frame::Data {
             offset: offset / 2,

@@ -202,11 +202,34 @@ async fn header_size() {
 #[tokio::test]
 async fn hops() {
     let mut world = World::new();
-    world.router_limits.hops = 0;
+    world.router_limits.hops = 1;
     let router = world.router("r").await;
     let backend = Backend::echo().await;
     let (_provider, target) = world.echo(&router, backend.addr).await;
-    assert_eq!(refusal(&world, &target).await, RefuseCode::TooManyHops);
+    let connection = connect(&router, &world.fabric.pod("a", "default", "c")).await;
+    let _control = silent(&connection).await;
+    let send = async |hops| {
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        let open = Open {
+            hops,
+            ..headers::open(&target)
+        };
+        send.write_all(&bytes(&Frame::Open(Box::new(open))))
+            .await
+            .unwrap();
+        let answer = soon(recv.read_chunk(1000)).await.unwrap().unwrap();
+        let mut decoder = Decoder::new();
+        decoder.push(answer);
+        decoder.next().unwrap().unwrap()
+    };
+    assert!(matches!(send(0).await, Frame::Accept { .. }));
+    assert_eq!(hits(&world), []);
+    let refused = send(1).await;
+    let code = RefuseCode::TooManyHops;
+    assert!(
+        matches!(&refused, Frame::Refuse { code: found, .. } if *found == code),
+        "{refused:?}"
+    );
     only(&world, "hops", 1).await;
 }
 

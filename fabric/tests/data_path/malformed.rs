@@ -165,6 +165,7 @@ fn cases() -> Vec<Case> {
         Frame::Accept {
             limit: 1,
             max_datagram: 0,
+            window: None,
         },
         Frame::Refuse {
             code: RefuseCode::Limit,

@@ -123,6 +123,7 @@ async fn cut_short(puppet: &Puppet, accept: bool) -> (Connection, Vec<(SendStrea
         let frame = Frame::Accept {
             limit,
             max_datagram,
+            window: None,
         };
         send.write_all(&bytes(&frame)).await.unwrap();
     }

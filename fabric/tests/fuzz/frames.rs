@@ -116,6 +116,7 @@ impl End {
         let accept = Frame::Accept {
             limit: 4096,
             max_datagram: 0,
+            window: None,
         };
         match seed % 5 {
             0 => {

@@ -128,6 +128,7 @@ impl Mutator {
             0 => Frame::Accept {
                 limit: self.number(),
                 max_datagram: self.number(),
+                window: (self.random.below(2) == 0).then(|| self.number()),
             },
             1 => Frame::Refuse {
                 code: RefuseCode::from_wire(self.random.below(16)),

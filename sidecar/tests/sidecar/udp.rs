@@ -105,6 +105,37 @@ async fn the_first_packet_waits_for_a_provider() {
 }
 
 #[tokio::test]
+async fn so_many_packets_wait_for_a_provider_and_no_more() {
+    let limits = [
+        (48, 3, 1 << 20, "waiting_packets"),
+        (49, 100, 1000, "waiting_packet_bytes"),
+    ];
+    for (place, packets, bytes, limit) in limits {
+        let (node, mut tasks) = (Node::start("a").await, JoinSet::new());
+        let (udp, _) = mirror(&mut tasks).await;
+        let mut config = node.pod("app-0");
+        (config.ip_range, config.connect_timeout) = (range(place), LONG);
+        config.limits.flow.packets = packets;
+        config.limits.flow.packet_bytes = bytes;
+        let mut consumer = Pod::start(config, "ntp:5123/udp", "").await;
+        let client = client(consumer.address().await).await;
+        for number in 0..5 {
+            client.send(&[number; 300]).await.unwrap();
+        }
+        let name = format!("keel_fabric_limit_hit_total{{name=\"{limit}\"}}");
+        let dropped = async { while count(&consumer, &name).await < 2 {} };
+        timeout(LONG, dropped).await.unwrap();
+        let _provider = Pod::start(node.pod("ntp-0"), "", &format!("ntp:5123/udp={udp}")).await;
+        for number in 0..3 {
+            let mut buffer = [9; 300];
+            let answer = timeout(LONG, client.recv(&mut buffer)).await.unwrap();
+            assert_eq!((answer.unwrap(), buffer[0]), (300, number));
+        }
+        assert_eq!(count(&consumer, &name).await, 2);
+    }
+}
+
+#[tokio::test]
 async fn the_idlest_association_makes_room_for_a_new_one() {
     let (node, mut tasks) = (Node::start("a").await, JoinSet::new());
     let (udp, sources) = mirror(&mut tasks).await;
@@ -168,7 +199,12 @@ async fn all_clients_of_a_port_share_its_associations() {
 /// How often this limit was hit.
 async fn hits(pod: &Pod, limit: &str) -> u64 {
     let name = format!("keel_sidecar_limit_hit_total{{name=\"{limit}\"}}");
-    let lines = pod.series(&name).await;
+    count(pod, &name).await
+}
+
+/// A counter, which is not shown before it has counted.
+async fn count(pod: &Pod, name: &str) -> u64 {
+    let lines = pod.series(name).await;
     lines
         .first()
         .map_or(0, |line| line[name.len()..].trim().parse().unwrap())

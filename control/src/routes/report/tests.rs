@@ -1,3 +1,4 @@
+use keel_fabric::metrics::PairCounts;
 use keel_fabric::router::{ProviderView, Totals};
 use keel_fabric::wire::{Health, Offer};
 
@@ -30,6 +31,10 @@ fn view() -> RouterView {
                 bytes_in: 10,
                 bytes_out: 20,
             }],
+            counts: vec![
+                counts("router", 2, 0, &[]),
+                counts("provider", 0, 3, &[("BACKEND_RESET", 1)]),
+            ],
         }],
         totals: Totals {
             clients: 1,
@@ -37,6 +42,27 @@ fn view() -> RouterView {
             bytes_in: 10,
             bytes_out: 20,
         },
+    }
+}
+
+fn counts(
+    role: &'static str,
+    resumes: u64,
+    stalls: u64,
+    resets: &[(&'static str, u64)],
+) -> PairCounts {
+    PairCounts {
+        role,
+        service: "mysql.default:3306".to_owned(),
+        peer: "/node/a/ns/default/pod/app".to_owned(),
+        active: 2,
+        started: 4,
+        bytes_up: 10,
+        bytes_down: 20,
+        resumes,
+        stalls,
+        stalled: Duration::from_secs(stalls),
+        resets: resets.iter().copied().collect(),
     }
 }
 
@@ -71,6 +97,10 @@ fn a_status_says_what_consumers_need() {
         "/node/b/ns/default/pod/db-0"
     );
     assert_eq!(service["clients"][0]["id"], "app-mysql");
+    let incidents = serde_json::json!([{
+        "identity": "/node/a/ns/default/pod/app", "resumes": 2, "stalls": 3, "resets": {"BACKEND_RESET": 1},
+    }]);
+    assert_eq!(service["incidents"], incidents);
     assert_eq!(text["conditions"][0]["type"], "Ready");
     assert_eq!(text["conditions"][0]["status"], "True");
     assert_eq!(text["serviceStatus"]["uptime"], "12s");
@@ -116,6 +146,7 @@ fn counters_and_heartbeat_tick_and_everything_else_is_state() {
     let first = status(&view(), &context, None, at(12));
     let mut busier = view();
     busier.services[0].clients[0].bytes_in = 99;
+    busier.services[0].counts[0].resumes = 3;
     busier.totals.connections = 7;
     let second = status(&busier, &context, Some(&first), at(50));
     assert_ne!(first, second);
@@ -180,6 +211,7 @@ fn ports_are_those_of_the_router_and_of_the_backend() {
             protocol,
             providers: Vec::new(),
             clients: Vec::new(),
+            counts: Vec::new(),
         });
     }
     let status = status(&view, &context(spec), None, at(12));

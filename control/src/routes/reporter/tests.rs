@@ -41,6 +41,7 @@ fn view(connections: u64, services: &[&str]) -> Arc<RouterView> {
                 protocol: keel_fabric::wire::Protocol::Tcp,
                 providers: Vec::new(),
                 clients: Vec::new(),
+                counts: Vec::new(),
             })
             .collect(),
         totals: Totals {

@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
 
-use super::super::plan::hurry;
+use super::super::plan::{Sign, hurry};
 use crate::api::{Revision, Router, RouterStatus, Source};
 use crate::client::Hurry;
 use counts::Counts;
@@ -340,7 +340,7 @@ impl World {
         let now = self.instant();
         let node = &mut self.nodes[usize::from(from)];
         node.away -= 1;
-        let Some(new) = hurry(node.hurry, node.away, now) else {
+        let Some(new) = hurry(Sign::Heard, node.hurry, node.away, now) else {
             return;
         };
         node.hurry = Some(new);

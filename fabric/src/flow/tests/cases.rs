@@ -156,6 +156,7 @@ fn impossible_numbers_abort_the_flow_at_both_ends() {
         Frame::Accept {
             limit: 0,
             max_datagram: 0,
+            window: None,
         },
         Frame::Open(Box::new(other_open())),
     ];

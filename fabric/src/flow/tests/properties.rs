@@ -94,7 +94,7 @@ fn planted_bugs_are_caught() {
         (Bug::LostFin, &["I7"]),
         (
             Bug::StaleGenerationAccepted,
-            &["expected", "I3", "acknowledged", "unexpected", "I5"],
+            &["I3", "I5", "bytes at offset", "which is outside of"],
         ),
         (Bug::DoubleDial, &["I8"]),
         (Bug::CutTakenForEnd, &["I2"]),

@@ -440,6 +440,8 @@ fn a_flow_that_one_end_does_not_keep_goes_on_only_if_nothing_was_on_its_way() {
     for lost in [false, true] {
         let mut pair = Pair::new();
         pair.exchange_first(limits);
+        // An earlier version does not tell, or does not hear it.
+        pair.consumer.limits = FlowLimits::default();
         pair.provider().write(Bytes::from_static(b"bytes"));
         if lost {
             let now = pair.now;
@@ -455,5 +457,29 @@ fn a_flow_that_one_end_does_not_keep_goes_on_only_if_nothing_was_on_its_way() {
         let attached = pair.provider().attach(&resume, now);
         let expected = if lost { Err(GoneCode::Expired) } else { Ok(()) };
         assert_eq!(attached, expected);
+    }
+}
+
+#[test]
+fn the_shorter_window_of_both_ends_is_that_of_both() {
+    for (own, other, until) in [(60, 600, 60), (600, 60, 60), (60, 0, 0)] {
+        let limits = |seconds| FlowLimits {
+            resume_window: Duration::from_secs(seconds),
+            ..FlowLimits::default()
+        };
+        let mut pair = Pair::with(limits(own));
+        pair.exchange_first(limits(other));
+        pair.consumer.write(Bytes::from_static(b"bytes"));
+        pair.consumer.transmit(Generation(1), pair.now);
+        let kept = usize::from(until > 0) * 5;
+        assert_eq!(pair.consumer.stats().buffered, kept);
+        pair.consumer.leg_lost(Generation(1), pair.now);
+        let expected = match until {
+            0 => State::Aborted(AbortCode::WindowExpired),
+            seconds => State::Detached {
+                until: pair.now + Duration::from_secs(seconds),
+            },
+        };
+        assert_eq!(*pair.consumer.state(), expected);
     }
 }

@@ -35,6 +35,7 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
             F(Frame::Accept {
                 limit: 262_144,
                 max_datagram: 0,
+                window: None,
             }),
         ),
         (
@@ -205,6 +206,14 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
                 protocol: Protocol::Udp,
                 rest: Bytes::from_static(&[0xff; 3]),
             }))),
+        ),
+        (
+            "ACCEPT with a window",
+            F(Frame::Accept {
+                limit: 262_144,
+                max_datagram: 0,
+                window: Some(30_000),
+            }),
         ),
     ]
 }
