@@ -25,6 +25,11 @@ pub fn chain(error: &dyn Error) -> String {
 #[error("{0}")]
 pub struct Usage(pub String);
 
+/// A signal came before a command had its answer: exit code 130, without a word.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,12 +10,12 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::errors::{Usage, chain};
+use crate::errors::{Interrupted, Usage, chain};
 use crate::settings::environment::variable;
 use crate::settings::{Machine, NodeFlags, NodeSettings, SidecarFlags, SidecarSettings};
 use crate::telemetry::{self, LogSettings};
 
-/// Ended by a second signal, as a shell would report it.
+/// Ended by a signal, as a shell would report it.
 const KILLED: u8 = 130;
 
 /// A signal this soon after the first is its echo: `timeout` and shells signal the process and then its whole group.
@@ -126,6 +126,18 @@ where
     code
 }
 
+/// Runs a command that only asks, and has nothing to put in order: the first signal ends it.
+pub fn command<R>(main: impl FnOnce() -> R) -> ExitCode
+where
+    R: Future<Output = anyhow::Result<()>>,
+{
+    run(1, |stop| async move {
+        let main = std::pin::pin!(main());
+        let outcome = stop.run_until_cancelled(main).await;
+        outcome.unwrap_or_else(|| Err(Interrupted.into()))
+    })
+}
+
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -167,6 +179,9 @@ pub(crate) fn show(text: &str) {
 
 /// Prints an error once, with its causes, and gives the exit code that belongs to it.
 pub fn report(error: &anyhow::Error) -> ExitCode {
+    if error.is::<Interrupted>() {
+        return ExitCode::from(KILLED);
+    }
     say(&format!("error: {}", chain(error.as_ref())));
     match error.chain().any(<dyn std::error::Error>::is::<Usage>) {
         true => ExitCode::from(2),

@@ -80,11 +80,24 @@ struct Streak {
     /// Ejections in a row.
     ejections: u32,
     until: Option<Instant>,
+    /// When it was ejected last.
+    at: Option<Instant>,
 }
 
 impl Streak {
-    /// Counts a failure; returns for how long the provider is ejected now, if it is. `luck` is from 0 to 1.
-    fn failed(&mut self, failures: u32, now: Instant, luck: f64) -> Option<Duration> {
+    /// Counts a failure of a connection that was opened at `asked`; returns for how long the provider is ejected now, if it is.
+    /// `luck` is from 0 to 1.
+    fn failed(
+        &mut self,
+        failures: u32,
+        asked: Instant,
+        now: Instant,
+        luck: f64,
+    ) -> Option<Duration> {
+        if self.at.is_some_and(|at| asked <= at) {
+            // It was under way with those that have had the provider ejected, and says nothing new.
+            return None;
+        }
         self.failures = self.failures.saturating_add(failures);
         if self.failures < FAILURES {
             return None;
@@ -92,6 +105,7 @@ impl Streak {
         let doubled = EJECTED.0.saturating_mul(1 << self.ejections.min(16));
         let pause = doubled.min(EJECTED.1).mul_f64(1.0 - JITTER * luck);
         self.ejections += 1;
+        self.at = Some(now);
         self.until = Some(now + pause);
         Some(pause)
     }
@@ -173,11 +187,12 @@ impl Endpoints {
         }
     }
 
-    /// The provider did not take a connection. Returns for how long it is ejected, if it is from now on.
+    /// The provider did not take a connection that was opened at `asked`. Returns for how long it is ejected, if it is from now on.
     pub(crate) fn failed(
         &self,
         key: &PortKey,
         provider: &Subject,
+        asked: Instant,
         failure: Failure,
     ) -> Option<Duration> {
         let mut all = self.known();
@@ -187,7 +202,7 @@ impl Endpoints {
             Failure::Refused => 1,
             Failure::Silent => FAILURES,
         };
-        known.streak.failed(failures, now, rand::random())
+        known.streak.failed(failures, asked, now, rand::random())
     }
 
     /// The router was not reached, or takes nothing new.

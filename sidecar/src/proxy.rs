@@ -282,7 +282,12 @@ impl<'a> Opening<'a> {
             Err(error) => {
                 let Wanted { target, port, .. } = wanted;
                 tracing::debug!(service = %target, port, %error, "no router reached, trying another way");
-                self.unreachable = Some(OpenError::NoRouter(error));
+                let error = OpenError::NoRouter(error);
+                if Instant::now() >= self.deadline {
+                    // What is still being dialled is not known to be away: it would be tried again without end.
+                    return Err(Unserved::Open(error));
+                }
+                self.unreachable = Some(error);
                 Ok(None)
             }
         }
@@ -401,7 +406,7 @@ fn note(
         None => Some(Failure::Silent),
     };
     let Some(failure) = failure else { return };
-    if let Some(pause) = proxy.endpoints.failed(key, &way.provider, failure) {
+    if let Some(pause) = proxy.endpoints.failed(key, &way.provider, asked, failure) {
         proxy.metrics.ejections.inc();
         tracing::warn!(service = %key.service, port = key.port, provider = %way.provider, ?pause, "provider fails and is tried last");
     }

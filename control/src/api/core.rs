@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::kind::{About, Column, Names, Scope, Typed};
 use super::meta::{ObjectMeta, Time};
 use super::metadata::check_key;
-use super::protobuf::METADATA;
+use super::protobuf::{Content, Field, METADATA, Message};
 use super::validate::FieldError;
 
 /// A namespace of services, for its labels and annotations.
@@ -59,7 +59,14 @@ impl Typed for Namespace {
         phase: Some("Active"),
         name_label: Some("kubernetes.io/metadata.name"),
         fields: &["status.phase"],
-        protobuf: Some(&[METADATA]),
+        protobuf: Some(&[
+            METADATA,
+            Field(
+                2,
+                "spec",
+                Content::Message(&[Field(1, "finalizers", Content::Texts)]),
+            ),
+        ]),
         columns: &[
             Column::new("Name", "string", ".metadata.name", "Name of the namespace."),
             Column::new(
@@ -78,6 +85,25 @@ impl Typed for Namespace {
         ..About::PLAIN
     };
 }
+
+/// What events consist of, in Kubernetes' binary encoding.
+pub(super) const REFERENCE: Message = &[
+    Field(1, "kind", Content::Text),
+    Field(2, "namespace", Content::Text),
+    Field(3, "name", Content::Text),
+    Field(4, "uid", Content::Text),
+    Field(5, "apiVersion", Content::Text),
+    Field(6, "resourceVersion", Content::Text),
+    Field(7, "fieldPath", Content::Text),
+];
+pub(super) const SOURCE: Message = &[
+    Field(1, "component", Content::Text),
+    Field(2, "host", Content::Text),
+];
+pub(super) const SERIES: Message = &[
+    Field(1, "count", Content::Number),
+    Field(2, "lastObservedTime", Content::MicroTime),
+];
 
 /// Something that happened to an object.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -197,6 +223,23 @@ impl Typed for Event {
             "type",
         ],
         places: &[("source", "source.component|reportingComponent")],
+        protobuf: Some(&[
+            METADATA,
+            Field(2, "involvedObject", Content::Message(REFERENCE)),
+            Field(3, "reason", Content::Text),
+            Field(4, "message", Content::Text),
+            Field(5, "source", Content::Message(SOURCE)),
+            Field(6, "firstTimestamp", Content::Time),
+            Field(7, "lastTimestamp", Content::Time),
+            Field(8, "count", Content::Number),
+            Field(9, "type", Content::Text),
+            Field(10, "eventTime", Content::MicroTime),
+            Field(11, "series", Content::Message(SERIES)),
+            Field(12, "action", Content::Text),
+            Field(13, "related", Content::Message(REFERENCE)),
+            Field(14, "reportingComponent", Content::Text),
+            Field(15, "reportingInstance", Content::Text),
+        ]),
         columns: &[
             Column::new("Name", "string", ".metadata.name", "Name of the event.").wide(),
             Column::new(

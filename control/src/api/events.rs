@@ -4,9 +4,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::core::{EventSource, ObjectReference, Told};
+use super::core::{EventSource, ObjectReference, REFERENCE, SERIES, SOURCE, Told};
 use super::kind::{About, Column, Scope, Typed, Words};
 use super::meta::{ObjectMeta, Time};
+use super::protobuf::{Content, Field, METADATA};
 use super::validate::FieldError;
 
 /// Something that happened to an object; the same as an event of `v1`, in other words.
@@ -99,6 +100,23 @@ impl Typed for Event {
             "reportingController",
             "type",
         ],
+        protobuf: Some(&[
+            METADATA,
+            Field(2, "eventTime", Content::MicroTime),
+            Field(3, "series", Content::Message(SERIES)),
+            Field(4, "reportingController", Content::Text),
+            Field(5, "reportingInstance", Content::Text),
+            Field(6, "action", Content::Text),
+            Field(7, "reason", Content::Text),
+            Field(8, "regarding", Content::Message(REFERENCE)),
+            Field(9, "related", Content::Message(REFERENCE)),
+            Field(10, "note", Content::Text),
+            Field(11, "type", Content::Text),
+            Field(12, "deprecatedSource", Content::Message(SOURCE)),
+            Field(13, "deprecatedFirstTimestamp", Content::Time),
+            Field(14, "deprecatedLastTimestamp", Content::Time),
+            Field(15, "deprecatedCount", Content::Number),
+        ]),
         columns: &[
             Column::new("Name", "string", ".metadata.name", "Name of the event.").wide(),
             Column::new(

@@ -4,6 +4,7 @@
 //! is described; fields that are not described are skipped, as protobuf has it.
 
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
 
 /// What every body begins with.
 const MAGIC: &[u8] = b"k8s\0";
@@ -18,15 +19,23 @@ pub(crate) struct Field(pub(crate) u64, pub(crate) &'static str, pub(crate) Cont
 /// What a field holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Content {
+    Bool,
     /// Text by text.
     Labels,
     Message(Message),
-    Text,
     /// A field that may come several times: a list.
+    Messages(Message),
+    /// Kubernetes' `MicroTime`.
+    MicroTime,
+    Number,
+    Text,
+    /// As [`Content::Messages`].
     Texts,
+    /// Kubernetes' `Time`.
+    Time,
 }
 
-use Content::{Labels, Text, Texts};
+use Content::{Bool, Labels, MicroTime, Number, Text, Texts, Time};
 
 /// Kubernetes' `ObjectMeta`, as far as clients may say it.
 pub(crate) const METADATA: Field = Field(
@@ -40,9 +49,24 @@ pub(crate) const METADATA: Field = Field(
         Field(6, "resourceVersion", Text),
         Field(11, "labels", Labels),
         Field(12, "annotations", Labels),
+        Field(
+            13,
+            "ownerReferences",
+            Content::Messages(&[
+                Field(1, "kind", Text),
+                Field(3, "name", Text),
+                Field(4, "uid", Text),
+                Field(5, "apiVersion", Text),
+                Field(6, "controller", Bool),
+                Field(7, "blockOwnerDeletion", Bool),
+            ]),
+        ),
         Field(14, "finalizers", Texts),
     ]),
 );
+
+/// Both of Kubernetes' times.
+const MOMENT: Message = &[Field(1, "seconds", Number), Field(2, "nanos", Number)];
 
 const ENVELOPE: Message = &[
     Field(
@@ -84,8 +108,9 @@ pub(crate) fn parse(bytes: &[u8], message: Message) -> Result<Value, &'static st
 /// What a field holds on the wire.
 enum Wire<'a> {
     Bytes(&'a [u8]),
-    /// A number of any size; none of the described fields is one.
-    Number,
+    Number(u64),
+    /// A number of a fixed size; none of the described fields is one.
+    Fixed,
 }
 
 /// Reads one message. Messages nest as deep as their descriptions, which are not recursive.
@@ -95,21 +120,33 @@ fn read(mut bytes: &[u8], message: Message) -> Result<Value, &'static str> {
         let Some(Field(_, name, content)) = message.iter().find(|field| field.0 == number) else {
             continue;
         };
-        let Wire::Bytes(bytes) = wire else {
-            return Err("a field has another type");
+        let bytes = match (wire, content) {
+            (Wire::Number(number), Bool) => {
+                object.insert((*name).into(), (number != 0).into());
+                continue;
+            }
+            (Wire::Number(number), Number) => {
+                object.insert((*name).into(), number.cast_signed().into());
+                continue;
+            }
+            (Wire::Bytes(bytes), content) if !matches!(content, Bool | Number) => bytes,
+            _ => return Err("a field has another type"),
         };
         match content {
+            // Told above.
+            Bool | Number => {}
             Text => {
                 object.insert((*name).into(), utf8(bytes)?.into());
             }
-            Texts => {
-                let list = object
-                    .entry(*name)
-                    .or_insert_with(|| Value::Array(Vec::new()));
-                if let Value::Array(list) = list {
-                    list.push(utf8(bytes)?.into());
+            Time | MicroTime => {
+                let moment = read(bytes, MOMENT)?;
+                // No time at all is an empty one.
+                if let Some(text) = moment_text(&moment, matches!(content, MicroTime))? {
+                    object.insert((*name).into(), text.into());
                 }
             }
+            Texts => append(&mut object, name, utf8(bytes)?.into()),
+            Content::Messages(inner) => append(&mut object, name, read(bytes, inner)?),
             Labels => {
                 let entry = read(bytes, &[Field(1, "key", Text), Field(2, "value", Text)])?;
                 let map = object
@@ -126,6 +163,40 @@ fn read(mut bytes: &[u8], message: Message) -> Result<Value, &'static str> {
     Ok(Value::Object(object))
 }
 
+fn append(object: &mut Map<String, Value>, name: &str, item: Value) {
+    let list = object
+        .entry(name)
+        .or_insert_with(|| Value::Array(Vec::new()));
+    if let Value::Array(list) = list {
+        list.push(item);
+    }
+}
+
+/// As Kubernetes writes it in JSON: to the second, or to the microsecond.
+fn moment_text(moment: &Value, micro: bool) -> Result<Option<String>, &'static str> {
+    let part = |name: &str| moment.get(name).and_then(Value::as_i64);
+    let (seconds, nanos) = (part("seconds"), part("nanos"));
+    if seconds.is_none() && nanos.is_none() {
+        return Ok(None);
+    }
+    let at = OffsetDateTime::from_unix_timestamp(seconds.unwrap_or(0));
+    let at = at.map_err(|_| "a time is out of range")?;
+    let (date, time) = (at.date(), at.time());
+    if !(0..10_000).contains(&date.year()) {
+        return Err("a time is out of range");
+    }
+    let micros = match (micro, nanos.unwrap_or(0)) {
+        (_, nanos) if !(0..1_000_000_000).contains(&nanos) => return Err("a time is out of range"),
+        (true, nanos) => format!(".{:06}", nanos / 1000),
+        (false, _) => String::new(),
+    };
+    let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+    let (hour, minute, second) = time.as_hms();
+    Ok(Some(format!(
+        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{micros}Z"
+    )))
+}
+
 /// Takes one field off the front; `None` at the end.
 fn next<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u64, Wire<'a>)>, &'static str> {
     if bytes.is_empty() {
@@ -133,13 +204,10 @@ fn next<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u64, Wire<'a>)>, &'static st
     }
     let key = varint(bytes)?;
     let wire = match key & 7 {
-        0 => {
-            varint(bytes)?;
-            Wire::Number
-        }
+        0 => Wire::Number(varint(bytes)?),
         1 => {
             take(bytes, 8)?;
-            Wire::Number
+            Wire::Fixed
         }
         2 => {
             let length = varint(bytes)?;
@@ -147,7 +215,7 @@ fn next<'a>(bytes: &mut &'a [u8]) -> Result<Option<(u64, Wire<'a>)>, &'static st
         }
         5 => {
             take(bytes, 4)?;
-            Wire::Number
+            Wire::Fixed
         }
         _ => return Err("a field has a type that there is not"),
     };
@@ -232,6 +300,54 @@ mod tests {
                 "metadata": {"name": "prod", "labels": {"tier": "1"}, "finalizers": ["a", "b"]},
             })
         );
+    }
+
+    #[test]
+    fn numbers_and_times_are_read() {
+        let message: Message = &[
+            Field(1, "at", Time),
+            Field(2, "exactly", MicroTime),
+            Field(3, "never", Time),
+            Field(4, "count", Number),
+            Field(5, "controls", Bool),
+            Field(6, "owners", Content::Messages(&[Field(1, "kind", Text)])),
+        ];
+        // 1,767,225,600 s and 1,234,567 ns.
+        let moment = [
+            &[1 << 3, 0x80, 0xf2, 0xd6, 0xca, 0x06][..],
+            &[2 << 3, 0x87, 0xad, 0x4b],
+        ];
+        let moment = moment.concat();
+        let minus_one = [vec![4 << 3], vec![0xff; 9], vec![1]].concat();
+        let raw = [
+            field(1, &moment),
+            field(2, &moment),
+            field(3, b""),
+            minus_one,
+            vec![5 << 3, 1],
+            field(6, &field(1, b"a")),
+            field(6, &field(1, b"b")),
+        ]
+        .concat();
+        assert_eq!(
+            parse(&body(&raw), message).unwrap(),
+            json!({
+                "apiVersion": "v1", "kind": "Thing", "at": "2026-01-01T00:00:00Z", "exactly": "2026-01-01T00:00:00.001234Z",
+                "count": -1, "controls": true, "owners": [{"kind": "a"}, {"kind": "b"}],
+            })
+        );
+        for wrong in [
+            field(1, &[vec![1 << 3], vec![0xff; 9], vec![0]].concat()),
+            field(1, &[2 << 3, 0x80, 0x94, 0xeb, 0xdc, 0x03]),
+            vec![1 << 3, 1],
+            field(4, b"1"),
+        ] {
+            let error = parse(&body(&wrong), message).unwrap_err();
+            assert!(
+                error.contains("out of range") || error.contains("another type"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -12,9 +12,10 @@ use super::list::List;
 use super::path::{Collection, Named};
 use super::query::Options;
 use super::secret::Sight;
-use super::write::{Audit, body, respond};
+use super::write::{Audit, PROTOBUF, body, media_type, respond};
 use super::{Inner, namespaces, reply};
 use crate::api::decode::{self, Format};
+use crate::api::protobuf::{Content, Field, Message};
 use crate::api::validate::FieldError;
 use crate::api::{Reason, Status, Time};
 use crate::http::Body;
@@ -113,7 +114,12 @@ struct How {
 
 impl How {
     async fn read(request: Request<Body>, options: &Options) -> Result<Self, Status> {
-        let asked = DeleteOptions::read(&body(request).await?, options)?;
+        let format = match media_type(&request).as_str() {
+            PROTOBUF => Format::Protobuf(DELETE_OPTIONS),
+            // Whatever it is called: many clients send JSON by no name.
+            _ => Format::Json,
+        };
+        let asked = DeleteOptions::read(&body(request).await?, format, options)?;
         let preconditions = asked.preconditions.unwrap_or_default();
         Ok(Self {
             preconditions: Preconditions {
@@ -144,16 +150,31 @@ struct DeletePreconditions {
     resource_version: Option<String>,
 }
 
+const DELETE_OPTIONS: Message = &[
+    Field(1, "gracePeriodSeconds", Content::Number),
+    Field(
+        2,
+        "preconditions",
+        Content::Message(&[
+            Field(1, "uid", Content::Text),
+            Field(2, "resourceVersion", Content::Text),
+        ]),
+    ),
+    Field(3, "orphanDependents", Content::Bool),
+    Field(4, "propagationPolicy", Content::Text),
+    Field(5, "dryRun", Content::Texts),
+];
+
 impl DeleteOptions {
     /// Those of the body or, without one, of the query.
-    fn read(body: &[u8], query: &Options) -> Result<Self, Status> {
+    fn read(body: &[u8], format: Format, query: &Options) -> Result<Self, Status> {
         let options = match body {
             [] => Self {
                 orphan_dependents: query.orphan,
                 propagation_policy: query.propagation.clone(),
                 ..Self::default()
             },
-            body => Self::parse(body)?,
+            body => Self::parse(body, format)?,
         };
         match options.error() {
             None => Ok(options),
@@ -161,8 +182,8 @@ impl DeleteOptions {
         }
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, Status> {
-        let value = decode::parse(bytes, Format::Json, "DeleteOptions")?.value;
+    fn parse(bytes: &[u8], format: Format) -> Result<Self, Status> {
+        let value = decode::parse(bytes, format, "DeleteOptions")?.value;
         let bad = |why: String| {
             let message = format!("these are no DeleteOptions: {why}");
             Status::failure(Reason::BadRequest, message)

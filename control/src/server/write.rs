@@ -334,7 +334,7 @@ pub(super) async fn body(request: Request<Body>) -> Result<Bytes, Status> {
 }
 
 /// The media type of the body without its parameters, in lower case.
-fn media_type(request: &Request<Body>) -> String {
+pub(super) fn media_type(request: &Request<Body>) -> String {
     let value = request
         .headers()
         .get(CONTENT_TYPE)
@@ -348,11 +348,14 @@ fn media_type(request: &Request<Body>) -> String {
         .to_ascii_lowercase()
 }
 
+/// Kubernetes' binary encoding.
+pub(super) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
 fn format(about: &About, request: &Request<Body>) -> Result<Format, Status> {
     match (media_type(request).as_str(), about.protobuf) {
         ("" | "application/json", _) => Ok(Format::Json),
         ("application/yaml" | "application/x-yaml" | "text/yaml", _) => Ok(Format::Yaml),
-        ("application/vnd.kubernetes.protobuf", Some(message)) => Ok(Format::Protobuf(message)),
+        (PROTOBUF, Some(message)) => Ok(Format::Protobuf(message)),
         (other, _) => Err(unsupported(other, "application/json, application/yaml")),
     }
 }

@@ -58,6 +58,14 @@ pub enum OpenError {
         #[source]
         source: sqlx::Error,
     },
+    /// Another process works with the file.
+    #[error(
+        "another process has the store {store} open: stop it, or give each node a store of its own; several share one with --store postgres://…"
+    )]
+    Held {
+        /// Path of the store.
+        store: String,
+    },
     /// It is a database, but not a store.
     #[error("{store} is a database of another program: move it away, or name another store")]
     Foreign {
@@ -107,7 +115,8 @@ impl Store {
     /// readable by its owner only.
     ///
     /// # Errors
-    /// An [`OpenError`] that says what to do. Another process must not have the store open: the data directory's lock sees to that.
+    /// An [`OpenError`] that says what to do. One is that another process has the store open; who opens it right behind another one
+    /// that is closing it waits for that.
     pub async fn open(path: &Path, config: StoreConfig) -> Result<Self, OpenError> {
         let (database, readers, state) =
             sqlite::open(path, config.ballast, &config.damaged).await?;
@@ -168,6 +177,7 @@ impl Store {
             shared: Arc::clone(&shared),
             jobs: received,
             company: false,
+            behind: false,
             compaction: Compaction::default(),
             age,
         };

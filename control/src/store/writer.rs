@@ -98,6 +98,8 @@ where
     }
 }
 
+const FAILED_WRITE: &str = "look what became of a failed write";
+
 /// Writes in a batch from which on the next one waits for others: with fewer, what comes during a commit is enough.
 const COMPANY: usize = 8;
 
@@ -108,6 +110,9 @@ pub(super) struct Writer {
     pub(super) jobs: mpsc::Receiver<Job>,
     /// The last batch held [`COMPANY`]: others are likely to come.
     pub(super) company: bool,
+    /// A write of unknown outcome may be durable, and was not looked for yet. Nothing is published before it: whoever watches
+    /// would never hear of it.
+    pub(super) behind: bool,
     pub(super) compaction: Compaction,
     pub(super) age: Age,
 }
@@ -144,7 +149,7 @@ impl Writer {
                     }
                     job = self.jobs.recv() => job,
                     () = self.database.told(published) => {
-                        self.follow("follow what others write").await;
+                        self.follow("follow what others write").await.ok();
                         continue;
                     }
                     () = std::future::ready(()), if self.compaction.is_on() => continue,
@@ -212,7 +217,8 @@ impl Writer {
                 error!(error = %chain(error), writes = writes.len(), "a batch of writes failed");
             }
             // If the commit (or a part of the answer to it) got lost but the data did not, watchers must see it.
-            self.follow("look what became of a failed write").await;
+            self.behind = true;
+            self.follow(FAILED_WRITE).await.ok();
         }
         for write in writes {
             write.finish(outcome.clone());
@@ -223,6 +229,10 @@ impl Writer {
 
     /// Decides all writes in order and commits what they change, in one transaction.
     async fn commit(&mut self, writes: &mut [Box<dyn Write>]) -> Result<(), StoreError> {
+        if self.behind {
+            let looked = self.follow(FAILED_WRITE).await;
+            looked.map_err(StoreError::database(FAILED_WRITE))?;
+        }
         let keys: BTreeSet<Key> = writes.iter().map(|write| write.key().clone()).collect();
         let mut applied = self.apply(BTreeSet::clone(&keys), writes).await;
         // That was found out before anybody decided.
@@ -268,14 +278,17 @@ impl Writer {
     }
 
     /// Publishes what is in the database and is not published yet.
-    async fn follow(&mut self, doing: &'static str) {
+    async fn follow(&mut self, doing: &'static str) -> Result<(), sqlx::Error> {
         let compacted = self.shared.compacted();
-        match self.database.news(self.published(), compacted).await {
-            Ok(Some(news)) => self.shared.learn(news),
-            Ok(None) => {}
-            // Said loudly where it was found out.
-            Err(error) => debug!(%error, doing, "the database cannot be read"),
+        let news = self.database.news(self.published(), compacted).await;
+        // Said loudly where it was found out.
+        let news =
+            news.inspect_err(|error| debug!(%error, doing, "the database cannot be read"))?;
+        if let Some(news) = news {
+            self.shared.learn(news);
         }
+        self.behind = false;
+        Ok(())
     }
 
     /// One step of forgetting, if something is to be forgotten.

@@ -227,6 +227,7 @@ const NAME: &str = "disk::a_disk_that_fails_to_sync_is_believed_again_when_it_wa
 /// The child: writes, tells what became of each write, and ends well when writes succeed again after failures.
 async fn write_through_failures(path: &Path) {
     let store = Store::open(path, StoreConfig::default()).await.unwrap();
+    let start = store.current();
     let mut reachable = store.reachable();
     let (mut failures, mut after) = (0, 0);
     let deadline = Instant::now() + SOON;
@@ -255,6 +256,12 @@ async fn write_through_failures(path: &Path) {
         std::io::stdout().write_all(line.as_bytes()).unwrap();
         if after == 20 {
             assert!(*reachable.borrow(), "nobody was told that it works again");
+            let watched = revisions(&store, start).await;
+            let watched = watched
+                .iter()
+                .map(|revision| format!("watched {revision}\n"));
+            let watched: String = watched.collect();
+            std::io::stdout().write_all(watched.as_bytes()).unwrap();
             return store.close().await;
         }
     }
@@ -287,12 +294,14 @@ async fn a_disk_that_fails_to_sync_is_believed_again_when_it_was_looked_at() {
         .spawn();
     let mut child = child.unwrap();
     let mut acknowledged = Vec::new();
-    let mut failures = Vec::new();
+    let (mut failures, mut watched) = (Vec::new(), Vec::new());
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
         if let Some(ack) = line.split("ack ").nth(1) {
             let (count, revision) = ack.split_once(' ').unwrap();
             acknowledged.push((revision.parse().unwrap(), Bytes::from(count.to_owned())));
+        } else if let Some(revision) = line.strip_prefix("watched ") {
+            watched.push(revision.parse::<Revision>().unwrap());
         } else if line.contains("error ") {
             failures.push(line);
         }
@@ -320,6 +329,11 @@ async fn a_disk_that_fails_to_sync_is_believed_again_when_it_was_looked_at() {
         .iter()
         .map(|event| (event.revision, event.object.clone()))
         .collect();
+    let written: Vec<Revision> = found.iter().map(|(revision, _)| *revision).collect();
+    assert_eq!(
+        watched, written,
+        "watchers did not hear of all that is there"
+    );
     for write in &acknowledged {
         assert!(
             found.contains(write),

@@ -1,7 +1,8 @@
-//! Opening a database of a server: whose it is, and what is said if that is not to be.
+//! Opening: whose a store is, and what is said if that is not to be.
 
 use keel_certs::TrustDomain;
-use keel_control::store::{ClaimError, OpenError, StoreConfig};
+use keel_control::store::{ClaimError, OpenError, Store, StoreConfig};
+use tempfile::TempDir;
 
 use super::place::{Place, open};
 use super::server;
@@ -44,4 +45,20 @@ async fn what_a_server_refuses_comes_with_a_remedy() {
     // Before anything is connected: in clear is not what was meant.
     let mistyped = open("postgres://h/d?sslmod=verify-full", StoreConfig::default()).await;
     assert!(matches!(&mistyped, Err(OpenError::Option { option, .. }) if option == "sslmod"));
+}
+
+#[tokio::test]
+async fn a_file_is_one_store_at_a_time() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("store.db");
+    let config = StoreConfig::default;
+    let store = Store::open(&path, config()).await.unwrap();
+    let refused = Store::open(&path, config()).await;
+    assert!(
+        matches!(refused, Err(OpenError::Held { .. })),
+        "{refused:?}"
+    );
+    // Nobody waits for one that is dropped.
+    drop(store);
+    Store::open(&path, config()).await.unwrap().close().await;
 }

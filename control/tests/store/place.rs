@@ -1,5 +1,6 @@
 //! Where a store under test is kept.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use keel_control::store::{OpenError, Store, StoreConfig};
@@ -97,6 +98,16 @@ pub(crate) async fn open(url: &str, config: StoreConfig) -> Result<Store, OpenEr
         true => Store::connect(url, config).await,
         false => Store::open(url.as_ref(), config).await,
     }
+}
+
+/// How many stores were set aside in this folder.
+pub(crate) fn set_aside(folder: &Path) -> usize {
+    let names = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
+    names
+        .filter(|name| name.to_string_lossy().starts_with("store.db.corrupt-"))
+        .count()
 }
 
 /// Whether the long form of the tests runs (`KEEL_LONG=1`): the numbers that are promised.

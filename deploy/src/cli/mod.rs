@@ -108,13 +108,13 @@ pub fn main() -> ExitCode {
             process::run(process::NODE_THREADS, |stop| quickstart::run(flags, stop))
         }
         Command::Up(flags) => process::run(process::NODE_THREADS, |stop| up::run(*flags, stop)),
-        Command::Token(flags) => process::run(1, |_| token::run(flags)),
-        Command::Kubeconfig(flags) => process::run(1, |_| kubeconfig::run(flags)),
-        Command::Get(flags) => process::run(1, |_| resources::get(flags)),
-        Command::Apply(flags) => process::run(1, |_| resources::apply(flags)),
-        Command::Delete(flags) => process::run(1, |_| resources::delete(flags)),
+        Command::Token(flags) => process::command(|| token::run(flags)),
+        Command::Kubeconfig(flags) => process::command(|| kubeconfig::run(flags)),
+        Command::Get(flags) => process::command(|| resources::get(flags)),
+        Command::Apply(flags) => process::command(|| resources::apply(flags)),
+        Command::Delete(flags) => process::command(|| resources::delete(flags)),
         Command::Watch(flags) => process::run(1, |stop| resources::watch(flags, stop)),
-        Command::Status(flags) => process::run(1, |_| status::run(flags)),
+        Command::Status(flags) => process::command(|| status::run(flags)),
         Command::Completions { shell } => {
             // Into memory: what is asked to write itself to a full disk panics.
             let mut script = Vec::new();

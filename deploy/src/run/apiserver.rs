@@ -75,10 +75,15 @@ impl ControlPlane {
                 identity::lost(&data)?;
             }
             ports::check(&settings, part)?;
-            if let Some(source) = &settings.join
+            if let Some(source) = settings.join.clone()
                 && identity::held_root(&data)?.is_none()
             {
-                let join = identity::wanted_token(source.held())?;
+                // It may be typed, or come from a pipe that says nothing: a signal must get through meanwhile.
+                let read = tokio::task::spawn_blocking(move || source.held());
+                let Some(held) = stop.run_until_cancelled(read).await else {
+                    return Ok(None);
+                };
+                let join = identity::wanted_token(held?)?;
                 settings.to_mut().join = Some(join);
             }
         }

@@ -28,21 +28,34 @@ const SECOND: Duration = Duration::from_secs(1);
 fn ejections_begin_at_the_third_failure_in_a_row_double_and_end() {
     let start = Instant::now();
     let mut streak = Streak::default();
-    assert_eq!(streak.failed(1, start, 0.0), None);
-    assert_eq!(streak.failed(1, start, 0.0), None);
+    let asked = start - SECOND;
+    assert_eq!(streak.failed(1, asked, start, 0.0), None);
+    assert_eq!(streak.failed(1, asked, start, 0.0), None);
     assert!(!streak.is_ejected(start));
-    assert_eq!(streak.failed(1, start, 0.0), Some(EJECTED.0));
+    assert_eq!(streak.failed(1, asked, start, 0.0), Some(EJECTED.0));
+    // Connections that were under way with those say nothing more.
+    assert_eq!(streak.failed(1, asked, start, 0.0), None);
+    assert_eq!(streak.failed(FAILURES, start, start, 0.0), None);
     assert!(streak.is_ejected(start + EJECTED.0 - SECOND / 100));
     assert!(!streak.is_ejected(start + EJECTED.0));
     // From then on each failure ejects, for twice as long, up to a minute; luck takes up to a quarter off.
-    assert_eq!(streak.failed(1, start, 0.0), Some(EJECTED.0 * 2));
-    assert_eq!(streak.failed(1, start, 1.0), Some(EJECTED.0 * 3));
+    let mut now = start;
+    let mut next = |luck| {
+        now += SECOND;
+        streak.failed(1, now, now, luck)
+    };
+    assert_eq!(next(0.0), Some(EJECTED.0 * 2));
+    assert_eq!(next(1.0), Some(EJECTED.0 * 3));
     for _ in 0..100 {
-        streak.failed(1, start, 0.0);
+        next(0.0);
     }
-    assert_eq!(streak.failed(1, start, 0.0), Some(EJECTED.1));
+    assert_eq!(next(0.0), Some(EJECTED.1));
     // One that said nothing is ejected at once.
-    assert!(Streak::default().failed(FAILURES, start, 0.5).is_some());
+    assert!(
+        Streak::default()
+            .failed(FAILURES, asked, start, 0.5)
+            .is_some()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -56,10 +69,11 @@ async fn a_failing_provider_is_avoided_tried_by_one_and_restored_by_one_success(
     ];
     let avoided = |key| ways.each_ref().map(|way| endpoints.of(key).avoided(way));
     let provider = &ways[0].provider;
-    endpoints.failed(&key, provider, Failure::Refused);
-    endpoints.failed(&key, provider, Failure::Refused);
+    let failed = |failure| endpoints.failed(&key, provider, Instant::now(), failure);
+    failed(Failure::Refused);
+    failed(Failure::Refused);
     assert_eq!(avoided(&key), [false; 3]);
-    let pause = endpoints.failed(&key, provider, Failure::Refused).unwrap();
+    let pause = failed(Failure::Refused).unwrap();
     // Over every router, but only for this service.
     assert_eq!(avoided(&key), [true, true, false]);
     assert_eq!(avoided(&other), [false; 3]);
@@ -68,15 +82,15 @@ async fn a_failing_provider_is_avoided_tried_by_one_and_restored_by_one_success(
     // One tries; the others wait for what comes of it.
     drop(endpoints.asking(&key, &ways[0]));
     assert_eq!(avoided(&key), [true, true, false]);
-    let next = endpoints.failed(&key, provider, Failure::Refused).unwrap();
+    let next = failed(Failure::Refused).unwrap();
     assert!(next > pause, "{next:?} {pause:?}");
     tokio::time::advance(next).await;
     drop(endpoints.asking(&key, &ways[0]));
     endpoints.answered(&key, provider, &ways[0].router.node, SECOND);
     assert_eq!(avoided(&key), [false; 3]);
-    endpoints.failed(&key, provider, Failure::Refused);
+    failed(Failure::Refused);
     assert_eq!(avoided(&key), [false; 3]);
-    endpoints.failed(&key, provider, Failure::Silent);
+    failed(Failure::Silent);
     assert_eq!(avoided(&key), [true, true, false]);
 }
 

@@ -102,3 +102,22 @@ async fn a_router_that_is_slow_to_be_reached_loses_the_race_to_another_one() {
     };
     timeout(LONG, raced).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_router_that_says_nothing_keeps_nobody_beyond_the_connect_timeout() {
+    let node = Node::start("a").await;
+    let hole = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let nowhere = hole.local_addr().unwrap();
+    node.claim("x", nowhere, "mysql", 3306, "/node/b").await;
+    let mut config = node.pod("app-0");
+    // Shorter than an attempt at a router takes.
+    (config.ip_range, config.connect_timeout) = (range(35), Duration::from_millis(500));
+    let mut consumer = Pod::start(config, "mysql:3306", "").await;
+    let address = consumer.address().await;
+    // At first nobody may be known.
+    while hole.try_recv_from(&mut [0; 2048]).is_err() {
+        let (took, ended) = ending(address).await;
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+}

@@ -379,3 +379,53 @@ async fn objects_in_a_namespace_are_found_there() {
         assert_eq!(server.get(ADMIN, &path).await.code, 404, "{path}");
     }
 }
+
+/// One field of a message in Kubernetes' binary encoding.
+fn field(number: u8, content: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![number << 3 | 2, u8::try_from(content.len()).unwrap()];
+    bytes.extend_from_slice(content);
+    bytes
+}
+
+#[tokio::test]
+async fn typed_clients_tell_events_and_delete_them_in_binary() {
+    let server = Server::new().await;
+    let media = "application/vnd.kubernetes.protobuf";
+    let envelope = |version: &[u8], kind: &[u8], raw: &[u8]| {
+        let meta = [field(1, version), field(2, kind)].concat();
+        [b"k8s\0".to_vec(), field(1, &meta), field(2, raw)].concat()
+    };
+    let about = [field(1, b"Router"), field(2, b"a"), field(3, b"edge-a")].concat();
+    let event = [
+        field(1, &field(1, b"one")),
+        field(2, &about),
+        field(3, b"Started"),
+        field(5, &field(1, b"keel")),
+        // 1,767,225,600 s.
+        field(7, &[1 << 3, 0x80, 0xf2, 0xd6, 0xca, 0x06]),
+        vec![8 << 3, 2],
+        field(9, b"Normal"),
+    ]
+    .concat();
+    let path = format!("{NAMESPACES}/a/events");
+    let body = envelope(b"v1", b"Event", &event);
+    let made = server.call(ADMIN, "POST", &path, media, body).await;
+    let made = made.expect(201);
+    assert_eq!(made["involvedObject"]["name"], "edge-a");
+    assert_eq!(made["lastTimestamp"], "2026-01-01T00:00:00Z");
+    assert_eq!(
+        (&made["count"], &made["type"]),
+        (&json!(2), &json!("Normal"))
+    );
+
+    let delete = async |uid: &str| {
+        let options = field(2, &field(1, uid.as_bytes()));
+        let body = envelope(b"v1", b"DeleteOptions", &options);
+        server
+            .call(ADMIN, "DELETE", &format!("{path}/one"), media, body)
+            .await
+    };
+    assert_eq!(delete("another").await.code, 409);
+    let uid = made["metadata"]["uid"].as_str().unwrap();
+    delete(uid).await.expect(200);
+}

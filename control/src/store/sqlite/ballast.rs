@@ -90,7 +90,12 @@ impl Ballast {
 
     /// Bytes that the disk has left.
     fn free(&self) -> u64 {
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let folder = match self.path.parent() {
+            // A name alone.
+            Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+            Some(folder) => folder,
+            None => Path::new("/"),
+        };
         statvfs(folder).map_or(0, |disk| {
             #[allow(
                 clippy::useless_conversion,
@@ -140,5 +145,21 @@ fn remove(path: &Path) {
         && error.kind() != io::ErrorKind::NotFound
     {
         error!(ballast = %path.display(), %error, "the ballast cannot be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_without_a_folder_in_its_path_is_on_a_disk_too() {
+        let ballast = Ballast {
+            path: beside(Path::new("store.db")),
+            bytes: 0,
+            given_up: true,
+            full: true,
+        };
+        assert!(ballast.free() > 0);
     }
 }

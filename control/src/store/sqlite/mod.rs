@@ -47,6 +47,8 @@ pub(super) struct Database {
     ballast: Ballast,
     log: Log,
     damaged: Counter,
+    /// Keeps other stores away from the file.
+    _held: std::fs::File,
 }
 
 /// What a failure of SQLite means here.

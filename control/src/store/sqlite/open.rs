@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -61,6 +61,7 @@ pub(in crate::store) async fn open(
     ballast: u64,
     damaged: &Counter,
 ) -> Result<(Database, SqlitePool, State), OpenError> {
+    let held = hold(path).await?;
     let opened = match attempt(path, damaged).await {
         Err(Failure::Error(OpenError::Database { source, .. }))
             if trouble(&source) == Trouble::Full =>
@@ -108,8 +109,46 @@ pub(in crate::store) async fn open(
         ballast: Ballast::hold(path, ballast),
         log: Log::new(),
         damaged: damaged.clone(),
+        _held: held,
     };
     Ok((database, readers, state))
+}
+
+/// How long another handle on the file gets to close it.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Keeps every other store away from the file for as long as the answer lives: two would give out the same numbers, and neither
+/// would tell its watchers what the other one writes. The lock is that of a file beside it, which stays: closing any descriptor of
+/// the store's own would give up SQLite's.
+async fn hold(path: &Path) -> Result<File, OpenError> {
+    let failed = |source| OpenError::File {
+        store: path.display().to_string(),
+        source,
+    };
+    let mut name = path.file_name().map(OsString::from).unwrap_or_default();
+    name.push("-lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path.with_file_name(name))
+        .map_err(failed)?;
+    let until = tokio::time::Instant::now() + CLOSING;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if tokio::time::Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::Held {
+                    store: path.display().to_string(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+    }
 }
 
 /// Opens the file; also says how many events there are.
@@ -335,7 +374,15 @@ async fn mended(connection: &mut SqliteConnection, damaged: &Counter) -> Result<
     .await?;
     let next = Revision(revision.unsigned_abs()).next();
     match mend::everything(connection, next, damaged).await {
-        Ok(_) => Ok(()),
+        Ok(false) => Ok(()),
+        Ok(true) => {
+            // What is damaged would be found again, and nothing before it tells what an object was.
+            sqlx::query("DELETE FROM event WHERE revision <= ?1")
+                .bind(column(next))
+                .execute(&mut *connection)
+                .await
+                .map(drop)
+        }
         Err(Failed::Undone(error) | Failed::Unknown(error)) => Err(error),
         Err(Failed::Full) => Err(Error::Protocol("the disk is full".into())),
     }

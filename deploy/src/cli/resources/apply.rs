@@ -1,5 +1,6 @@
 //! `keel apply`: resources from files, on the server's side, each by itself.
 
+use std::collections::HashSet;
 use std::io::{IsTerminal as _, Read as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -62,9 +63,11 @@ pub(crate) struct ApplyFlags {
 
 pub(crate) async fn apply(flags: ApplyFlags) -> anyhow::Result<()> {
     let mut found = Vec::new();
-    for path in &flags.filename {
+    for path in flags.filename {
         let place = path.display().to_string();
-        let text = input(path).with_context(|| format!("cannot read {place}"))?;
+        // Nobody may ever write to it: a signal must get through meanwhile.
+        let read = tokio::task::spawn_blocking(move || input(&path)).await?;
+        let text = read.with_context(|| format!("cannot read {place}"))?;
         found.extend(documents::read(&text, &place));
     }
     if found.is_empty() {
@@ -114,33 +117,56 @@ impl How {
     async fn apply_all(&self, found: Vec<Result<Document, String>>) -> anyhow::Result<Vec<String>> {
         let mut progress = Progress::new(found.len());
         let mut failed = Vec::new();
-        let applied = stream::iter(found).map(|document| async {
-            match document {
-                Ok(document) => self.apply(&document).await,
-                Err(why) => Err(why),
-            }
-        });
-        let mut applied = std::pin::pin!(applied.buffered(AT_ONCE));
-        while let Some(outcome) = applied.next().await {
-            progress.clear();
-            match outcome {
-                Ok(line) => answer(&line)?,
-                Err(why) => {
-                    say(&format!("error: {why}"));
-                    failed.push(why);
+        for round in self.rounds(found) {
+            let applied = stream::iter(round).map(|document| async {
+                match document {
+                    Ok(document) => self.apply(&document).await,
+                    Err(why) => Err(why),
                 }
+            });
+            let mut applied = std::pin::pin!(applied.buffered(AT_ONCE));
+            while let Some(outcome) = applied.next().await {
+                progress.clear();
+                match outcome {
+                    Ok(line) => answer(&line)?,
+                    Err(why) => {
+                        say(&format!("error: {why}"));
+                        failed.push(why);
+                    }
+                }
+                progress.done(failed.len());
             }
-            progress.done(failed.len());
         }
         progress.clear();
         Ok(failed)
     }
 
+    /// What may be applied at the same time: of an object that is there twice the last one is to win.
+    fn rounds(&self, found: Vec<Result<Document, String>>) -> Vec<Vec<Result<Document, String>>> {
+        let (mut rounds, mut seen) = (vec![Vec::new()], HashSet::new());
+        for document in found {
+            let what = document.as_ref().ok().map(|one| self.path(one));
+            if what.is_some_and(|path| !seen.insert(path)) {
+                rounds.push(Vec::new());
+                seen.clear();
+                seen.extend(document.as_ref().ok().map(|one| self.path(one)));
+            }
+            if let Some(round) = rounds.last_mut() {
+                round.push(document);
+            }
+        }
+        rounds
+    }
+
+    fn path(&self, document: &Document) -> String {
+        let namespace = document.namespace.as_deref().unwrap_or(&self.namespace);
+        format!("{}/{}", document.kind.path(Some(namespace)), document.name)
+    }
+
     /// Applies one: what to say, or what is wrong and what to do about it.
     async fn apply(&self, document: &Document) -> Result<String, String> {
         let (kind, name) = (&document.kind, &document.name);
-        let namespace = document.namespace.as_deref().unwrap_or(&self.namespace);
-        let path = format!("{}/{name}?{}", kind.path(Some(namespace)), self.query);
+        let path = format!("{}?{}", self.path(document), self.query);
         let failed = |why: String| format!("{kind} {name}: {why}");
         // JSON is YAML, and the server checks it as it was written.
         let body =

@@ -5,10 +5,13 @@ mod documents;
 mod kinds;
 mod show;
 
+use std::collections::HashSet;
+
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{Method, Request, StatusCode, header};
+use keel_control::api::ObjectMeta;
 use keel_control::client::{Client, WatchEvent};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -237,7 +240,7 @@ pub(crate) async fn watch(flags: WatchFlags, stop: CancellationToken) -> anyhow:
     let namespace = (!flags.all_namespaces).then(|| flags.namespace.name());
     let mut events = client.watch_objects(&kind.path(namespace));
     let shown = Shown::new(kind, flags.output, flags.all_namespaces);
-    let mut known = std::collections::HashSet::new();
+    let mut known = HashSet::new();
     loop {
         let event = tokio::select! {
             biased;
@@ -249,8 +252,18 @@ pub(crate) async fn watch(flags: WatchFlags, stop: CancellationToken) -> anyhow:
         let text = match event {
             None => return Ok(()),
             Some(WatchEvent::Snapshot { routers: all, .. }) => {
-                known = all.iter().map(show::identity).collect();
-                shown.snapshot(all)?
+                let now: HashSet<_> = all.iter().map(show::identity).collect();
+                // Of what went while nothing was heard, no event is left.
+                let mut text = String::new();
+                for (namespace, name) in known.difference(&now) {
+                    text += &shown.deleted(&ObjectMeta {
+                        name: name.clone(),
+                        namespace: Some(namespace.clone()).filter(|one| !one.is_empty()),
+                        ..ObjectMeta::default()
+                    })?;
+                }
+                known = now;
+                text + &shown.snapshot(all)?
             }
             Some(WatchEvent::Applied(object)) => {
                 let kind = match known.insert(show::identity(&object)) {
