@@ -154,17 +154,28 @@ impl Lookup {
         if let Some(dir) = &self.identity_dir {
             return self.in_directory(dir, SystemTime::now());
         }
-        if let Some(found) = self.kept_one().await {
-            return Ok(found);
-        }
-        if let Some(token) = &self.join {
-            return self.with_token(token).await;
-        }
-        self.over_sockets().await
+        let useless = match self.kept_one().await {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => None,
+            Err(why) => Some(why),
+        };
+        let other = match &self.join {
+            Some(token) => self.with_token(token).await,
+            None => self.over_sockets().await,
+        };
+        other.map_err(|attempt| match (attempt, useless) {
+            (Attempt::Again(why), Some(useless)) => Attempt::Again(format!("{useless}; {why}")),
+            (attempt, _) => attempt,
+        })
     }
 
     fn in_directory(&self, dir: &Path, now: SystemTime) -> Result<Found, Attempt> {
-        let live = LiveIdentity::load(dir).map_err(|error| Attempt::Again(error.to_string()))?;
+        let live = LiveIdentity::load(dir).map_err(|error| {
+            Attempt::Again(format!(
+                "the identity in {} cannot be read: {error}",
+                dir.display()
+            ))
+        })?;
         if live.not_after() <= now {
             return Err(Attempt::Again(format!(
                 "the certificate in {} has expired, and nobody has replaced it yet (is this machine's clock right?)",
@@ -183,19 +194,16 @@ impl Lookup {
         })
     }
 
-    /// The identity of an earlier run, if it is ours and still good.
-    async fn kept_one(&self) -> Option<Found> {
-        let dir = self
-            .kept
-            .as_ref()
-            .filter(|dir| dir.join("tls.crt").exists())?;
-        let live = match LiveIdentity::load(dir) {
-            Ok(live) => live,
-            Err(error) => {
-                tracing::warn!(%error, dir = %dir.display(), "the kept identity cannot be used; looking for another one");
-                return None;
-            }
+    /// The identity of an earlier run, if there is one; why it is of no use, if so.
+    async fn kept_one(&self) -> Result<Option<Found>, String> {
+        let kept = self.kept.as_ref();
+        let Some(dir) = kept.filter(|dir| dir.join("tls.crt").exists()) else {
+            return Ok(None);
         };
+        let live = LiveIdentity::load(dir).map_err(|error| {
+            let dir = dir.display();
+            format!("the identity kept in {dir} cannot be used: {error}")
+        })?;
         let identity = live.identity();
         let Subject::Pod {
             node,
@@ -203,22 +211,26 @@ impl Lookup {
             pod,
         } = &identity.subject
         else {
-            return None;
+            return Ok(None);
         };
         // A token may be for another name than the one that this sidecar was told; what it gave is what was wanted.
         let joined = std::fs::read_to_string(joined(dir)).ok();
         let other = *namespace != self.namespace || (self.pod_given && *pod != self.pod);
         let wanted = format!("{}/{}", self.namespace, self.pod);
         if other && joined.is_none() {
-            tracing::warn!(%identity, wanted, "the kept identity is of another pod; looking for another one");
-            return None;
+            return Err(format!(
+                "the identity kept in {} is of {identity}, and {wanted} is wanted",
+                dir.display()
+            ));
         }
         if other && self.pod_given {
             tracing::warn!(%identity, wanted, "a token named this sidecar otherwise, and that counts; another sidecar needs its own --state-dir");
         }
         if live.not_after() <= SystemTime::now() {
-            tracing::warn!(%identity, "the kept identity has expired; looking for another one");
-            return None;
+            return Err(format!(
+                "the identity kept in {} has expired",
+                dir.display()
+            ));
         }
         if let Some(token) = &self.join
             && !live
@@ -242,12 +254,12 @@ impl Lookup {
         if let Err(error) = live.keep_in(dir) {
             tracing::warn!(%error, "renewed certificates will not be kept");
         }
-        Some(Found {
+        Ok(Some(Found {
             live,
             node: node.clone(),
             apiserver,
             renewal: Renewal::Node(self.sockets.clone()),
-        })
+        }))
     }
 
     /// Where `node`'s APIServer is now, if the node is on this machine: it may have moved since the identity was kept.

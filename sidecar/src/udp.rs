@@ -18,6 +18,7 @@ use tokio::net::UdpSocket;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::SidecarMetrics;
 use crate::proxy::{self, Proxy, Unserved, Wanted};
 use crate::spec::ServiceRef;
 
@@ -225,7 +226,7 @@ impl Associations {
 
 /// Carries one association to its end; `false` if nobody took it.
 async fn serve(proxy: &Proxy, client: Client, target: &ServiceRef, port: u16) -> bool {
-    proxy.metrics.connections_accepted.inc();
+    let _open = Open::count(&proxy.metrics);
     let from = client.address;
     let asked = (target.service.clone(), port);
     let mut flow = Box::new(ConsumerFlow::udp(client, asked, proxy.consumer.clone()));
@@ -235,7 +236,7 @@ async fn serve(proxy: &Proxy, client: Client, target: &ServiceRef, port: u16) ->
         protocol: Protocol::Udp,
         client: from.ip(),
     };
-    let served = match Box::pin(proxy::open(proxy, &mut flow, wanted)).await {
+    match Box::pin(proxy::open(proxy, &mut flow, wanted)).await {
         Ok(late) => {
             tokio::join!(flow.carry(), late.settle(&proxy.endpoints));
             true
@@ -250,7 +251,21 @@ async fn serve(proxy: &Proxy, client: Client, target: &ServiceRef, port: u16) ->
             });
             false
         }
-    };
-    proxy.metrics.connections_closed.inc();
-    served
+    }
+}
+
+/// An association counts as closed however it ends: one that makes room for another is dropped.
+struct Open<'a>(&'a SidecarMetrics);
+
+impl<'a> Open<'a> {
+    fn count(metrics: &'a SidecarMetrics) -> Self {
+        metrics.connections_accepted.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.connections_closed.inc();
+    }
 }

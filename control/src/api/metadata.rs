@@ -1,4 +1,4 @@
-//! What labels, annotations and finalizers may look like, in the words of a Kubernetes server.
+//! What labels, annotations, finalizers and owners may look like, in the words of a Kubernetes server.
 
 use std::collections::BTreeSet;
 
@@ -58,7 +58,8 @@ pub(crate) fn check(held: &Map<String, Value>, sent: &Map<String, Value>) -> Vec
         .chain(annotations)
         .chain(too_long)
         .chain(too_late)
-        .chain(finalizers);
+        .chain(finalizers)
+        .chain(owners(held, sent));
     all.take(MAX_FINDINGS).collect()
 }
 
@@ -178,6 +179,55 @@ fn part<'a>(object: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
     object.get("metadata")?.get(field)
 }
 
+/// What is wrong with the references to owners. None of them has an effect here.
+fn owners(held: &Map<String, Value>, sent: &Map<String, Value>) -> Vec<FieldError> {
+    const PATH: &str = "metadata.ownerReferences";
+    let references = part(sent, "ownerReferences").and_then(Value::as_array);
+    if part(held, "ownerReferences").and_then(Value::as_array) == references {
+        return Vec::new();
+    }
+    let (mut errors, mut controller) = (Vec::new(), None);
+    for reference in references.into_iter().flatten() {
+        let text = |field: &str| {
+            reference
+                .get(field)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        let (version, kind) = (text("apiVersion"), text("kind"));
+        let bare = version.rsplit('/').next().unwrap_or_default();
+        for (field, value, why) in [
+            ("apiVersion", bare, "version must not be empty"),
+            ("kind", kind, "must not be empty"),
+            ("name", text("name"), "must not be empty"),
+            ("uid", text("uid"), "must not be empty"),
+        ] {
+            if value.is_empty() {
+                errors.push(FieldError::invalid(
+                    format!("{PATH}.{field}"),
+                    text(field),
+                    why,
+                ));
+            }
+        }
+        if (version, kind) == ("v1", "Event") {
+            let why = "/v1, Kind=Event is disallowed from being an owner";
+            errors.push(FieldError::invalid(PATH.into(), text("name"), why));
+        }
+        if reference.get("controller") != Some(&Value::Bool(true)) {
+            continue;
+        }
+        if let Some(other) = controller.replace(text("name")) {
+            let why = format!(
+                "Only one reference can have Controller set to true. Found \"true\" in references for {other} and {}",
+                text("name")
+            );
+            errors.push(FieldError::invalid(PATH.into(), text("name"), &why));
+        }
+    }
+    errors
+}
+
 /// The texts of a map in the metadata.
 fn entries<'a>(
     object: &'a Map<String, Value>,
@@ -294,6 +344,27 @@ mod tests {
         assert_eq!(found(json!({}), some("a", MAX_ANNOTATIONS - 1)), none);
         let too_long = ["metadata.annotations: Too long: may not be more than 262144 bytes"];
         assert_eq!(found(json!({}), some("a", MAX_ANNOTATIONS)), too_long);
+    }
+
+    #[test]
+    fn an_owner_is_named_and_one_of_them_controls() {
+        let owner = |name: &str, controls: bool| json!({"apiVersion": "a.b/v1", "kind": "K", "name": name, "uid": "u", "controller": controls});
+        let of = |owners: Value| found(json!({}), json!({ "ownerReferences": owners }));
+        let none = Vec::<String>::new();
+        assert_eq!(of(json!([owner("a", true), owner("b", false)])), none);
+        let path = "metadata.ownerReferences";
+        assert_eq!(
+            of(json!([{"kind": "K"}])),
+            [
+                format!("{path}.apiVersion: Invalid value: \"\": version must not be empty"),
+                format!("{path}.name: Invalid value: \"\": must not be empty"),
+                format!("{path}.uid: Invalid value: \"\": must not be empty"),
+            ]
+        );
+        let two = of(json!([owner("a", true), owner("b", true)]));
+        assert!(two[0].ends_with("in references for a and b"), "{two:?}");
+        let held = json!({"ownerReferences": [{"kind": "K"}]});
+        assert_eq!(found(held.clone(), held), none);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The node's two Unix sockets.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::Enrolment;
 use crate::http::{Body, Caller, Remote};
 
-/// Connections that one socket serves at a time; more wait in the kernel's queue.
+/// Connections that one socket serves at a time. For one more, the oldest that has not asked for anything has to go; if all have,
+/// it waits.
 const MAX_CONNECTIONS: usize = 64;
 /// Of these, connections of one process: a workload needs one or two, and one that forgets to close them leaves others theirs.
 const MAX_OF_PROCESS: usize = MAX_CONNECTIONS / 2;
@@ -111,26 +112,30 @@ impl Door {
 
     async fn run(self, serve: Arc<Serve>, stop: &CancellationToken) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let processes = Processes::default();
+        let (processes, silent) = (Processes::default(), Silent::default());
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
-            let next = async {
-                let place = places.clone().acquire_owned().await;
-                (place, self.listener.accept().await)
-            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                (place, accepted) = next => match accepted {
+                accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
                         let Some(of_process) = processes.admit(&stream) else {
                             continue;
                         };
-                        let serve = serve.clone();
+                        if places.available_permits() == 0 {
+                            silent.make_room();
+                        }
+                        let place = places.clone().acquire_owned();
+                        let Some(place) = stop.run_until_cancelled(place).await else {
+                            break;
+                        };
+                        let (serve, asker) = (serve.clone(), silent.enter());
                         connections.spawn(async move {
                             let _places = (place, of_process);
-                            connection(stream, &*serve).await;
+                            let out = asker.out.clone();
+                            out.run_until_cancelled(connection(stream, &*serve, asker)).await;
                         });
                     }
                     Err(error) => {
@@ -193,7 +198,61 @@ impl Drop for OfProcess {
     }
 }
 
-async fn connection(stream: UnixStream, serve: &Serve) {
+/// Connections that have not asked for anything yet, by age. Who asks is served; who only takes a place gives way.
+#[derive(Clone, Debug, Default)]
+struct Silent(Arc<Mutex<BTreeMap<u64, CancellationToken>>>);
+
+/// One of them, until it asks or ends.
+#[derive(Debug)]
+struct Asker {
+    number: u64,
+    out: CancellationToken,
+    all: Silent,
+}
+
+impl Silent {
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+        // Nothing is left half changed here, so a panic elsewhere does not spoil it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self) -> Asker {
+        let out = CancellationToken::new();
+        let mut all = self.all();
+        let number = all.last_key_value().map_or(0, |(last, _)| last + 1);
+        all.insert(number, out.clone());
+        Asker {
+            number,
+            out,
+            all: self.clone(),
+        }
+    }
+
+    /// Ends the oldest one.
+    fn make_room(&self) {
+        if let Some((_, out)) = self.all().pop_first() {
+            tracing::debug!(
+                "all places of a local socket are taken: a connection that asks nothing gives way"
+            );
+            out.cancel();
+        }
+    }
+}
+
+impl Asker {
+    /// It asks for something.
+    fn asks(&self) {
+        self.all.all().remove(&self.number);
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.asks();
+    }
+}
+
+async fn connection(stream: UnixStream, serve: &Serve, asker: Asker) {
     let credentials = match stream.peer_cred() {
         Ok(credentials) => credentials,
         Err(error) => return tracing::warn!(%error, "a local peer without credentials"),
@@ -204,6 +263,7 @@ async fn connection(stream: UnixStream, serve: &Serve) {
         pid: credentials.pid(),
     };
     let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+        asker.asks();
         let answer = serve(
             request.map(|body| body.map_err(Into::into).boxed_unsync()),
             Caller {
@@ -252,6 +312,20 @@ impl Drop for SocketFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_nothing_gives_way_the_oldest_first() {
+        let silent = Silent::default();
+        let [asks, waits, gone, last] = [0; 4].map(|_| silent.enter());
+        asks.asks();
+        drop(gone);
+        silent.make_room();
+        assert!(waits.out.is_cancelled());
+        assert!(!asks.out.is_cancelled() && !last.out.is_cancelled());
+        silent.make_room();
+        silent.make_room();
+        assert!(last.out.is_cancelled() && !asks.out.is_cancelled());
+    }
 
     #[tokio::test]
     async fn a_process_takes_no_more_than_its_part_of_the_places() {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
+use http::header::{ALLOW, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, RETRY_AFTER};
 use http::{Method, Response, StatusCode};
 use serde::Serialize;
 
@@ -43,10 +43,15 @@ pub(super) fn json(code: StatusCode, value: &impl Serialize) -> Response<Body> {
     }
 }
 
-/// A response with a `Status`, and its code.
+/// A response with a `Status`, and its code. When to come again is said where clients look for it, too.
 pub(super) fn status(status: &Status) -> Response<Body> {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    json(code, status)
+    let mut response = json(code, status);
+    let details = status.details.as_ref();
+    if let Some(seconds) = details.and_then(|details| details.retry_after_seconds) {
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    response
 }
 
 /// The response with a tag of its content: clients that show the tag again are told so in a few bytes.

@@ -234,7 +234,7 @@ impl ControlPlane {
             hosts,
             live: live.clone(),
             leaf_life: settings.leaf_life,
-            peers: peers.clone(),
+            peers: PeersSource::new(settings, data.peers()),
         };
         tasks.spawn(named(
             "the renewal of the intermediate",

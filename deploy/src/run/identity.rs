@@ -47,7 +47,10 @@ async fn establish_at(
     let hosts = hosts(settings);
     let (authority, root) = match held(data)? {
         Some(authority) => {
-            let token = resumed(&authority, settings)?;
+            // It may be typed, or come from a pipe that says nothing: a signal must get through meanwhile.
+            let source = settings.join.clone();
+            let read = tokio::task::spawn_blocking(move || source.map(|source| source.read()));
+            let token = resumed(&authority, settings, read.await?)?;
             if root.is_none() && authority.not_after() <= now {
                 (join_again(data, &authority, token, &hosts).await?, None)
             } else {
@@ -126,6 +129,7 @@ pub(super) fn wanted_token<T>(read: Result<T, ValueError>) -> Result<T, Usage> {
 fn resumed(
     authority: &NodeAuthority,
     settings: &NodeSettings,
+    token: Option<Result<JoinToken, ValueError>>,
 ) -> anyhow::Result<Option<JoinToken>> {
     let node = authority.node();
     if let Some(asked) = settings.node.as_ref().filter(|asked| **asked != node) {
@@ -142,11 +146,11 @@ fn resumed(
     {
         warn!(in_use = %authority.trust_domain(), %asked, "--trust-domain counts only when a trust domain is made; going on");
     }
-    let Some(source) = &settings.join else {
+    let Some(token) = token else {
         return Ok(None);
     };
     // The token may long be gone from its file: the node is what it is without it.
-    match source.read() {
+    match token {
         Ok(token) if Some(&token.pin) == authority.pin().ok().as_ref() => return Ok(Some(token)),
         Ok(_) => warn!(
             trust_domain = %authority.trust_domain(),
@@ -192,13 +196,12 @@ async fn join(
     let joined = enroll::join::node(token, node, &key.csr()?, hosts).await?;
     let server: HostPort = token.endpoint.parse().context("the token's endpoint")?;
     // Before the intermediate: a node that knows who it is also knows its first peer.
-    peers::save(
-        &data.peers(),
-        &[PeerArg {
-            node: joined.through.clone(),
-            server,
-        }],
-    )?;
+    let through = PeerArg {
+        node: joined.through.clone(),
+        server,
+    };
+    let known = peers::load(&data.peers())?;
+    peers::save(&data.peers(), &peers::merge(&[through], known))?;
     let authority = NodeAuthority::create(key, joined.intermediate, joined.roots)?;
     authority
         .save(data)

@@ -37,6 +37,16 @@ impl PeersSource {
         }
     }
 
+    /// Those that are kept, and no others.
+    #[cfg(test)]
+    pub(super) fn kept(kept: PathBuf) -> Self {
+        Self {
+            given: Vec::new(),
+            config: None,
+            kept,
+        }
+    }
+
     /// The peers as the files say now.
     pub(super) fn read(&self) -> anyhow::Result<Vec<PeerArg>> {
         let given = match &self.config {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::node::client;
-use crate::settings::PeerArg;
+use super::peers::PeersSource;
 
 /// How often the intermediate is looked at: it lives for 30 days, and a sleeping machine must not oversleep by much.
 const LOOK: Duration = Duration::from_secs(600);
@@ -31,7 +31,8 @@ pub(super) struct Renewal {
     pub(super) hosts: Hosts,
     pub(super) live: LiveIdentity,
     pub(super) leaf_life: Duration,
-    pub(super) peers: Vec<PeerArg>,
+    /// Read each time: whom this node knows can change in a month.
+    pub(super) peers: PeersSource,
 }
 
 impl Renewal {
@@ -39,6 +40,7 @@ impl Renewal {
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut pause = Duration::ZERO;
         let mut retry = RETRY;
+        let mut kept = true;
         loop {
             tokio::select! {
                 biased;
@@ -47,7 +49,8 @@ impl Renewal {
             }
             pause = jittered(LOOK);
             let now = SystemTime::now();
-            if !self.authority.needs_renewal(now)
+            if kept
+                && !self.authority.needs_renewal(now)
                 && asked(&DataDir::peek(&self.path)).as_ref() == Some(&self.hosts)
             {
                 retry = RETRY;
@@ -56,7 +59,7 @@ impl Renewal {
             let renewed = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                renewed = self.renew() => renewed,
+                renewed = self.renew(&mut kept) => renewed,
             };
             let Err(reason) = renewed else {
                 info!(node = %self.authority.node(), "intermediate renewed");
@@ -72,6 +75,11 @@ impl Renewal {
                 );
             } else if self.authority.needs_renewal(now) {
                 warn!(reason, "the node's intermediate cannot be renewed yet");
+            } else if !kept {
+                warn!(
+                    reason,
+                    "the node's new intermediate is in use and cannot be kept: after a restart the one before counts"
+                );
             } else {
                 warn!(
                     reason,
@@ -83,16 +91,11 @@ impl Renewal {
         }
     }
 
-    async fn renew(&self) -> anyhow::Result<()> {
-        let key = KeyPair::generate()?;
-        let csr = key.csr()?;
-        match &self.root {
-            Some(root) => {
-                let node = self.authority.node();
-                let signed = root.sign_intermediate(&csr, &node, &self.hosts, INTERMEDIATE_LIFE)?;
-                self.authority.replace(key, signed)?;
-            }
-            None => self.ask(&key, &csr).await?,
+    /// Gets a new intermediate, unless there is one that is not `kept`, and keeps it.
+    async fn renew(&self, kept: &mut bool) -> anyhow::Result<()> {
+        if *kept {
+            self.replace().await?;
+            *kept = false;
         }
         let data = DataDir::peek(&self.path);
         self.authority
@@ -105,6 +108,21 @@ impl Renewal {
             .authority
             .sign_node(&key.csr()?, &self.hosts, self.leaf_life)?;
         self.live.replace(key, leaf)?;
+        *kept = true;
+        Ok(())
+    }
+
+    async fn replace(&self) -> anyhow::Result<()> {
+        let key = KeyPair::generate()?;
+        let csr = key.csr()?;
+        match &self.root {
+            Some(root) => {
+                let node = self.authority.node();
+                let signed = root.sign_intermediate(&csr, &node, &self.hosts, INTERMEDIATE_LIFE)?;
+                self.authority.replace(key, signed)?;
+            }
+            None => self.ask(&key, &csr).await?,
+        }
         Ok(())
     }
 
@@ -112,7 +130,7 @@ impl Renewal {
     /// this node signed is as good as none, so that a peer that lies does not keep the others from being asked.
     async fn ask(&self, key: &KeyPair, csr: &Csr) -> anyhow::Result<()> {
         let mut reasons = Vec::new();
-        for peer in &self.peers {
+        for peer in self.peers.read()? {
             let client = client(peer.server.clone(), &peer.node, &self.live)?;
             let replaced = match renew_intermediate(&client, csr, &self.hosts).await {
                 Ok(intermediate) => self

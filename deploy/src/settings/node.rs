@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keel_certs::{ClusterName, Namespace, NodeName, TrustDomain};
+use keel_control::syncer::STALE_AFTER;
 use keel_fabric::limits::Limits;
 use keel_fabric::quic::{HostPort, ListenAddr};
 use keel_fabric::router::DRAIN_TIMEOUT;
@@ -102,7 +103,7 @@ pub struct NodeFlags {
     )]
     #[serde(deserialize_with = "values::texts")]
     pub local_namespaces: Vec<Namespace>,
-    /// How old counters and heartbeats in Router.status may become; they are written about once in that time [default: 30s]
+    /// How old counters and heartbeats in Router.status may become; they are written about once in that time, at most 30s [default: 30s]
     #[arg(long, env = "KEEL_STATUS_INTERVAL", value_name = "TIME")]
     #[serde(deserialize_with = "values::text")]
     pub status_interval: Option<Span>,
@@ -253,6 +254,9 @@ pub struct NodeSettings {
     pub leaf_life: Duration,
 }
 
+/// A third of [`STALE_AFTER`]: two words may be lost.
+const MAX_STATUS_INTERVAL: Duration = Duration::from_secs(30);
+
 /// A leaf that lives less cannot be renewed in time on a slow machine; more defeats short lives.
 const LEAF_LIFE: (Duration, Duration) =
     (Duration::from_secs(60), Duration::from_secs(7 * 24 * 3600));
@@ -326,10 +330,13 @@ impl NodeFlags {
         let status_interval = self
             .status_interval
             .map_or(Duration::from_secs(30), |span| span.0);
-        if status_interval.is_zero() {
-            return Err(Usage(
-                "--status-interval 0s is out of range: write at least 1ms".into(),
-            ));
+        if status_interval.is_zero() || status_interval > MAX_STATUS_INTERVAL {
+            return Err(Usage(format!(
+                "--status-interval {} is out of range: 1ms to {}; after {} without a word others take a node for gone",
+                Span(status_interval),
+                Span(MAX_STATUS_INTERVAL),
+                Span(STALE_AFTER)
+            )));
         }
         let event_ttl = self
             .event_ttl
@@ -470,6 +477,7 @@ mod tests {
         for args in [
             ["--leaf-life", "1s"],
             ["--status-interval", "0s"],
+            ["--status-interval", "31s"],
             ["--event-ttl", "0s"],
             ["--advertise", "0.0.0.0:7000"],
             ["--advertise", "[::]:7000"],

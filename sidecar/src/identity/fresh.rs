@@ -23,7 +23,7 @@ pub async fn keep_fresh(found: Found, client: Client, stop: CancellationToken) {
         Renewal::Node(sockets) => {
             let remote = Arc::new(enroll::RemoteIssuer { client });
             let issuer = NodeIssuer {
-                who: found.live.identity().subject,
+                live: found.live.clone(),
                 sockets,
                 remote,
             };
@@ -34,15 +34,16 @@ pub async fn keep_fresh(found: Found, client: Client, stop: CancellationToken) {
 
 /// Asks the node: over a socket of its own machine, which works whatever the certificate's state, else over the network.
 pub(super) struct NodeIssuer {
-    pub(super) who: Subject,
+    /// The identity to renew.
+    pub(super) live: LiveIdentity,
     pub(super) sockets: Vec<PathBuf>,
     pub(super) remote: Arc<dyn Issuer>,
 }
 
 impl Issuer for NodeIssuer {
     fn renew(&self, csr: &Csr) -> BoxFuture<'static, Result<Renewed, RenewError>> {
-        let (who, sockets, remote, csr) = (
-            self.who.clone(),
+        let (live, sockets, remote, csr) = (
+            self.live.clone(),
             self.sockets.clone(),
             self.remote.clone(),
             csr.clone(),
@@ -52,14 +53,18 @@ impl Issuer for NodeIssuer {
                 node,
                 namespace,
                 pod,
-            } = &who
+            } = &live.identity().subject
             {
+                let held = live.roots();
                 for socket in sockets.iter().filter(|socket| socket.exists()) {
                     match enroll::local::workload(socket, namespace, pod, &csr).await {
-                        Ok(workload) if workload.node == *node => {
+                        Ok(workload)
+                            if workload.node == *node
+                                && workload.roots.iter().any(|root| held.contains(root)) =>
+                        {
                             return Ok((workload.chain, workload.roots));
                         }
-                        // Another node's socket, or a name that only a token gives: the network knows better.
+                        // The socket of another node, or of one of that name in another trust domain, or a name that only a token gives: the network knows better.
                         Ok(_) => {}
                         Err(error) => {
                             tracing::debug!(%error, socket = %socket.display(), "no renewal over the socket")

@@ -201,7 +201,7 @@ async fn a_renewal_asks_the_nodes_own_socket_and_then_the_network() {
     let live = fabric.pod("a", "default", "app-0");
     let remote = fabric.pod("a", "default", "app-0");
     let issuer = |who: &LiveIdentity, sockets: &[&PathBuf]| NodeIssuer {
-        who: who.identity().subject,
+        live: who.clone(),
         sockets: sockets.iter().map(|socket| (*socket).clone()).collect(),
         remote: Arc::new(Network(remote.clone())),
     };
@@ -219,7 +219,13 @@ async fn a_renewal_asks_the_nodes_own_socket_and_then_the_network() {
 
     // No socket, and one of another node than the one that vouches for us.
     let elsewhere = other.pod("b", "default", "app-0");
-    for (who, socket) in [(&live, &missing), (&elsewhere, &socket)] {
+    // Machines of one image have one name.
+    let namesake = other.pod("a", "default", "app-0");
+    for (who, socket) in [
+        (&live, &missing),
+        (&elsewhere, &socket),
+        (&namesake, &socket),
+    ] {
         let (chain, _) = issuer(who, &[socket]).renew(&csr()).await.unwrap();
         assert_eq!(chain.certs, remote.chain().certs, "over the network");
     }

@@ -328,6 +328,7 @@ async fn lists_select_and_name_their_revision() {
         ),
         (504, "ResourceVersionTooLarge")
     );
+    assert_eq!(answer.headers["retry-after"], "1");
     let exact = server
         .get(
             POD,

@@ -61,7 +61,13 @@ pub(in crate::store) async fn open(
     ballast: u64,
     damaged: &Counter,
 ) -> Result<(Database, SqlitePool, State), OpenError> {
-    let held = hold(path).await?;
+    let held = match hold(path).await {
+        Err(OpenError::File { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+            Ballast::give_up(path);
+            hold(path).await?
+        }
+        held => held?,
+    };
     let opened = match attempt(path, damaged).await {
         Err(Failure::Error(OpenError::Database { source, .. }))
             if trouble(&source) == Trouble::Full =>

@@ -9,7 +9,9 @@ use keel_fabric::quic::{HostPort, QuicKeys};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 
+use super::super::peers;
 use super::*;
+use crate::settings::PeerArg;
 
 const LIFE: Duration = Duration::from_secs(3600);
 
@@ -90,26 +92,33 @@ async fn a_peer_that_lies_changes_nothing_and_keeps_nobody_from_being_asked() {
 
     let temp = tempfile::tempdir().unwrap();
     let (authority, live) = node(&ours, "b");
-    let mut renewal = Renewal {
+    let renewal = Renewal {
         path: temp.path().to_owned(),
         authority: authority.clone(),
         root: None,
         hosts: Hosts::loopback(),
         live: live.clone(),
         leaf_life: LIFE,
-        peers: vec![liar.clone()],
+        peers: PeersSource::kept(temp.path().join("peers.yaml")),
     };
+    let known = |all: &[&PeerArg]| {
+        let all: Vec<PeerArg> = all.iter().copied().cloned().collect();
+        peers::save(&temp.path().join("peers.yaml"), &all).unwrap();
+    };
+    known(&[&liar]);
     let roots = vec![ours.certificate().clone()];
     let before = (authority.intermediate(), live.chain());
-    let error = renewal.renew().await.unwrap_err().to_string();
+    let mut is_kept = true;
+    let error = renewal.renew(&mut is_kept).await.unwrap_err().to_string();
     assert!(
         error.contains("liar: ") && error.contains("not signed by a root"),
         "{error}"
     );
     assert_eq!((authority.intermediate(), live.chain()), before);
 
-    renewal.peers.push(honest);
-    renewal.renew().await.unwrap();
+    // Whom the node knows may change while it runs.
+    known(&[&liar, &honest]);
+    renewal.renew(&mut is_kept).await.unwrap();
     assert_ne!(authority.intermediate(), before.0);
     assert_ne!(live.chain(), before.1);
     assert_eq!((authority.roots(), live.roots()), (roots.clone(), roots));
@@ -117,6 +126,25 @@ async fn a_peer_that_lies_changes_nothing_and_keeps_nobody_from_being_asked() {
         .unwrap()
         .unwrap();
     assert_eq!(kept.roots(), authority.roots());
+
+    // On a full disk it is in use, and is kept later without being asked for again.
+    let file = temp.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let mut renewal = Renewal {
+        path: file.join("node"),
+        ..renewal
+    };
+    renewal.renew(&mut is_kept).await.unwrap_err();
+    assert!(!is_kept);
+    let unsaved = authority.intermediate();
+    assert_ne!(unsaved, kept.intermediate());
+    known(&[]);
+    renewal.path = temp.path().to_owned();
+    renewal.renew(&mut is_kept).await.unwrap();
+    let kept = NodeAuthority::load(&DataDir::peek(temp.path()))
+        .unwrap()
+        .unwrap();
+    assert!(is_kept && kept.intermediate() == unsaved);
 
     stop.cancel();
     while servers.join_next().await.is_some() {}

@@ -208,7 +208,7 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
             }))),
         ),
         (
-            "ACCEPT with a window",
+            "ACCEPT of a provider with a window",
             F(Frame::Accept {
                 limit: 262_144,
                 max_datagram: 0,
