@@ -284,7 +284,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::LimitLabels;
-    use crate::wire::{AbortCode, FlowId, Generation, Open, Protocol, Secret, VERSION};
+    use crate::wire::{AbortCode, FlowId, Frame, Generation, Open, Protocol, Secret, VERSION};
 
     const LIMITS: MemoryLimits = MemoryLimits {
         identity: 50_000,
@@ -292,7 +292,11 @@ mod tests {
     };
 
     fn flow() -> Flow {
-        let open = Open {
+        Flow::initiate(open(), FlowLimits::default())
+    }
+
+    fn open() -> Open {
+        Open {
             version: VERSION,
             flow: FlowId::random(),
             generation: Generation::FIRST,
@@ -307,8 +311,7 @@ mod tests {
             flags: 0,
             from: None,
             rest: Bytes::new(),
-        };
-        Flow::initiate(open, FlowLimits::default())
+        }
     }
 
     struct World {
@@ -348,6 +351,36 @@ mod tests {
             let labels = LimitLabels { name };
             self.metrics.limit_hit.get_or_create(&labels).get()
         }
+    }
+
+    #[test]
+    fn a_window_that_cannot_grow_for_a_fast_reader_is_a_hit() {
+        let mut world = World::new();
+        world.add("/node/a", 0);
+        let limits = FlowLimits {
+            window: 1000,
+            max_window: 1000,
+            ..FlowLimits::default()
+        };
+        let (mut flow, now) = (Flow::initiate(open(), limits), tokio::time::Instant::now());
+        flow.transmit(Generation::FIRST, now);
+        let accept = Frame::Accept {
+            limit: 0,
+            max_datagram: 0,
+            window: None,
+        };
+        flow.receive(Generation::FIRST, accept, now).unwrap();
+        let buffers = &mut world.flows[0].0;
+        for (offset, length) in [(0, 999), (999, 1)] {
+            buffers.follow(&mut flow, 0);
+            let bytes = Bytes::from(vec![0; length]);
+            flow.receive(Generation::FIRST, Frame::Data { offset, bytes }, now)
+                .unwrap();
+        }
+        flow.consumed(1000);
+        buffers.follow(&mut flow, 0);
+        buffers.follow(&mut flow, 0);
+        assert_eq!(world.hits("flow_window_max"), 1);
     }
 
     #[test]

@@ -353,11 +353,14 @@ impl Lookup {
             Attempt::Again(format!("{} is no identity of a sidecar", live.identity()))
         })?;
         if let Some(dir) = &self.kept {
-            if let Err(error) = note_joined(dir, token).and_then(|()| live.keep_in(dir)) {
-                tracing::warn!(%error, "the identity cannot be kept; the next start needs the node again");
+            match note_joined(dir, token).and_then(|()| live.keep_in(dir)) {
+                // Best effort: the key is in the identity now.
+                Ok(()) => _ = std::fs::remove_file(pending(dir)),
+                // The key stays: with it the next start may use the token once more.
+                Err(error) => {
+                    tracing::warn!(%error, "the identity cannot be kept; the next start needs the node again");
+                }
             }
-            // Best effort: the key is in the identity now.
-            let _ = std::fs::remove_file(pending(dir));
         }
         Ok(Found {
             live,

@@ -257,6 +257,18 @@ impl Status {
         }
     }
 
+    /// The database is away, which mostly takes seconds.
+    pub(crate) fn away(message: impl Into<String>) -> Self {
+        let details = Details {
+            retry_after_seconds: Some(1),
+            ..Details::default()
+        };
+        Self {
+            details: Some(Box::new(details)),
+            ..Self::failure(Reason::ServiceUnavailable, message)
+        }
+    }
+
     /// The object was deleted.
     pub(crate) fn deleted(about: &About, name: &str, uid: &str) -> Self {
         let details = Details {

@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+use serde_saphyr::options::DuplicateKeyPolicy;
 
 use super::answer::{Details, MAX_NAME, Reason, Status, shown};
 use super::kind::{About, Kind};
@@ -72,7 +73,13 @@ pub(crate) fn parse(bytes: &[u8], format: Format, kind: &str) -> Result<Parsed, 
             serde_json::from_slice(bytes).map_err(|error| format!("json parse error: {error}"))
         }
         Format::Yaml => {
-            serde_saphyr::from_slice(bytes).map_err(|error| format!("yaml parse error: {error}"))
+            // What stands there twice is noted when it is read, as in JSON.
+            let options = serde_saphyr::options! {
+                duplicate_keys: DuplicateKeyPolicy::LastWins,
+                with_snippet: false,
+            };
+            serde_saphyr::from_slice_with_options(bytes, options)
+                .map_err(|error| format!("yaml parse error: {error}"))
         }
         Format::Protobuf(message) => protobuf::parse(bytes, message)
             .map(|value| Parsed {

@@ -450,6 +450,7 @@ mod tests {
             // Structural: no references, no unions.
             let text = schema.to_string();
             assert!(!text.contains("$ref") && !text.contains("anyOf"), "{text}");
+            assert!(!text.contains("\"additionalProperties\":true"), "{text}");
         }
     }
 }

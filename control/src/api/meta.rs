@@ -208,13 +208,12 @@ pub struct ObjectMeta {
     /// Objects that this one depends on.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend(
-        "items" = {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
         "x-kubernetes-list-type" = "map",
         "x-kubernetes-list-map-keys" = ["uid"],
         "x-kubernetes-patch-strategy" = "merge",
         "x-kubernetes-patch-merge-key" = "uid"
     ))]
-    pub owner_references: Vec<serde_json::Value>,
+    pub owner_references: Vec<OwnerReference>,
     /// Who manages which field.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("items" = {"type": "object", "x-kubernetes-preserve-unknown-fields": true}))]
@@ -222,6 +221,26 @@ pub struct ObjectMeta {
     /// No longer used by anybody.
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub self_link: Option<String>,
+}
+
+/// An object that another one depends on; without effect here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OwnerReference {
+    /// Version of the schema of the owner.
+    pub api_version: String,
+    /// Kind of the owner.
+    pub kind: String,
+    /// Name of the owner.
+    pub name: String,
+    /// Identity of the owner.
+    pub uid: String,
+    /// Whether it is the one that manages the object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub controller: Option<bool>,
+    /// Whether it has to stay until the object has gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_owner_deletion: Option<bool>,
 }
 
 impl ObjectMeta {

@@ -76,6 +76,16 @@ pub(crate) fn is_subdomain(text: &str) -> bool {
     text.len() <= MAX_PREFIX && text.split('.').all(label_holds)
 }
 
+/// Whether a label may have this key.
+pub(crate) fn is_key(text: &str) -> bool {
+    key_faults(text).is_empty()
+}
+
+/// Whether a label may have this value.
+pub(crate) fn is_value(text: &str) -> bool {
+    value_faults(text).is_empty()
+}
+
 /// What is wrong with a text that is to be a name or `prefix/name`.
 pub(super) fn check_key<'a>(path: &'a str, key: &'a str) -> impl Iterator<Item = FieldError> + 'a {
     wrong(path, key, key_faults(key))

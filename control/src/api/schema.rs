@@ -19,6 +19,9 @@ pub(super) fn of<T: JsonSchema>() -> Value {
 /// Extension by which a type says what an absent field means.
 const DEFAULT: &str = "x-default";
 
+/// Extension by which fields that are not described are kept.
+const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
+
 /// Takes away what Kubernetes' structural schemas do not have, and names integer formats as it does.
 fn tidy(schema: &mut Value) {
     let Some(object) = schema.as_object_mut() else {
@@ -45,6 +48,11 @@ fn tidy(schema: &mut Value) {
             children.values_mut().for_each(tidy);
         }
     }
+    // Before 1.31 kubectl cannot explain a word that stands in the place of a schema.
+    if object.get("additionalProperties") == Some(&Value::Bool(true)) {
+        object.remove("additionalProperties");
+        object.insert(PRESERVE.into(), true.into());
+    }
     for key in ["items", "additionalProperties"] {
         if let Some(child) = object.get_mut(key) {
             tidy(child);
@@ -67,6 +75,5 @@ pub(crate) fn field<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'
 
 /// Whether fields that the schema does not know are kept as they are.
 pub(crate) fn keeps_unknown(schema: &Map<String, Value>) -> bool {
-    schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true))
-        || schema.get("additionalProperties") == Some(&Value::Bool(true))
+    schema.get(PRESERVE) == Some(&Value::Bool(true))
 }

@@ -17,6 +17,7 @@ pub mod issuers;
 pub mod join;
 pub mod local;
 mod names;
+mod refusals;
 mod server;
 mod sockets;
 mod tokens;
@@ -84,6 +85,7 @@ struct Inner {
     store: Store,
     /// One use of a token at a time, so that a retry that overtakes its first attempt gets the same certificate.
     joining: Mutex<()>,
+    refusals: refusals::Refusals,
 }
 
 /// What an answer is made of: a JSON value, or a failure in Kubernetes' form.
@@ -105,6 +107,7 @@ impl Enrolment {
                 root,
                 store,
                 joining: Mutex::new(()),
+                refusals: refusals::Refusals::default(),
             }),
         }
     }

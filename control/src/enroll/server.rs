@@ -4,12 +4,13 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use keel_certs::{Chain, Csr, Hosts, NodeName, Subject};
+use tokio::time::Instant;
 
 use super::names::{granted, note_join};
 use super::wire::{EnrollRequest, Issued, RenewRequest, Wants};
 use super::{Answer, Inner, bad_request, body, failure, forbidden, internal};
 use crate::api::{Reason, Status};
-use crate::http::{Body, Caller};
+use crate::http::{Body, Caller, Remote};
 use crate::store::{ConsumeError, TokenScope};
 
 /// What the audit lines of this crate are filtered by.
@@ -21,6 +22,14 @@ pub(super) async fn enroll(
     request: http::Request<Body>,
     caller: &Caller,
 ) -> Answer<Issued> {
+    let from = match caller.remote {
+        Remote::Tcp(from) | Remote::Quic(from) => Some(from.ip()),
+        Remote::Unix { .. } => None,
+    };
+    if from.is_some_and(|from| !inner.refusals.may_ask(from, Instant::now())) {
+        let why = "too many joins from this address were refused";
+        return Err(Box::new(Status::too_many(why)));
+    }
     let EnrollRequest {
         id,
         secret,
@@ -30,6 +39,9 @@ pub(super) async fn enroll(
     let csr = csr.0;
     let key = data_encoding::HEXLOWER.encode(&csr.key_hash()[..8]);
     let refuse = |status: Box<Status>| {
+        if let Some(from) = from {
+            inner.refusals.note(from, Instant::now());
+        }
         tracing::warn!(target: AUDIT, token = %id, key, remote = %caller.remote, why = status.message, "join refused");
         status
     };

@@ -1,8 +1,10 @@
 //! Which bodies are refused that are right by themselves, because of the object that they are to become.
 
+use keel_certs::Namespace;
 use serde_json::{Map, Value};
 
 use super::path::Named;
+use crate::api::answer::{MAX_NAME, shown};
 use crate::api::decode::invalid;
 use crate::api::validate::FieldError;
 use crate::api::{Reason, Status, metadata};
@@ -42,6 +44,11 @@ pub(super) fn check_namespace(named: &Named, sent: &Map<String, Value>) -> Resul
     let given = sent.get("metadata").and_then(|meta| meta.get("namespace"));
     let given = given.and_then(Value::as_str).unwrap_or_default();
     match &named.namespace {
+        // None has such a name, and nobody could name the object again.
+        Some(namespace) if namespace.parse::<Namespace>().is_err() => Err(Status::failure(
+            Reason::NotFound,
+            format!("namespaces {:?} not found", shown(namespace, MAX_NAME)),
+        )),
         Some(namespace) if !given.is_empty() && given != namespace => Err(Status::failure(
             Reason::BadRequest,
             "the namespace of the provided object does not match the namespace sent on the request",

@@ -339,9 +339,8 @@ fn store_status(failure: &StoreError) -> Status {
             "the APIServer's store is closed",
         ),
         // That it does not answer is in the log once, not for each request.
-        StoreError::Full | StoreError::Away { .. } => {
-            Status::failure(Reason::ServiceUnavailable, failure.to_string())
-        }
+        StoreError::Full => Status::failure(Reason::ServiceUnavailable, failure.to_string()),
+        StoreError::Away { .. } => Status::away(failure.to_string()),
         StoreError::Panicked => Status::failure(Reason::InternalError, failure.to_string()),
         StoreError::Database { doing, source } | StoreError::Unknown { doing, source } => {
             error!(doing, error = %source, "the store failed");

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::api::kind::About;
+use crate::api::metadata::{is_key, is_value};
 use crate::api::{Reason, Status};
 
 /// Which objects are meant. Every requirement must hold.
@@ -105,7 +106,8 @@ impl Selector {
             && self.fields.iter().all(|field| field.holds(object))
     }
 
-    /// Adds a label selector: `a=b,c!=d,e in (f,g),h notin (i),j,!k,l>1`.
+    /// Adds a label selector: `a=b,c!=d,e in (f,g),h notin (i),j,!k,l>1`. Without a word it selects everything, and only then: what is
+    /// selected may be deleted.
     pub(super) fn labels(&mut self, text: &str) -> Result<(), Status> {
         for part in split(text) {
             let requirement = requirement(part).ok_or_else(|| {
@@ -175,8 +177,11 @@ impl Field {
     }
 }
 
-/// Splits at the commas that stand outside parentheses.
+/// Splits at the commas that stand outside parentheses. What has no word has no part.
 fn split(text: &str) -> Vec<&str> {
+    if text.trim().is_empty() {
+        return Vec::new();
+    }
     let mut depth = 0_usize;
     text.split(|char| {
         match char {
@@ -187,7 +192,6 @@ fn split(text: &str) -> Vec<&str> {
         char == ',' && depth == 0
     })
     .map(str::trim)
-    .filter(|part| !part.is_empty())
     .collect()
 }
 
@@ -232,6 +236,9 @@ fn requirement(part: &str) -> Option<Requirement> {
     if let Some(rest) = part.strip_suffix(')') {
         let (head, values) = rest.split_once('(')?;
         let (key, operator) = head.trim().rsplit_once(char::is_whitespace)?;
+        if values.trim().is_empty() {
+            return None;
+        }
         let values = values
             .split(',')
             .map(value_of)
@@ -258,21 +265,12 @@ fn requirement(part: &str) -> Option<Requirement> {
 
 fn key_of(text: &str) -> Option<String> {
     let text = text.trim();
-    let holds = !text.is_empty()
-        && text.len() <= 317
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/'));
-    holds.then(|| text.to_owned())
+    is_key(text).then(|| text.to_owned())
 }
 
 fn value_of(text: &str) -> Option<String> {
     let text = text.trim();
-    let holds = text.len() <= 63
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
-    holds.then(|| text.to_owned())
+    is_value(text).then(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -295,6 +293,53 @@ mod tests {
             ..About::PLAIN
         };
         assert!(selector.check(&about).is_ok());
+    }
+
+    #[test]
+    fn a_selector_that_says_nothing_clear_selects_nothing() {
+        let read = |text: &str| Selector::default().labels(text);
+        for wrong in [
+            ",",
+            " , ",
+            "a=b,",
+            ",a=b",
+            "a,,b",
+            "x in ()",
+            "x notin ( )",
+            "-a=b",
+            "a//b=c",
+            "a/b/c",
+            "app=-",
+            "!",
+            "=b",
+            "!=b",
+            "a in b",
+            "a=(b)",
+            "a in (b",
+            "A.B/c=d ,",
+            "a b",
+            "a>",
+            "a>b",
+        ] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
+        for right in [
+            "",
+            " ",
+            "a",
+            "!a",
+            "a=",
+            "a==b",
+            "a!=b",
+            "a.b/c in (d, e)",
+            "a notin (,)",
+            "a in (b,)",
+            " a = b , c ",
+            "a>1",
+            "a<-1",
+        ] {
+            assert!(read(right).is_ok(), "{right:?}");
+        }
     }
 
     #[test]

@@ -282,7 +282,8 @@ impl Watch {
             if event.key.resource == self.kind.about.kept()
                 && let Some(kind) = self.meant(&event)
             {
-                self.line(&mut chunk, kind, &event.object);
+                let object = self.shown(kind, &event);
+                self.line(&mut chunk, kind, &object);
             }
             if chunk.len() >= CHUNK {
                 break;
@@ -304,6 +305,19 @@ impl Watch {
             (true, false) => Some("DELETED"),
             (true, true) => Some("MODIFIED"),
         }
+    }
+
+    /// What is shown of the event. What ceases to be selected is shown as it was when it was, with the number of its change.
+    fn shown(&self, kind: &str, event: &Event) -> Bytes {
+        let left = kind == "DELETED" && event.kind != EventKind::Deleted;
+        let before = event.previous.as_ref().filter(|_| left);
+        let before = before.and_then(|previous| {
+            let mut object: Value = serde_json::from_slice(previous).ok()?;
+            let meta = object.get_mut("metadata")?.as_object_mut()?;
+            meta.insert("resourceVersion".into(), event.revision.to_string().into());
+            Some(Bytes::from(object.to_string()))
+        });
+        before.unwrap_or_else(|| event.object.clone())
     }
 
     fn selects(&self, object: &[u8]) -> bool {

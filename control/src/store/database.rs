@@ -147,6 +147,15 @@ impl Database {
         }
     }
 
+    /// Up to where events have to go although they are not old, because the disk has no room for them.
+    pub(super) async fn surplus(&mut self) -> Result<Option<Revision>, Failed> {
+        match self {
+            Self::Sqlite(database) => database.surplus().await,
+            // It is somebody else's disk, and how much of it is ours nobody has told.
+            Self::Postgres(_) => Ok(None),
+        }
+    }
+
     /// Deletes the first of the events up to `upto`, in one transaction, in which it also says that all of them are forgotten.
     /// Whether there are more.
     pub(super) async fn forget(&mut self, upto: Revision) -> Result<bool, Failed> {

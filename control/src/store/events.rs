@@ -70,6 +70,40 @@ const DELETE: &str = concat!(
     ")"
 );
 
+/// Up to where events have to go for those behind them to have no more than $1 bytes.
+const SURPLUS: &str = "SELECT MAX(revision) FROM \
+     (SELECT revision, SUM(bytes) OVER (ORDER BY revision DESC) AS behind FROM \
+     (SELECT revision, COALESCE(LENGTH(object), 0) + COALESCE(LENGTH(previous), 0) AS bytes FROM event) AS sized) AS summed \
+     WHERE behind > $1";
+const SIZE: &str = "SELECT CAST(COALESCE(SUM(COALESCE(LENGTH(object), 0) + COALESCE(LENGTH(previous), 0)), 0) AS BIGINT) FROM event";
+
+/// How much of the history may stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// So many bytes of it.
+    Bytes(u64),
+    /// Half of what there is.
+    Half,
+}
+
+/// Up to where events have to go because there is no room for them, if any.
+pub(super) async fn surplus(
+    connection: &mut impl Statements,
+    room: Room,
+) -> Result<Option<Revision>, Error> {
+    let bytes = match room {
+        Room::Bytes(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
+        Room::Half => match connection.row(SIZE, &[]).await? {
+            Some(row) => row.number(0)? / 2,
+            None => return Ok(None),
+        },
+    };
+    let last = connection.row(SURPLUS, &[Value::Number(bytes)]).await?;
+    // Of no events there is no last one.
+    let last = last.and_then(|row| row.number(0).ok());
+    Ok(last.map(|revision| Revision(revision.unsigned_abs())))
+}
+
 /// The first events after `after` up to `upto`.
 pub(super) async fn read(
     connection: &mut impl Statements,
@@ -175,5 +209,24 @@ mod tests {
         let none = last(&mut connection, Revision(9), Revision(9), Bounds::CATCH_UP);
         let (none, more) = none.await.unwrap();
         assert!(none.is_empty() && !more);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_much_are_the_first_ones() {
+        let mut connection = history().await;
+        for (room, expected) in [
+            (Room::Bytes(9000), None),
+            (Room::Bytes(8999), Some(1)),
+            (Room::Bytes(2500), Some(7)),
+            (Room::Bytes(0), Some(9)),
+            (Room::Half, Some(5)),
+        ] {
+            let upto = surplus(&mut connection, room).await.unwrap();
+            assert_eq!(upto, expected.map(Revision), "{room:?}");
+        }
+        connection.run("DELETE FROM event", &[]).await.unwrap();
+        for room in [Room::Bytes(0), Room::Half] {
+            assert_eq!(surplus(&mut connection, room).await.unwrap(), None);
+        }
     }
 }

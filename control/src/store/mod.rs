@@ -56,9 +56,10 @@ pub struct StoreConfig {
     pub ring: usize,
     /// Bytes of the events in memory at most; a node's share of memory wins over the number of events.
     pub ring_bytes: usize,
-    /// Events kept for resuming watches at least.
+    /// Events kept for resuming watches at least, as far as there is room: in a SQLite file history has a quarter of the disk (64 MiB
+    /// of a small one), and half of it goes when that is full.
     pub keep_events: u64,
-    /// How long events are kept at least.
+    /// How long events are kept at least, as far as there is room.
     pub keep_for: Duration,
     /// How often old events are looked for.
     pub compact_every: Duration,

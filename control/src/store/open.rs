@@ -72,6 +72,16 @@ pub enum OpenError {
         /// Path or URL of the store.
         store: String,
     },
+    /// Somebody made a table in it.
+    #[error(
+        "the store {store} has a table of somebody else, {table}: drop it, and keep such things elsewhere"
+    )]
+    Table {
+        /// Path of the store.
+        store: String,
+        /// The table.
+        table: String,
+    },
     /// A newer version wrote the store.
     #[error(
         "the store {store} has schema version {found}, this version knows up to {known}: run the version that wrote it"
@@ -178,6 +188,7 @@ impl Store {
             jobs: received,
             company: false,
             behind: false,
+            full: false,
             compaction: Compaction::default(),
             age,
         };

@@ -113,6 +113,8 @@ pub(super) struct Writer {
     /// A write of unknown outcome may be durable, and was not looked for yet. Nothing is published before it: whoever watches
     /// would never hear of it.
     pub(super) behind: bool,
+    /// The last write was refused because the disk is full.
+    pub(super) full: bool,
     pub(super) compaction: Compaction,
     pub(super) age: Age,
 }
@@ -211,6 +213,7 @@ impl Writer {
         }
         self.company = writes.len() >= COMPANY;
         let outcome = self.commit(&mut writes).await;
+        self.full &= outcome.is_err();
         if let Err(error) = &outcome {
             // A full disk was told when it began.
             if !matches!(error, StoreError::Full) {
@@ -218,6 +221,9 @@ impl Writer {
             }
             // If the commit (or a part of the answer to it) got lost but the data did not, watchers must see it.
             self.behind = true;
+            // What is in the way may be history. Once for a full disk, and from then on when it is looked anyway.
+            let full = matches!(error, StoreError::Full);
+            self.compaction.look |= full && !std::mem::replace(&mut self.full, full);
             self.follow(FAILED_WRITE).await.ok();
         }
         for write in writes {
@@ -331,10 +337,15 @@ impl Writer {
         let age = i64::try_from(self.config.keep_for.as_secs()).unwrap_or(i64::MAX);
         let before = unix_seconds() - age;
         let old = self.age.look(Instant::now(), self.published());
-        self.database
-            .old_events(self.config.keep_events, old, before)
-            .await
-            .map_err(|failed| failed.doing("look for old events"))
+        let keep = self.config.keep_events;
+        let look = async {
+            match self.database.old_events(keep, old, before).await? {
+                Some(upto) => Ok(Some(upto)),
+                None => self.database.surplus().await,
+            }
+        };
+        look.await
+            .map_err(|failed: Failed| failed.doing("look for old events"))
     }
 
     /// Closes the database. Queued jobs are dropped, which tells their callers.

@@ -30,6 +30,23 @@ pub(crate) fn frpserver(admin: &Kubectl, pod: &Kubectl) {
         "--for=condition=Ready",
         "--timeout=20s",
     ]);
+    for kind in [
+        "events",
+        "namespaces",
+        "selfsubjectreviews",
+        "selfsubjectaccessreviews",
+        "selfsubjectrulesreviews",
+        "frpservers",
+        "routers",
+    ] {
+        admin.ok(&["explain", kind, "--recursive"]);
+    }
+    admin.ok(&[
+        "explain",
+        "events",
+        "--api-version=events.k8s.io/v1",
+        "--recursive",
+    ]);
     let explained = admin.ok(&["explain", "frpserver.spec.webServer"]);
     assert!(
         explained.contains("password") && explained.contains("pprofEnable"),

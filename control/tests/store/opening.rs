@@ -2,10 +2,13 @@
 
 use keel_certs::TrustDomain;
 use keel_control::store::{ClaimError, OpenError, Store, StoreConfig};
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 
 use super::place::{Place, open};
 use super::server;
+use super::{key, put};
 
 #[tokio::test]
 async fn a_database_belongs_to_one_trust_domain() {
@@ -61,4 +64,35 @@ async fn a_file_is_one_store_at_a_time() {
     // Nobody waits for one that is dropped.
     drop(store);
     Store::open(&path, config()).await.unwrap().close().await;
+}
+
+#[tokio::test]
+async fn tables_of_others_do_not_make_a_store_corrupt() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("store.db");
+    let sql = async |sql: &'static str| {
+        let options = SqliteConnectOptions::new().filename(&path);
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    };
+    let store = Store::open(&path, StoreConfig::default()).await.unwrap();
+    put(&store, "a", "1").await;
+    store.close().await;
+    // What an administrator does who was told that it helps.
+    sql("ANALYZE").await;
+    let store = Store::open(&path, StoreConfig::default()).await.unwrap();
+    assert!(store.get(&key("a")).await.unwrap().is_some());
+    store.close().await;
+    sql("CREATE TABLE notes (text)").await;
+    let refused = Store::open(&path, StoreConfig::default()).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("notes") && refused.contains("drop it"),
+        "{refused}"
+    );
+    sql("DROP TABLE notes").await;
+    let store = Store::open(&path, StoreConfig::default()).await.unwrap();
+    assert!(store.get(&key("a")).await.unwrap().is_some());
+    store.close().await;
 }

@@ -215,6 +215,9 @@ struct Serving {
     listen: ListenAddr,
 }
 
+/// How often an address that could not be had is tried again.
+const MOVE_AGAIN: Duration = Duration::from_secs(5);
+
 impl Serve {
     async fn run(mut self) -> anyhow::Result<()> {
         let mut plan = self.plan.borrow_and_update().clone();
@@ -226,6 +229,7 @@ impl Serve {
         let mut retired = JoinSet::new();
         let mut provider = JoinSet::new();
         provider.spawn(self.publish_elsewhere(elsewhere_rx)?);
+        let mut again = tokio::time::interval(MOVE_AGAIN);
         loop {
             self.tell(&plan, &serving, trouble.clone());
             self.view
@@ -235,6 +239,14 @@ impl Serve {
                 () = self.stop.cancelled() => break,
                 Some(_) = serving.task.join_next() => return Err(anyhow!("the router on {} ended by itself", serving.listen)),
                 Some(_) = retired.join_next() => {}
+                // What was taken may be free by now. On the same port this router would have to go first, each time.
+                _ = again.tick(), if plan.listen.port() != serving.listen.port() => {
+                    let wanted = (plan.listen, plan.listen_said_by.as_str());
+                    if let Ok(new) = self.bind(wanted, &backends) {
+                        retired.spawn(std::mem::replace(&mut serving, new).end());
+                        trouble = None;
+                    }
+                }
                 Some(_) = provider.join_next() => return Err(anyhow!("the router's publications ended by themselves")),
                 Ok(()) = serving.view.changed() => {}
                 Ok(()) = self.plan.changed() => {

@@ -45,7 +45,7 @@ pub(crate) struct End {
     ended: bool,
     /// When the first datagram left that nothing came back for.
     unanswered: Option<Instant>,
-    /// Payload that came from the application, and that went to it.
+    /// Payload, as [`counts`](Self::counts) tells it.
     taken: u64,
     given: u64,
     metrics: Arc<FabricMetrics>,
@@ -257,9 +257,9 @@ impl End {
         }
         let mut moved = false;
         while let Some(packet) = packets::first(flow.readable(), 0) {
-            let paid = std::mem::take(&mut self.paid);
-            if self.pass(cx, &packet, paid, flow, gate).is_pending() {
-                self.paid = true;
+            let paid = self.paid;
+            self.paid = self.pass(cx, &packet, paid, flow, gate).is_pending();
+            if self.paid {
                 return moved;
             }
             flow.consumed(PREFIX + packet.len());
@@ -346,8 +346,7 @@ impl End {
         true
     }
 
-    /// As [`give`](Self::give), within the limits of the service's rate; a packet that `paid` before has been let through. One that is
-    /// still pending has paid now.
+    /// As [`give`](Self::give), within the limits of the service's rate, unless it has `paid`. One that is still pending has.
     fn pass(
         &mut self,
         cx: &mut Context<'_>,

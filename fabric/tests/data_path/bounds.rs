@@ -469,9 +469,10 @@ async fn a_flow_that_was_promised_too_much_is_cut_and_says_so() {
     assert_eq!(names(&world), ["identity_buffers"]);
 }
 
-/// Limits that are hit by tests of their own part: peers of this machine have no prefix, associations are a sidecar's, and
-/// packets wait only where something is slow.
-const ELSEWHERE: [&str; 7] = [
+/// Limits that are hit by tests of their own part: peers of this machine have no prefix, associations are a sidecar's, packets wait
+/// only where something is slow, and a window is full only where nothing is fast.
+const ELSEWHERE: [&str; 8] = [
+    "flow_window_max",
     "handshake_prefix",
     "associations",
     "associations_per_client",

@@ -35,26 +35,6 @@ async fn connection_window() {
     only(&world, "connection_window", 1).await;
 }
 
-#[tokio::test]
-async fn flow_window_max() {
-    let mut world = World::new();
-    (world.limits.window, world.limits.max_window) = (64 << 10, 128 << 10);
-    let router = world.router("r").await;
-    let sink = Backend::new(|mut socket| async move {
-        tokio::io::copy(&mut socket, &mut tokio::io::sink())
-            .await
-            .ok();
-    })
-    .await;
-    let (_provider, target) = world.echo(&router, sink.addr).await;
-    let (consumer, mut ends) = (world.consumer(), JoinSet::new());
-    let mut client = consumer.carried(&mut ends, &target).await;
-    soon(client.write_all(&[0; 1 << 10])).await.unwrap();
-    assert_eq!(hits(&world), []);
-    soon(client.write_all(&noise(1, 16 << 20))).await.unwrap();
-    only(&world, "flow_window_max", 1).await;
-}
-
 /// Sends so much to an echo and has it back.
 async fn echoed(client: &mut TcpStream, length: usize) -> Duration {
     let sent = noise(7, length);

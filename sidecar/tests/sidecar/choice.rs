@@ -21,7 +21,7 @@ async fn so_many_connections_wait_for_a_provider_and_no_more() {
     config.limits.consumer.waiting = 1;
     let mut consumer = Pod::start(config, "mysql:3306", "").await;
     let address = consumer.address().await;
-    consumer.settled().await;
+    timeout(LONG, consumer.settled()).await.unwrap();
     let mut waiting = JoinSet::new();
     waiting.spawn(async move { exchange(address, b"first").await });
     let accepted = async {
@@ -53,7 +53,7 @@ async fn so_many_connections_are_carried_at_once_and_the_next_one_waits() {
     config.limits.consumer.connections = 1;
     // What nobody connects to takes no place away.
     let mut consumer = Pod::start(config, "mysql:3306,redis:6379,web:80", "").await;
-    consumer.settled().await;
+    timeout(LONG, consumer.settled()).await.unwrap();
     let address = consumer.address().await;
     let mut first = TcpStream::connect(address).await.unwrap();
     first.write_all(b"first").await.unwrap();

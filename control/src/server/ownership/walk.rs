@@ -3,7 +3,7 @@
 //! Objects consist of their fields, lists of `x-kubernetes-list-type` `map` and `set` of their items; everything else is one piece.
 //! Where the schema says nothing, objects consist of their fields and lists are one piece.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
@@ -65,7 +65,7 @@ fn view<'v, 's>(value: &'v Value, schema: Option<&'s Value>) -> View<'v, 's> {
                 _ => return View::Piece,
             };
             let mut parts: Vec<Part<'v, 's>> = Vec::with_capacity(items.len());
-            let mut seen = std::collections::BTreeSet::new();
+            let mut seen = BTreeSet::new();
             for value in items {
                 // Items without a key, or two of one key, are nobody's in particular: such a list is one piece.
                 let Some(element) = element(value).filter(|element| seen.insert(element.clone()))
@@ -244,22 +244,59 @@ pub(super) fn merge(live: &Value, config: &Value, schema: Option<&Value>) -> Val
             }
             merged
         }
-        // Items stay where they are, new ones come behind them in the configuration's order.
-        (View::List(live), View::List(parts), Value::Array(items)) => {
-            let places: BTreeMap<Element, usize> = live
-                .into_iter()
-                .enumerate()
-                .map(|(place, part)| (part.element, place))
-                .collect();
-            for part in parts {
-                match places.get(&part.element) {
-                    Some(place) => items[*place] = merge(&items[*place], part.value, part.schema),
-                    None => items.push(part.value.clone()),
-                }
-            }
-            merged
+        (View::List(live), View::List(parts), Value::Array(_)) => {
+            Value::Array(merge_items(live, &parts))
         }
         _ => config.clone(),
+    }
+}
+
+/// The items of the configuration in its order, and those that only the live list has where they stood between the others.
+fn merge_items(live: Vec<Part<'_, '_>>, parts: &[Part<'_, '_>]) -> Vec<Value> {
+    let wanted: BTreeSet<&Element> = parts.iter().map(|part| &part.element).collect();
+    let held: BTreeMap<&Element, &Value> = live
+        .iter()
+        .map(|part| (&part.element, part.value))
+        .collect();
+    let take = |part: &Part<'_, '_>| match held.get(&part.element) {
+        Some(held) => merge(held, part.value, part.schema),
+        None => part.value.clone(),
+    };
+    // Items of both, in the order in which they will be.
+    let mut shared = parts
+        .iter()
+        .map(|part| &part.element)
+        .filter(|element| held.contains_key(element))
+        .peekable();
+    let (mut left, mut right) = (live.iter().peekable(), parts.iter().peekable());
+    let mut items = Vec::with_capacity(live.len() + parts.len());
+    loop {
+        match (left.peek(), right.peek()) {
+            (Some(one), _) if !wanted.contains(&one.element) => {
+                items.push(one.value.clone());
+                left.next();
+            }
+            (Some(one), Some(other)) if one.element == other.element => {
+                items.push(take(other));
+                shared.next();
+                left.next();
+                right.next();
+            }
+            // It comes where the configuration has it.
+            (Some(one), _) if shared.peek() != Some(&&one.element) => {
+                left.next();
+            }
+            (_, Some(other)) => {
+                items.push(take(other));
+                shared.next_if_eq(&&other.element);
+                right.next();
+            }
+            // Not reached: what both have is taken with the configuration's.
+            (Some(_), None) => {
+                left.next();
+            }
+            (None, None) => return items,
+        }
     }
 }
 

@@ -390,3 +390,49 @@ async fn wrong_configurations() {
         .await;
     assert_eq!(node.code, 403);
 }
+
+#[tokio::test]
+async fn a_list_is_in_the_order_of_who_applies_it() {
+    let server = Server::new().await;
+    let services = |names: &str| {
+        let service = |name: char| json!({"name": name.to_string(), "port": 1});
+        json!({"advertisedServices": names.chars().map(service).collect::<Vec<_>>()})
+    };
+    let names = |object: &Value| -> String {
+        let all = object["spec"]["advertisedServices"].as_array().unwrap();
+        all.iter()
+            .map(|one| one["name"].as_str().unwrap())
+            .collect()
+    };
+    server.apply("a", "me", services("abc")).await.expect(201);
+    let other = server.apply("a", "other", services("xb")).await;
+    assert_eq!(names(&other.expect(200)), "axbc");
+    let turned = server.apply("a", "me", services("cab")).await.expect(200);
+    assert_eq!(names(&turned), "xcab");
+    let more = server.apply("a", "me", services("cdab")).await.expect(200);
+    assert_eq!(names(&more), "xcdab");
+    let same = server.apply("a", "me", services("cdab")).await.expect(200);
+    assert_eq!(same, more, "nothing is news");
+}
+
+#[tokio::test]
+async fn what_stands_twice_in_yaml_is_told_as_in_json() {
+    let server = Server::new().await;
+    let twice = "apiVersion: edge.example.com/v1\nkind: Router\nmetadata: {name: a}\nspec:\n  addresses: [a.example:1]\n  addresses: [b.example:1]\n";
+    for (validation, code) in [("Strict", 400), ("Warn", 201), ("Ignore", 200)] {
+        let path = format!("{ROUTERS}/a?fieldManager=me&fieldValidation={validation}");
+        let answer = server.call(ADMIN, "PATCH", &path, APPLY, twice).await;
+        if code == 400 {
+            let message = answer.message();
+            assert!(
+                message.contains("duplicate field \"spec.addresses\""),
+                "{message}"
+            );
+        } else {
+            let warned = answer.headers.get("warning").is_some();
+            assert_eq!(warned, validation == "Warn");
+            assert_eq!(answer.json()["spec"]["addresses"], json!(["b.example:1"]));
+        }
+        assert_eq!(answer.code, code, "{validation}");
+    }
+}

@@ -118,3 +118,21 @@ async fn a_namespace_at_a_time_and_admins_only() {
     let bad = delete(&server, ADMIN, "", "[]").await;
     assert_eq!(bad.code, 400);
 }
+
+#[tokio::test]
+async fn a_selector_that_says_nothing_deletes_nothing() {
+    let server = Server::new().await;
+    server
+        .post(ADMIN, &router("a", json!({})))
+        .await
+        .expect(201);
+    for selector in [",", "app=nope,", "x+notin+()", "a//b=c"] {
+        let path = format!("{ROUTERS}?labelSelector={selector}");
+        assert_eq!(
+            server.call(ADMIN, "DELETE", &path, "", "").await.code,
+            400,
+            "{selector}"
+        );
+    }
+    assert_eq!(left(&server).await, "a");
+}

@@ -429,3 +429,18 @@ async fn typed_clients_tell_events_and_delete_them_in_binary() {
     let uid = made["metadata"]["uid"].as_str().unwrap();
     delete(uid).await.expect(200);
 }
+
+#[tokio::test]
+async fn a_namespace_that_nobody_can_name_has_nothing() {
+    let server = Server::new().await;
+    for namespace in ["Bad_NS", "a%2Fb", "..", "%20", "a.b", &"x".repeat(64)] {
+        let path = format!("{NAMESPACES}/{namespace}/events");
+        let refused = create(&server, &path, &event("default", "one", "r")).await;
+        assert!(
+            [404, 422].contains(&refused.code.as_u16()),
+            "{namespace}: {refused:?}"
+        );
+    }
+    let all = server.get(ADMIN, "/api/v1/events").await.expect(200);
+    assert_eq!(all["items"], json!([]));
+}

@@ -17,6 +17,12 @@ use nix::fcntl::posix_fallocate;
 use nix::sys::statvfs::statvfs;
 use tracing::{error, info, warn};
 
+use super::super::events::Room;
+
+/// The part of the disk that history may take, and what it may take of a small one.
+const SHARE: u64 = 4;
+const HISTORY: u64 = 64 << 20;
+
 /// The file that holds the room.
 pub(super) struct Ballast {
     path: PathBuf,
@@ -76,6 +82,14 @@ impl Ballast {
             info!(ballast = %self.path.display(), held = !self.given_up, "there is room again: the store takes writes");
         }
         !self.full
+    }
+
+    /// How much history a store may have whose file has so many bytes.
+    pub(super) fn room_for(&self, file: u64) -> Room {
+        match self.full {
+            true => Room::Half,
+            false => Room::Bytes((self.free().saturating_add(file) / SHARE).max(HISTORY)),
+        }
     }
 
     fn refuse(&mut self) {

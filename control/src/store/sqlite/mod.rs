@@ -1,10 +1,12 @@
 //! SQLite: one file, one writer.
 
 mod ballast;
+mod file;
 mod log;
 mod mend;
 mod open;
 pub(super) mod read;
+mod schema;
 mod tokens;
 
 use std::collections::BTreeSet;
@@ -19,13 +21,14 @@ use tracing::{error, info, warn};
 
 use super::age::Old;
 use super::database::{Batch, Failed, News, Objects, column, count, states};
-use super::events::{self, Bounds};
+use super::events::{self, Bounds, Room};
 use super::seal::{Place, Seal};
 use super::statements::{Cells, all};
 use super::writer::unix_seconds;
 use super::{Event, Key};
 use crate::api::Revision;
 use ballast::Ballast;
+use file::{check, checkpoint, free_pages};
 use log::Log;
 
 pub(super) use open::open;
@@ -187,6 +190,16 @@ impl Database {
         .fetch_one(self.connected().await?)
         .await?;
         Ok(upto.map(|upto| Revision(upto.unsigned_abs())))
+    }
+
+    /// The history has a share of the disk; on a full one, half of it goes at each look.
+    pub(super) async fn surplus(&mut self) -> Result<Option<Revision>, Failed> {
+        let file = std::fs::metadata(&self.path).map_or(0, |file| file.len());
+        let room = self.ballast.room_for(file);
+        if matches!(room, Room::Bytes(bytes) if file <= bytes) {
+            return Ok(None);
+        }
+        Ok(events::surplus(self.connected().await?, room).await?)
     }
 
     /// Also on a full disk: what is given up for this makes the room.
@@ -373,40 +386,6 @@ async fn reopened(connection: &mut SqliteConnection, verify: bool) -> Result<(),
     check(connection).await?.map_err(Error::Protocol)?;
     // What the log holds may never have reached the disk, though it can be read: written to the file and synced, it has.
     checkpoint(connection).await
-}
-
-/// One page-by-page look; what it does not find, the first use of the page does. `Err` inside says what is wrong.
-async fn check(connection: &mut SqliteConnection) -> Result<Result<(), String>, Error> {
-    let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)")
-        .fetch_one(connection)
-        .await?;
-    Ok(if verdict == "ok" {
-        Ok(())
-    } else {
-        Err(verdict)
-    })
-}
-
-/// Bytes of the file that nothing is in.
-async fn free_pages(connection: &mut SqliteConnection) -> Result<u64, Error> {
-    let bytes: i64 = sqlx::query_scalar(
-        "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size",
-    )
-    .fetch_one(connection)
-    .await?;
-    Ok(bytes.unsigned_abs())
-}
-
-async fn checkpoint(connection: &mut SqliteConnection) -> Result<(), Error> {
-    let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
-        .fetch_one(connection)
-        .await?;
-    match row.number(0)? {
-        0 => Ok(()),
-        _ => Err(Error::Protocol(
-            "readers keep the log from being moved into the file".into(),
-        )),
-    }
 }
 
 async fn current(connection: &mut SqliteConnection, keys: BTreeSet<Key>) -> Result<Objects, Error> {

@@ -1,4 +1,4 @@
-//! Opening: schema, revision rules over a stop, quarantine of a corrupt file.
+//! Opening: revision rules over a stop, quarantine of a corrupt file.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -9,45 +9,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Error};
 use tokio::sync::watch;
 use tracing::{error, warn};
 
 use super::super::database::{Failed, GAPS, column};
 use super::super::open::{OpenError, State};
-use super::super::seal::{Place, Seal, is_damage};
+use super::super::seal::is_damage;
 use super::super::statements::{Cells, all};
-use super::super::tokens;
 use super::ballast::Ballast;
 use super::log::Log;
+use super::schema::{APPLICATION, SCHEMA, Schema, create, schema, seal, seal_tokens};
 use super::{CACHE, DURABLE, Database, Trouble, check, mend, options, options_of_ours, trouble};
 use crate::api::Revision;
-
-/// Marks the file as ours (`keel` in ASCII), so that no other program's database is taken for a store.
-const APPLICATION: i64 = 0x6b65_656c;
-/// The version of the schema; from 2 on, objects have checksums behind them, from 3 on tokens too.
-const SCHEMA: i64 = 3;
-const CREATE: &str = "
-CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE object (
-    resource TEXT NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL, data BLOB NOT NULL,
-    PRIMARY KEY (resource, name)
-);
-CREATE TABLE event (
-    revision INTEGER PRIMARY KEY, at INTEGER NOT NULL, kind INTEGER NOT NULL,
-    resource TEXT NOT NULL, name TEXT NOT NULL, object BLOB NOT NULL, previous BLOB
-);
-CREATE TABLE gap (low INTEGER PRIMARY KEY, high INTEGER NOT NULL);
-CREATE TABLE token (
-    id TEXT PRIMARY KEY, secret_hash BLOB NOT NULL, scope TEXT NOT NULL,
-    created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, uses INTEGER NOT NULL, revoked INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE token_use (
-    token TEXT NOT NULL REFERENCES token (id) ON DELETE CASCADE, key_hash BLOB NOT NULL,
-    used_at INTEGER NOT NULL, result BLOB, PRIMARY KEY (token, key_hash)
-);
-";
 
 /// Why a file could not be opened, before the path is known to the error.
 enum Failure {
@@ -238,13 +213,22 @@ async fn prepare(
             .await
             .map_err(|error| failure(path, error))?;
     }
-    if !is_schema(connection)
+    match schema(connection)
         .await
         .map_err(|error| failure(path, error))?
     {
-        return Err(Failure::Corrupt(
-            "its tables are not as they were made".into(),
-        ));
+        Schema::Ours => {}
+        Schema::More(table) => {
+            return Err(Failure::Error(OpenError::Table {
+                store: path.display().to_string(),
+                table,
+            }));
+        }
+        Schema::Broken => {
+            return Err(Failure::Corrupt(
+                "its tables are not as they were made".into(),
+            ));
+        }
     }
     check(connection)
         .await
@@ -282,93 +266,6 @@ async fn number(
         .fetch_one(connection)
         .await
         .map_err(|error| failure(path, error))
-}
-
-/// Makes the tables, in one transaction, so that a stop half-way leaves an empty file.
-async fn create(connection: &mut SqliteConnection) -> Result<(), Error> {
-    let base = column(Revision::at(SystemTime::now()));
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    sqlx::raw_sql(CREATE).execute(&mut *transaction).await?;
-    sqlx::query("INSERT INTO meta (key, value) VALUES ('revision', ?1), ('compacted', ?1)")
-        .bind(base)
-        .execute(&mut *transaction)
-        .await?;
-    for (pragma, value) in [("user_version", SCHEMA), ("application_id", APPLICATION)] {
-        // Pragmas take no parameters; both parts are constants of this file.
-        sqlx::query(AssertSqlSafe(format!("PRAGMA {pragma} = {value}")))
-            .execute(&mut *transaction)
-            .await?;
-    }
-    transaction.commit().await
-}
-
-/// Whether the tables are what [`CREATE`] makes: of a word that changed there SQLite would say nothing, and find other rows.
-async fn is_schema(connection: &mut SqliteConnection) -> Result<bool, Error> {
-    let made = SqliteConnectOptions::new().in_memory(true);
-    let mut made = SqliteConnection::connect_with(&made).await?;
-    sqlx::raw_sql(CREATE).execute(&mut made).await?;
-    let expected = tables(&mut made).await?;
-    made.close().await?;
-    Ok(tables(connection).await? == expected)
-}
-
-async fn tables(connection: &mut SqliteConnection) -> Result<Vec<String>, Error> {
-    sqlx::query_scalar(
-        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name <> 'damaged' ORDER BY name",
-    )
-    .fetch_all(connection)
-    .await
-}
-
-/// Puts checksums behind objects that were written without. Their history is not worth it: it begins anew.
-async fn seal(connection: &mut SqliteConnection) -> Result<(), Error> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    for sql in [
-        "DELETE FROM event",
-        "UPDATE meta SET value = (SELECT value FROM meta WHERE key = 'revision') WHERE key = 'compacted'",
-    ] {
-        sqlx::query(sql).execute(&mut *transaction).await?;
-    }
-    let mut after = i64::MIN;
-    loop {
-        let rows = sqlx::query(
-            "SELECT rowid, resource, name, revision, data FROM object WHERE rowid > $1 ORDER BY rowid LIMIT 500",
-        )
-        .bind(after)
-        .fetch_all(&mut *transaction)
-        .await?;
-        for row in &rows {
-            after = row.number(0)?;
-            let seal = Seal {
-                place: Place::Object,
-                revision: row.revision(3)?,
-                resource: &row.text(1)?,
-                name: &row.text(2)?,
-            };
-            sqlx::query("UPDATE object SET data = $1 WHERE rowid = $2")
-                .bind(seal.put(&row.bytes(4)?.unwrap_or_default()))
-                .bind(after)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        if rows.is_empty() {
-            break;
-        }
-    }
-    sqlx::query("PRAGMA user_version = 2")
-        .execute(&mut *transaction)
-        .await?;
-    transaction.commit().await
-}
-
-/// Puts checksums behind tokens that were written without.
-async fn seal_tokens(connection: &mut SqliteConnection) -> Result<(), Error> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    tokens::seal_all(&mut *transaction).await?;
-    sqlx::query("PRAGMA user_version = 3")
-        .execute(&mut *transaction)
-        .await?;
-    transaction.commit().await
 }
 
 /// Mends what is damaged. The history begins with the next number; the clock's, which the opening goes on with, is above it.

@@ -259,7 +259,7 @@ fn windows_grow_with_use_and_never_past_the_maximum() {
     let limits = FlowLimits::default();
     let mut pair = Pair::with(limits);
     pair.accepted();
-    let mut most = 0;
+    let (mut most, mut narrow) = (0, 0);
     for _ in 0..40 {
         // A slow network and fast applications: everything that may be sent is sent before anything is acknowledged.
         let room = pair.consumer.writable();
@@ -270,9 +270,13 @@ fn windows_grow_with_use_and_never_past_the_maximum() {
             pair.deliver(frame);
         }
         pair.take_all();
+        if pair.provider().take_narrow() {
+            assert_eq!(most, limits.max_window);
+            narrow += 1;
+        }
         pair.exchange();
     }
-    assert_eq!(most, limits.max_window);
+    assert_eq!((most, narrow), (limits.max_window, 1));
     pair.consumer.set_max_window(1000);
     assert!(pair.consumer.writable() <= 1000);
 }
