@@ -44,8 +44,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 const ATTEMPT: Duration = Duration::from_secs(60);
 /// Pause after the first failed attempt; doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause between two attempts.
+/// The longest pause between two attempts while the certificate is good,
 const LONGEST_PAUSE: Duration = Duration::from_secs(150);
+/// and when it is not: nothing goes until there is another one, and whoever gives it may just be back.
+const EXPIRED_PAUSE: Duration = Duration::from_secs(5);
 
 /// Renews `live` until `shutdown`. Cancel safe: an attempt that is dropped changes nothing.
 pub async fn rotate(
@@ -64,6 +66,7 @@ async fn rotate_by(
     clock: impl Fn() -> SystemTime,
 ) {
     let mut pause = FIRST_PAUSE;
+    let mut said: Option<SystemTime> = None;
     let mut jitter = rand::random_range(-0.1..=0.1);
     loop {
         let wait = due(live.not_before(), live.not_after(), clock(), jitter);
@@ -93,19 +96,25 @@ async fn rotate_by(
             }
             Some(Err(error)) => {
                 let until = rfc3339(live.not_after());
-                if clock() >= live.not_after() {
-                    tracing::error!(identity = %live.identity(), until, %error, "the certificate has expired and cannot be renewed");
-                } else {
+                if clock() < live.not_after() {
                     tracing::warn!(identity = %live.identity(), until, %error, "cannot renew the certificate yet");
+                } else if said.is_none_or(|at| at + LONGEST_PAUSE <= clock()) {
+                    said = Some(clock());
+                    tracing::error!(identity = %live.identity(), until, %error, "the certificate has expired and cannot be renewed");
                 }
             }
         }
+        let longest = match clock() < live.not_after() {
+            true => LONGEST_PAUSE,
+            false => EXPIRED_PAUSE,
+        };
+        pause = pause.min(longest);
         tokio::select! {
             biased;
             () = &mut shutdown => return,
             () = sleep(pause) => {}
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = (pause * 2).min(longest);
     }
 }
 

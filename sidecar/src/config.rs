@@ -87,7 +87,9 @@ impl std::str::FromStr for Upstreams {
                     .unwrap_or(item);
                 bare.parse().map(|ip| SocketAddr::new(ip, 53))
             });
-            servers.push(server.map_err(|_| UpstreamsError(item.to_owned()))?);
+            let server: Option<SocketAddr> = server.ok();
+            let server = server.filter(|server| server.port() > 0);
+            servers.push(server.ok_or_else(|| UpstreamsError(item.to_owned()))?);
         }
         Ok(if servers.is_empty() {
             Self::ResolvConf
@@ -229,6 +231,7 @@ mod tests {
     #[test]
     fn upstreams_are_addresses_with_or_without_a_port() {
         assert_eq!("none".parse(), Ok(Upstreams::None));
+        assert!("8.8.8.8:0".parse::<Upstreams>().is_err());
         assert_eq!("".parse(), Ok(Upstreams::ResolvConf));
         let Ok(Upstreams::Given(servers)) =
             "10.0.0.2, fd00::1,[fd00::2],[fd00::3]:5353,1.1.1.1:54".parse()

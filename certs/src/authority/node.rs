@@ -153,17 +153,24 @@ impl NodeAuthority {
         RootPin::of(root)
     }
 
+    /// Begin of the intermediate's validity. It lies ahead if it was signed while a clock was.
+    #[must_use]
+    pub fn not_before(&self) -> SystemTime {
+        self.0.load().facts.not_before
+    }
+
     /// End of the intermediate's validity.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.0.load().facts.not_after
     }
 
-    /// Whether half of the intermediate's life is over.
+    /// Whether half of the intermediate's life is over, or it has not begun.
     #[must_use]
     pub fn needs_renewal(&self, now: SystemTime) -> bool {
         let current = self.0.load();
-        now >= rotate::half_life(current.facts.not_before, current.facts.not_after)
+        now < current.facts.not_before
+            || now >= rotate::half_life(current.facts.not_before, current.facts.not_after)
     }
 
     /// Whether certificates of this authority may carry all of `hosts`; if not, a new intermediate is needed.

@@ -149,6 +149,8 @@ fn renewal_is_due_from_half_life() {
     assert!(!authority.needs_renewal(now));
     assert!(!authority.needs_renewal(now + INTERMEDIATE_LIFE.mul_f32(0.49)));
     assert!(authority.needs_renewal(now + INTERMEDIATE_LIFE.mul_f32(0.51)));
+    // A clock was ahead when it was signed.
+    assert!(authority.needs_renewal(authority.not_before() - Duration::from_secs(1)));
     assert!(authority.not_after() <= now + INTERMEDIATE_LIFE + Duration::from_secs(1));
 }
 

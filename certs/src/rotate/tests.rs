@@ -91,6 +91,18 @@ async fn failures_are_retried_with_growing_pauses_up_to_150_s() {
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 150, 150, 150, 150]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn once_it_is_over_nobody_waits_long_for_another_one() {
+    // The last half of the day is over after 288 pauses of 150 s.
+    let asked = asked_until_renewed(340).await;
+    let pauses = asked.windows(2).map(|pair| pair[1] - pair[0]);
+    let pauses: Vec<Duration> = pauses.collect();
+    assert!(
+        pauses[200] == LONGEST_PAUSE && pauses[330..].iter().all(|pause| *pause == EXPIRED_PAUSE),
+        "{pauses:?}"
+    );
+}
+
 #[tokio::test]
 async fn an_answer_of_another_root_is_not_taken() {
     let (fabric, liar) = (Fabric::new(), Arc::new(Fabric::new()));

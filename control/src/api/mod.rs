@@ -22,7 +22,7 @@ pub(crate) mod validate;
 pub use answer::{Cause, Reason, Status};
 pub use frpserver::{ActiveConnection, FrpServer, FrpServerStatus};
 pub use kind::{KindNames, kept_kinds};
-pub use meta::{ObjectMeta, Revision, Time};
+pub use meta::{ObjectMeta, OwnerReference, Revision, Time};
 pub(crate) use options::options;
 pub use router::{
     AdvertisedService, Frps, HealthCheck, PortRange, Router, RouterSpec, Secret, Transport,

@@ -242,7 +242,7 @@ pub(super) fn no_root(inner: &Inner) -> Box<Status> {
     let here = inner.authority.node();
     let where_ = match &inner.config.root_node {
         Some(node) => format!("ask node {node}, where it is"),
-        None => "ask the first node of the trust domain".to_owned(),
+        None => "ask the first node of the trust domain; if that is this one, put its ca directory back from a backup".to_owned(),
     };
     failure(
         Reason::Conflict,

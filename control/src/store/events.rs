@@ -70,8 +70,8 @@ const DELETE: &str = concat!(
     ")"
 );
 
-/// Up to where events have to go for those behind them to have no more than $1 bytes.
-const SURPLUS: &str = "SELECT MAX(revision) FROM \
+/// Up to where events have to go for those behind them to have no more than $1 bytes; 0 if none has to.
+const SURPLUS: &str = "SELECT COALESCE(MAX(revision), 0) FROM \
      (SELECT revision, SUM(bytes) OVER (ORDER BY revision DESC) AS behind FROM \
      (SELECT revision, COALESCE(LENGTH(object), 0) + COALESCE(LENGTH(previous), 0) AS bytes FROM event) AS sized) AS summed \
      WHERE behind > $1";
@@ -99,9 +99,8 @@ pub(super) async fn surplus(
         },
     };
     let last = connection.row(SURPLUS, &[Value::Number(bytes)]).await?;
-    // Of no events there is no last one.
-    let last = last.and_then(|row| row.number(0).ok());
-    Ok(last.map(|revision| Revision(revision.unsigned_abs())))
+    let last = last.map(|row| row.revision(0)).transpose()?;
+    Ok(last.filter(|revision| revision.0 > 0))
 }
 
 /// The first events after `after` up to `upto`.

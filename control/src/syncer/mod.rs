@@ -39,7 +39,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt};
 use keel_certs::{LiveIdentity, NodeName};
 use keel_fabric::quic::HostPort;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -51,6 +51,8 @@ pub use state::{PeerState, PeerStates, SyncMetrics};
 
 /// After this long a Router whose node is not heard is marked as old: three of the usual status intervals.
 pub const STALE_AFTER: Duration = Duration::from_secs(90);
+/// Routers that went and that a peer's task has not heard of yet; one that is told less looks by itself.
+const LOST: usize = 64;
 /// How long a task that panicked waits before it starts again.
 const RESTART: Duration = Duration::from_secs(5);
 
@@ -109,6 +111,7 @@ impl Syncer {
         } = self.config;
         let hurry = watch::Sender::default();
         let (own, own_status) = watch::channel(None);
+        let (lost, _) = broadcast::channel(LOST);
         let mut tasks = JoinSet::new();
         let following = {
             let (local, node) = (local.clone(), node.clone());
@@ -120,6 +123,7 @@ impl Syncer {
             local: local.clone(),
             peers: peers.clone(),
             stale_after,
+            lost: lost.clone(),
         };
         let pushed = again(move || pushed.clone().run());
         tasks.spawn(stop.clone().run_until_cancelled_owned(pushed));
@@ -149,6 +153,7 @@ impl Syncer {
                         local: local.clone(),
                         live: live.clone(),
                         own: own_status.clone(),
+                        lost: lost.clone(),
                         report: state::Report::new(peer.clone(), metrics.clone(), hurry.clone()),
                         stale_after,
                     };

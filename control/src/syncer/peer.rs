@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keel_certs::{LiveIdentity, NodeName};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::Peer;
@@ -23,6 +23,7 @@ pub(super) struct Exchange {
     pub(super) local: Client,
     pub(super) live: LiveIdentity,
     pub(super) own: watch::Receiver<Option<Arc<RouterStatus>>>,
+    pub(super) lost: broadcast::Sender<NodeName>,
     pub(super) report: Report,
     pub(super) stale_after: Duration,
 }
@@ -48,6 +49,7 @@ impl Exchange {
             node,
             local,
             own,
+            lost,
             report,
             stale_after,
             ..
@@ -66,7 +68,7 @@ impl Exchange {
             retry: Retry::new(),
             overtake_at: Instant::now(),
         };
-        tokio::join!(pull.run(&client), push.run(), network);
+        tokio::join!(pull.run(&client, lost.subscribe()), push.run(), network);
     }
 }
 

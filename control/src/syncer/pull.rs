@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use keel_certs::NodeName;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -54,8 +56,8 @@ impl Pull {
         }
     }
 
-    /// Follows the peer's Router and takes its status over, for ever.
-    pub(super) async fn run(mut self, client: &Client) {
+    /// Follows the peer's Router and takes its status over, for ever; `lost` tells whose Router is here no longer.
+    pub(super) async fn run(mut self, client: &Client, mut lost: broadcast::Receiver<NodeName>) {
         let mut events = client.watch_router(self.peer.clone(), WatchFrom::Snapshot);
         loop {
             let wake = self.act().await;
@@ -70,6 +72,11 @@ impl Pull {
                         }
                     }
                 }
+                lost = lost.recv() => match lost {
+                    Ok(node) if node != self.peer => {}
+                    Err(RecvError::Closed) => return std::future::pending().await,
+                    Ok(_) | Err(RecvError::Lagged(_)) => self.lost(),
+                },
                 () = due(wake) => {}
                 () = due(self.mark_at) => self.look().await,
             }
@@ -101,6 +108,13 @@ impl Pull {
                 Class::Gone | Class::Ahead => self.hear(),
                 _ => self.report.broken(Direction::Pull, &error.to_string()),
             },
+        }
+    }
+
+    /// What was taken over is not here any more, or may not be.
+    fn lost(&mut self) {
+        if self.taking.lost() {
+            self.report.behind(true);
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
 use keel_certs::NodeName;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -46,6 +46,8 @@ pub(super) struct Pushed {
     pub(super) local: Client,
     pub(super) peers: watch::Receiver<Arc<Vec<Peer>>>,
     pub(super) stale_after: Duration,
+    /// Told of every node whose Router is here no longer.
+    pub(super) lost: broadcast::Sender<NodeName>,
 }
 
 /// What is known of a node that has said something.
@@ -79,13 +81,20 @@ impl Pushed {
                     nodes.extend(node.and_then(|node| before.remove_entry(&node)));
                     self.note(&router, nodes);
                 }
+                before.into_keys().for_each(|node| self.tell(node));
             }
             WatchEvent::Applied(router) => self.note(&router, nodes),
             WatchEvent::Deleted(node) => {
                 nodes.remove(&node);
+                self.tell(node);
             }
             WatchEvent::Interrupted(_) | WatchEvent::Synced(_) => {}
         }
+    }
+
+    /// Whoever pulls from it brings it back. Without peers nobody listens.
+    fn tell(&self, node: NodeName) {
+        let _ = self.lost.send(node);
     }
 
     fn note(&self, router: &Router, nodes: &mut HashMap<NodeName, Heard>) {

@@ -41,6 +41,8 @@ pub(super) struct Taking {
     held: Option<Option<Revision>>,
     /// What came last and is not yet dealt with.
     waiting: Option<Arc<Router>>,
+    /// What came last.
+    last: Option<Arc<Router>>,
     /// The last one that was written, and what it said.
     written: Option<(Revision, u64)>,
     backoff: Backoff,
@@ -56,6 +58,7 @@ impl Taking {
         Self {
             held: None,
             waiting: None,
+            last: None,
             written: None,
             backoff: Backoff::remote(),
             retry_at: None,
@@ -67,7 +70,15 @@ impl Taking {
 
     /// A Router came from the peer.
     pub(super) fn came(&mut self, router: Arc<Router>) {
+        self.last = Some(Arc::clone(&router));
         self.waiting = Some(router);
+    }
+
+    /// What was held here may be gone: what came last is looked at once more. Whether there is any.
+    pub(super) fn lost(&mut self) -> bool {
+        self.held = None;
+        self.waiting = self.waiting.take().or_else(|| self.last.clone());
+        self.waiting.is_some()
     }
 
     /// What is held here, as far as that is known.

@@ -1,6 +1,7 @@
 //! Nodes in one process: real stores, real APIs, real HTTP/3, one syncer each.
 
 mod liar;
+mod lost;
 mod resume;
 mod simulation;
 
@@ -124,7 +125,6 @@ impl Node {
             .await
     }
 
-    /// Waits until the Router of `node` is held here with such a status.
     async fn holds_as(&self, node: &str, is: impl Fn(&RouterStatus) -> bool) -> Router {
         let mut events = self.local.watch_router(name(node), WatchFrom::Snapshot);
         let wanted = |router: &Router| router.status.as_ref().is_some_and(&is);

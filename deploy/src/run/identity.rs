@@ -1,5 +1,7 @@
 //! Who a node is: read from its data directory, joined with a token, or founded as the first of a new trust domain.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -8,6 +10,7 @@ use keel_certs::{
     DataDir, Hosts, INTERMEDIATE_LIFE, JoinToken, KeyPair, LiveIdentity, NodeAuthority, NodeName,
     RootAuthority, write_atomic,
 };
+use keel_control::api::Time;
 use keel_control::enroll;
 use keel_fabric::quic::HostPort;
 use tracing::{info, warn};
@@ -51,7 +54,10 @@ async fn establish_at(
             let source = settings.join.clone();
             let read = tokio::task::spawn_blocking(move || source.map(|source| source.read()));
             let token = resumed(&authority, settings, read.await?)?;
-            if root.is_none() && authority.not_after() <= now {
+            if root.is_none() && authority.not_before() > now && token.is_none() {
+                return Err(ahead(data, &authority));
+            }
+            if root.is_none() && (authority.not_after() <= now || authority.not_before() > now) {
                 (join_again(data, &authority, token, &hosts).await?, None)
             } else {
                 if token.is_some() {
@@ -93,6 +99,14 @@ async fn establish_at(
     let live = LiveIdentity::new(key, leaf, authority.roots())
         .context("the node's certificate cannot be used")?;
     let peers = peers::merge(&settings.peers, peers::load(&data.peers())?);
+    if root.is_none() && peers.is_empty() {
+        warn!(
+            until = Time::from(authority.not_after()).as_str(),
+            "the root key is not here (ca/), and there is no peer to have it: nobody can renew this node's intermediate, and nobody can \
+             join. If this node has founded the trust domain, put its ca directory back from a backup; else give the node that it \
+             joined through with --peer"
+        );
+    }
     Ok(Established {
         authority,
         root,
@@ -104,7 +118,25 @@ async fn establish_at(
 
 /// The root that the data directory has, if it has one.
 pub(super) fn held_root(data: &DataDir) -> anyhow::Result<Option<RootAuthority>> {
+    close(&data.ca().join("root.key"));
+    close(&data.node().join("intermediate.pem"));
     RootAuthority::load(data).with_context(|| unreadable(&data.ca()))
+}
+
+/// Takes a key back from everybody but its owner.
+fn close(key: &Path) {
+    let Ok(found) = std::fs::metadata(key) else {
+        return;
+    };
+    let mode = found.permissions().mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return;
+    }
+    let closed = std::fs::set_permissions(key, Permissions::from_mode(0o600));
+    warn!(
+        key = %key.display(), mode = format!("{mode:03o}"), closed = closed.is_ok(),
+        "others could read or write this private key: whoever may have done so can act as this node, or found nodes of its trust domain"
+    );
 }
 
 /// The node that the data directory is of, if it is of one.
@@ -162,6 +194,17 @@ fn resumed(
         ),
     }
     Ok(None)
+}
+
+/// The node's intermediate was signed while a clock was ahead.
+fn ahead(data: &DataDir, authority: &NodeAuthority) -> anyhow::Error {
+    let (node, dir) = (authority.node(), data.path().display());
+    anyhow!(
+        "the intermediate certificate of node {node} is valid from {} on: it was made while a clock was ahead, here or where the root key \
+         is. If this machine's clock is right, make a token with `keel token create --node {node}` where the root key is, and start this \
+         node with --join and that token; the data directory {dir} stays",
+        Time::from(authority.not_before()).as_str()
+    )
 }
 
 /// Joins again as the node that the directory says, because its intermediate is over: no other node takes it for a renewal, and

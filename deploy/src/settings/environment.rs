@@ -1,15 +1,41 @@
 //! What the environment says to every command: a variable that is set and empty says nothing, as manifests leave them.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{ArgMatches, Command};
+
+use crate::process::say;
 
 /// Parses the process's arguments and environment; ends the process with a message if they are wrong.
 pub(crate) fn matches(command: &mut Command) -> ArgMatches {
     *command = without_silent(std::mem::take(command), &|name| {
         std::env::var_os(name).is_some_and(|value| is_silent(&value))
     });
-    command.get_matches_mut()
+    match command.try_get_matches_from_mut(std::env::args_os()) {
+        Ok(matches) => matches,
+        Err(error) => {
+            let variable = blamed(command, &error).filter(|name| std::env::var_os(name).is_some());
+            if let Some(name) = variable {
+                say(&format!("note: {} is set", name.to_string_lossy()));
+            }
+            error.exit()
+        }
+    }
+}
+
+/// The variable of the flag that an error is about: whoever has set it in a manifest looks for a flag that he never gave.
+fn blamed(command: &Command, error: &clap::Error) -> Option<OsString> {
+    let ContextValue::String(flag) = error.get(ContextKind::InvalidArg)? else {
+        return None;
+    };
+    let own = command.get_arguments().find(|arg| arg.to_string() == *flag);
+    match own {
+        Some(arg) => arg.get_env().map(OsStr::to_owned),
+        None => command
+            .get_subcommands()
+            .find_map(|inner| blamed(inner, error)),
+    }
 }
 
 /// The value of a variable, if it says something.

@@ -282,14 +282,12 @@ fn response<'a>(
 
 /// What the client of `request` can take: over UDP what its EDNS allows, up to [`MAX_UDP`].
 ///
-/// hickory sends as much as *our* OPT record says, and drops that record first; so with EDNS an answer that does not fit becomes
-/// a short one with TC and OPT here. Without EDNS its own cut at 512 bytes, with TC, is right.
+/// hickory sends as much as *our* OPT record says, and drops that record first, and without EDNS it cuts in the middle of a record; so
+/// an answer that does not fit becomes a short one with TC here.
 fn fit(reply: Message, queries: &Queries, request: &Request) -> Message {
-    let Some(edns) = &request.edns else {
-        return reply;
-    };
-    let limit = match request.protocol() {
-        Protocol::Udp => edns.max_payload().clamp(512, MAX_UDP),
+    let limit = match (request.protocol(), &request.edns) {
+        (Protocol::Udp, Some(edns)) => edns.max_payload().clamp(512, MAX_UDP),
+        (Protocol::Udp, None) => 512,
         _ => u16::MAX,
     };
     let mut bytes = Vec::with_capacity(512);

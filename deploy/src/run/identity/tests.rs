@@ -95,3 +95,47 @@ async fn a_store_that_cannot_be_had_leaves_no_trust_domain_behind() {
         assert!(!data.ca().exists(), "{url}");
     }
 }
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_leaves_no_node_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let founder = settings(dir.path(), "a");
+    let data = DataDir::open(&founder.data_dir).unwrap();
+    let made = establish(&data, &founder).await.unwrap().authority;
+    let earlier = made.not_before() - Duration::from_secs(16 * 24 * 3600);
+    let again = establish_at(&data, &founder, earlier).await.unwrap();
+    assert_ne!(again.authority.intermediate(), made.intermediate());
+    drop(data);
+
+    let first = Node::start(founder).await.unwrap();
+    let mut b = settings(dir.path(), "b");
+    b.join = Some(token(&first).await);
+    let data = DataDir::open(&b.data_dir).unwrap();
+    establish(&data, &b).await.unwrap();
+    b.join = None;
+    let refused = establish_at(&data, &b, earlier)
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        refused.contains("a clock was ahead") && refused.contains("keel token create --node b"),
+        "{refused}"
+    );
+    b.join = Some(token(&first).await);
+    establish_at(&data, &b, earlier).await.unwrap();
+    first.stop().await.unwrap();
+}
+
+#[test]
+fn a_key_that_others_can_read_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("root.key");
+    std::fs::write(&key, "").unwrap();
+    std::fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
+    close(&key);
+    assert_eq!(
+        std::fs::metadata(&key).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+}
