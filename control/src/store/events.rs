@@ -82,8 +82,8 @@ const SIZE: &str = "SELECT CAST(COALESCE(SUM(COALESCE(LENGTH(object), 0) + COALE
 pub(super) enum Room {
     /// So many bytes of it.
     Bytes(u64),
-    /// Half of what there is.
-    Half,
+    /// Half of what there is, and so many bytes less at least; if there are not so many, all of it.
+    Less(u64),
 }
 
 /// Up to where events have to go because there is no room for them, if any.
@@ -93,10 +93,16 @@ pub(super) async fn surplus(
 ) -> Result<Option<Revision>, Error> {
     let bytes = match room {
         Room::Bytes(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
-        Room::Half => match connection.row(SIZE, &[]).await? {
-            Some(row) => row.number(0)? / 2,
-            None => return Ok(None),
-        },
+        Room::Less(least) => {
+            let size = connection.row(SIZE, &[]).await?;
+            let size = size.map(|row| row.number(0)).transpose()?.unwrap_or(0);
+            let less = (size / 2).max(i64::try_from(least).unwrap_or(i64::MAX));
+            match size - less {
+                // It is not what is in the way.
+                ..0 => return Ok(None),
+                rest => rest,
+            }
+        }
     };
     let last = connection.row(SURPLUS, &[Value::Number(bytes)]).await?;
     let last = last.map(|row| row.revision(0)).transpose()?;
@@ -218,13 +224,15 @@ mod tests {
             (Room::Bytes(8999), Some(1)),
             (Room::Bytes(2500), Some(7)),
             (Room::Bytes(0), Some(9)),
-            (Room::Half, Some(5)),
+            (Room::Less(0), Some(5)),
+            (Room::Less(7500), Some(8)),
+            (Room::Less(9001), None),
         ] {
             let upto = surplus(&mut connection, room).await.unwrap();
             assert_eq!(upto, expected.map(Revision), "{room:?}");
         }
         connection.run("DELETE FROM event", &[]).await.unwrap();
-        for room in [Room::Bytes(0), Room::Half] {
+        for room in [Room::Bytes(0), Room::Less(0), Room::Less(1)] {
             assert_eq!(surplus(&mut connection, room).await.unwrap(), None);
         }
     }

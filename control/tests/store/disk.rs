@@ -148,7 +148,7 @@ async fn a_history_that_fills_the_disk_makes_room() {
     };
     let mut store = Store::open(&path, config()).await.unwrap();
     for cycle in 0..4 {
-        let start = store.current();
+        let before = store.compacted();
         let (acknowledged, _) = until_refused(&store, BYTES).await;
         eprintln!("cycle {cycle}: {} writes", acknowledged.len());
         // A file that is nearly full again after a few writes would be of no use.
@@ -164,7 +164,7 @@ async fn a_history_that_fills_the_disk_makes_room() {
             }
         };
         timeout(SOON, again).await.unwrap();
-        let old = store.events_since(start, usize::MAX).await;
+        let old = store.events_since(before, usize::MAX).await;
         assert!(matches!(old, Err(EventsError::Compacted { .. })), "{cycle}");
         let kept = store.events_since(store.compacted(), usize::MAX).await;
         assert!(

@@ -87,7 +87,8 @@ impl Ballast {
     /// How much history a store may have whose file has so many bytes.
     pub(super) fn room_for(&self, file: u64) -> Room {
         match self.full {
-            true => Room::Half,
+            // What writes need to go on, see `has_room`.
+            true => Room::Less(2 * self.bytes),
             false => Room::Bytes((self.free().saturating_add(file) / SHARE).max(HISTORY)),
         }
     }

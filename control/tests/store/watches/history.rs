@@ -187,21 +187,30 @@ pub(crate) fn changes(seen: &[Seen]) -> impl Iterator<Item = &Change> {
 }
 
 impl History {
-    /// What a watch has to tell, by revision: with a selection, an object that begins or ceases to be selected is new or gone.
+    /// What a watch has to tell, by revision: with a selection, an object that begins or ceases to be selected is new or gone, and what
+    /// ceases to be is told as it was, under the number of its change.
     pub(crate) fn expected(&self, selects: bool) -> BTreeMap<u64, Change> {
-        let mut there: BTreeMap<&str, bool> = BTreeMap::new();
+        let mut there: BTreeMap<&str, &Object> = BTreeMap::new();
         let mut expected = BTreeMap::new();
         for change in &self.truth {
             let meant = !selects || change.object.is_selected();
             let after = change.kind != EventKind::Deleted && meant;
-            let before = there.insert(&change.object.name, after).unwrap_or(false);
-            let kind = match (before, after) {
+            let name = change.object.name.as_str();
+            let before = match after {
+                true => there.insert(name, &change.object),
+                false => there.remove(name),
+            };
+            let kind = match (before.is_some(), after) {
                 (false, false) => continue,
                 (false, true) => EventKind::Added,
                 (true, false) => EventKind::Deleted,
                 (true, true) => EventKind::Modified,
             };
-            let object = change.object.clone();
+            let left = before.filter(|_| !after && change.kind != EventKind::Deleted);
+            let object = Object {
+                revision: change.revision(),
+                ..left.unwrap_or(&change.object).clone()
+            };
             expected.insert(change.revision(), Change { kind, object });
         }
         expected

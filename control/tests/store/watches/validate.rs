@@ -243,6 +243,11 @@ fn durable(history: &History) -> Result<(), Broken> {
         Some(change) => change.object == *object,
         None => false,
     };
+    let selected = history.expected(true);
+    let left = |object: &Object| match selected.get(&object.revision) {
+        Some(change) => change.object == *object,
+        None => false,
+    };
     for write in &history.writes {
         let done = match &write.outcome {
             Outcome::Done(object) => {
@@ -260,7 +265,10 @@ fn durable(history: &History) -> Result<(), Broken> {
         .watches
         .iter()
         .flat_map(|watch| changes(&watch.seen).map(|change| &change.object));
-    match listed.chain(told).find(|object| !happened(object)) {
+    match listed
+        .chain(told)
+        .find(|object| !happened(object) && !left(object))
+    {
         Some(object) => Err(format!("shown, and never so: {object:?}")),
         None => Ok(()),
     }
