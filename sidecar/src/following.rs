@@ -49,7 +49,15 @@ impl Following {
             expect: found.node.clone(),
             live: found.live.clone(),
         };
-        let client = Client::new(config)?;
+        let mut client = Client::new(config)?;
+        // One that was named is where it was said to be.
+        if !self.lookup.names_apiserver() {
+            let (lookup, node) = (Arc::new(self.lookup), found.node.clone());
+            client = client.found_by(Box::new(move || {
+                let (lookup, node) = (Arc::clone(&lookup), node.clone());
+                Box::pin(async move { lookup.told_by_socket(&node).await })
+            }));
+        }
         let mut known = self.known.subscribe();
         let routers = self
             .snapshot

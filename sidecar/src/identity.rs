@@ -262,8 +262,13 @@ impl Lookup {
         }))
     }
 
+    /// Whether it was said where the APIServer is.
+    pub(crate) fn names_apiserver(&self) -> bool {
+        self.apiserver.is_some()
+    }
+
     /// Where `node`'s APIServer is now, if the node is on this machine: it may have moved since the identity was kept.
-    async fn told_by_socket(&self, node: &NodeName) -> Option<HostPort> {
+    pub(crate) async fn told_by_socket(&self, node: &NodeName) -> Option<HostPort> {
         let csr = KeyPair::generate().ok()?.csr().ok()?;
         for socket in self.sockets.iter().filter(|socket| socket.exists()) {
             let asked = enroll::local::workload(socket, &self.namespace, &self.pod, &csr);

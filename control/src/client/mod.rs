@@ -14,14 +14,16 @@ mod watch;
 pub(crate) mod watcher;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Method, Uri, header};
 use keel_certs::{LiveIdentity, NodeName};
 use keel_fabric::attempt::Attempt;
 use keel_fabric::quic::{BindError, Endpoint, HostPort, Profile};
 use tokio::sync::watch::Receiver;
+use tracing::info;
 
 use crate::http::Body;
 use crate::transport::ALPN_H3;
@@ -55,8 +57,14 @@ pub struct Client {
     hurry: Option<Receiver<Option<Hurry>>>,
 }
 
+/// Finds out where a server is now that is not where it was.
+pub type Finder = Box<dyn Fn() -> BoxFuture<'static, Option<HostPort>> + Send + Sync>;
+
 struct Shared {
     config: ClientConfig,
+    /// Where it was found since.
+    moved: RwLock<Option<HostPort>>,
+    finder: OnceLock<Finder>,
     tls: Arc<rustls::ClientConfig>,
     endpoint: Endpoint,
     slot: Mutex<Slot>,
@@ -74,7 +82,8 @@ impl fmt::Debug for Client {
         write!(
             f,
             "Client({} = {})",
-            self.shared.config.expect, self.shared.config.server
+            self.shared.config.expect,
+            self.shared.server()
         )
     }
 }
@@ -90,6 +99,8 @@ impl Client {
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
+                moved: RwLock::default(),
+                finder: OnceLock::new(),
                 tls,
                 endpoint,
                 slot: Mutex::default(),
@@ -113,10 +124,19 @@ impl Client {
         self.shared.endpoint.network_changes()
     }
 
+    /// The same client, which asks `finder` where the APIServer is whenever it cannot be reached: it may have been started again
+    /// elsewhere. For one of this machine, which a socket can be asked for.
+    #[must_use]
+    pub fn found_by(self, finder: Finder) -> Self {
+        // Only the first one counts.
+        let _ = self.shared.finder.set(finder);
+        self
+    }
+
     /// Where the APIServer is.
     #[must_use]
-    pub fn server(&self) -> &HostPort {
-        &self.shared.config.server
+    pub fn server(&self) -> HostPort {
+        self.shared.server()
     }
 
     /// The node that the APIServer belongs to.
@@ -198,10 +218,27 @@ impl Client {
 
 impl Shared {
     async fn open(&self) -> Result<Arc<Connection>, ClientError> {
-        let (server, tls) = (&self.config.server, self.tls.clone());
-        let connection = Arc::new(Connection::open(&self.endpoint, server, tls).await?);
+        let server = self.server();
+        let connect = |server| Connection::open(&self.endpoint, server, self.tls.clone());
+        let mut opened = connect(&server).await;
+        if opened.is_err()
+            && let Some(finder) = self.finder.get()
+            && let Some(now) = finder().await.filter(|now| *now != server)
+        {
+            opened = connect(&now).await;
+            if opened.is_ok() {
+                info!(node = %self.config.expect, before = %server, server = %now, "the APIServer is elsewhere now");
+                *self.moved.write().unwrap_or_else(PoisonError::into_inner) = Some(now);
+            }
+        }
+        let connection = Arc::new(opened?);
         self.lock_slot().connection = Some(connection.clone());
         Ok(connection)
+    }
+
+    fn server(&self) -> HostPort {
+        let moved = self.moved.read().unwrap_or_else(PoisonError::into_inner);
+        moved.as_ref().unwrap_or(&self.config.server).clone()
     }
 
     fn lock_slot(&self) -> MutexGuard<'_, Slot> {

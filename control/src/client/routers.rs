@@ -282,7 +282,7 @@ impl Client {
     }
 
     async fn collect(&self, body: Body, limit: usize) -> Result<Bytes, ClientError> {
-        let server = self.server().clone();
+        let server = self.server();
         match timeout(BODY, read(body, limit)).await {
             Ok(Ok(bytes)) => Ok(bytes),
             Ok(Err(error @ crate::http::ReadError::TooLarge { .. })) => {

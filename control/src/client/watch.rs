@@ -255,7 +255,7 @@ impl Follow {
         let Some(lines) = &mut self.open else {
             return Ok(None);
         };
-        let server = self.client.server().clone();
+        let server = self.client.server();
         if self.read_at.saturating_duration_since(Instant::now()) >= WORTH_SLEEPING {
             sleep_until(self.read_at).await;
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::future::BoxFuture;
 use keel_certs::{DataDir, LiveIdentity, PartLock, rotate};
 use keel_control::client::Client;
 use keel_control::enroll::{LocalError, NodeInfo, NodeSocketIssuer, local};
@@ -250,7 +251,16 @@ impl Access {
     fn client(&self) -> anyhow::Result<Client> {
         let server =
             parse_apiserver(&self.info.apiserver).context("the APIServer names no address")?;
-        node::client(server, &self.info.node, &self.live)
+        let socket = self.data.admin_sock();
+        let finder = move || -> BoxFuture<'static, _> {
+            let socket = socket.clone();
+            Box::pin(async move {
+                let info = local::info(&socket).await.ok()?;
+                parse_apiserver(&info.apiserver).ok()
+            })
+        };
+        let client = node::client(server, &self.info.node, &self.live)?;
+        Ok(client.found_by(Box::new(finder)))
     }
 
     fn rotate(&self, stop: &CancellationToken) -> JoinSet<()> {

@@ -27,3 +27,23 @@ async fn what_is_deleted_here_is_brought_back_though_its_node_says_nothing_new()
         a.holds("b", "first").await;
     }
 }
+
+#[tokio::test]
+async fn a_server_that_was_started_again_elsewhere_is_found() {
+    let fabric = Fabric::new();
+    let a = Node::start(&fabric, "a").await;
+    a.report("here").await;
+    let config = crate::client::ClientConfig {
+        server: "127.0.0.1:1".parse().unwrap(),
+        expect: name("a"),
+        live: fabric.node("a"),
+    };
+    let now = a.served.server();
+    let found = now.clone();
+    let client = Client::new(config).unwrap().found_by(Box::new(move || {
+        let found = found.clone();
+        Box::pin(async move { Some(found) })
+    }));
+    soon(client.get_router(&name("a"))).await.unwrap();
+    assert_eq!(client.server(), now);
+}
