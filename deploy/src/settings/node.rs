@@ -254,9 +254,6 @@ pub struct NodeSettings {
     pub leaf_life: Duration,
 }
 
-/// A third of [`STALE_AFTER`]: two words may be lost.
-const MAX_STATUS_INTERVAL: Duration = Duration::from_secs(30);
-
 /// A leaf that lives less cannot be renewed in time on a slow machine; more defeats short lives.
 const LEAF_LIFE: (Duration, Duration) =
     (Duration::from_secs(60), Duration::from_secs(7 * 24 * 3600));
@@ -330,12 +327,11 @@ impl NodeFlags {
         let status_interval = self
             .status_interval
             .map_or(Duration::from_secs(30), |span| span.0);
-        if status_interval.is_zero() || status_interval > MAX_STATUS_INTERVAL {
+        // Two words may be lost before others take the node for gone.
+        if status_interval.is_zero() || status_interval > STALE_AFTER / 3 {
             return Err(Usage(format!(
-                "--status-interval {} is out of range: 1ms to {}; after {} without a word others take a node for gone",
-                Span(status_interval),
-                Span(MAX_STATUS_INTERVAL),
-                Span(STALE_AFTER)
+                "--status-interval {} is out of range: 1ms to 30s",
+                Span(status_interval)
             )));
         }
         let event_ttl = self

@@ -35,9 +35,8 @@ pub(crate) struct End {
     /// Largest packet that goes as a datagram, besides what both ends agreed on.
     cap: u64,
     arrived: Arc<Inbox>,
-    /// A packet that the socket does not take yet. The rate has counted it.
+    /// A packet that the socket does not take yet; `paid` if the flow's first one is such a one. The rate has counted both.
     held: Option<Bytes>,
-    /// The same of the flow's first one.
     paid: bool,
     idle: Duration,
     moved: Instant,
@@ -257,8 +256,7 @@ impl End {
         }
         let mut moved = false;
         while let Some(packet) = packets::first(flow.readable(), 0) {
-            let paid = self.paid;
-            self.paid = self.pass(cx, &packet, paid, flow, gate).is_pending();
+            self.paid = self.pass(cx, &packet, self.paid, flow, gate).is_pending();
             if self.paid {
                 return moved;
             }
