@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keel_certs::{ClusterName, Namespace, NodeName, TrustDomain};
-use keel_control::syncer::STALE_AFTER;
 use keel_fabric::limits::Limits;
 use keel_fabric::quic::{HostPort, ListenAddr};
 use keel_fabric::router::DRAIN_TIMEOUT;
@@ -318,7 +317,7 @@ impl NodeFlags {
         let leaf_life = self
             .leaf_life
             .map_or(Duration::from_secs(24 * 3600), |span| span.0);
-        if leaf_life < LEAF_LIFE.0 || leaf_life > LEAF_LIFE.1 {
+        if !(LEAF_LIFE.0..=LEAF_LIFE.1).contains(&leaf_life) {
             return Err(Usage(format!(
                 "--leaf-life {} is out of range: 60s to 7d",
                 Span(leaf_life)
@@ -327,8 +326,7 @@ impl NodeFlags {
         let status_interval = self
             .status_interval
             .map_or(Duration::from_secs(30), |span| span.0);
-        // Two words may be lost before others take the node for gone.
-        if status_interval.is_zero() || status_interval > STALE_AFTER / 3 {
+        if status_interval.is_zero() || status_interval > keel_control::syncer::STALE_AFTER / 3 {
             return Err(Usage(format!(
                 "--status-interval {} is out of range: 1ms to 30s",
                 Span(status_interval)
