@@ -75,13 +75,21 @@ impl Pushed {
     fn event(&self, event: WatchEvent, nodes: &mut HashMap<NodeName, Heard>) {
         match event {
             WatchEvent::Snapshot { routers, .. } => {
+                // What a peer's task has written since may be gone already.
+                for peer in self.peers.borrow().iter() {
+                    if !routers
+                        .iter()
+                        .any(|router| router.name() == peer.node.as_ref())
+                    {
+                        self.tell(peer.node.clone());
+                    }
+                }
                 let mut before = std::mem::take(nodes);
                 for router in routers {
                     let node = router.name().parse::<NodeName>().ok();
                     nodes.extend(node.and_then(|node| before.remove_entry(&node)));
                     self.note(&router, nodes);
                 }
-                before.into_keys().for_each(|node| self.tell(node));
             }
             WatchEvent::Applied(router) => self.note(&router, nodes),
             WatchEvent::Deleted(node) => {

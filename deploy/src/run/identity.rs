@@ -201,9 +201,10 @@ fn ahead(data: &DataDir, authority: &NodeAuthority) -> anyhow::Error {
     let (node, dir) = (authority.node(), data.path().display());
     anyhow!(
         "the intermediate certificate of node {node} is valid from {} on: it was made while a clock was ahead, here or where the root key \
-         is. If this machine's clock is right, make a token with `keel token create --node {node}` where the root key is, and start this \
+         is. If this machine's clock is right (it says {}), make a token with `keel token create --node {node}` where the root key is, and start this \
          node with --join and that token; the data directory {dir} stays",
-        Time::from(authority.not_before()).as_str()
+        Time::from(authority.not_before()).as_str(),
+        Time::from(SystemTime::now()).as_str()
     )
 }
 
