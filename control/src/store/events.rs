@@ -82,7 +82,7 @@ const SIZE: &str = "SELECT CAST(COALESCE(SUM(COALESCE(LENGTH(object), 0) + COALE
 pub(super) enum Room {
     /// So many bytes of it.
     Bytes(u64),
-    /// Half of what there is, and so many bytes less at least; if there are not so many, all of it.
+    /// Half of what there is, and less if that frees less than twice so many bytes; all of it if there are not so many.
     Less(u64),
 }
 
@@ -93,15 +93,15 @@ pub(super) async fn surplus(
 ) -> Result<Option<Revision>, Error> {
     let bytes = match room {
         Room::Bytes(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
-        Room::Less(least) => {
+        Room::Less(needed) => {
             let size = connection.row(SIZE, &[]).await?;
             let size = size.map(|row| row.number(0)).transpose()?.unwrap_or(0);
-            let less = (size / 2).max(i64::try_from(least).unwrap_or(i64::MAX));
-            match size - less {
+            let needed = i64::try_from(needed).unwrap_or(i64::MAX);
+            if size < needed {
                 // It is not what is in the way.
-                ..0 => return Ok(None),
-                rest => rest,
+                return Ok(None);
             }
+            (size - needed.saturating_mul(2)).clamp(0, size / 2)
         }
     };
     let last = connection.row(SURPLUS, &[Value::Number(bytes)]).await?;
@@ -225,7 +225,9 @@ mod tests {
             (Room::Bytes(2500), Some(7)),
             (Room::Bytes(0), Some(9)),
             (Room::Less(0), Some(5)),
-            (Room::Less(7500), Some(8)),
+            (Room::Less(3500), Some(7)),
+            (Room::Less(4500), Some(9)),
+            (Room::Less(9000), Some(9)),
             (Room::Less(9001), None),
         ] {
             let upto = surplus(&mut connection, room).await.unwrap();

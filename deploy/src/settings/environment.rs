@@ -29,7 +29,8 @@ fn blamed(command: &Command, error: &clap::Error) -> Option<OsString> {
     let ContextValue::String(flag) = error.get(ContextKind::InvalidArg)? else {
         return None;
     };
-    let own = command.get_arguments().find(|arg| arg.to_string() == *flag);
+    let flag = flag.strip_prefix("--")?.split([' ', '=']).next();
+    let own = command.get_arguments().find(|arg| arg.get_long() == flag);
     match own {
         Some(arg) => arg.get_env().map(OsStr::to_owned),
         None => command
@@ -64,6 +65,20 @@ mod tests {
     use clap::Arg;
 
     use super::*;
+
+    #[test]
+    fn the_variable_of_a_flag_is_found_in_any_command() {
+        let arg = Arg::new("rate")
+            .long("rate")
+            .env(SET)
+            .value_parser(clap::value_parser!(u8));
+        let inner = Command::new("inner").arg(arg);
+        let mut command = Command::new("outer").subcommand(inner);
+        let error = command
+            .try_get_matches_from_mut(["outer", "inner"])
+            .unwrap_err();
+        assert_eq!(blamed(&command, &error).unwrap(), SET);
+    }
 
     /// A variable that every test has.
     const SET: &str = "CARGO_MANIFEST_DIR";
