@@ -19,9 +19,12 @@ async fn what_is_deleted_here_is_brought_back_though_its_node_says_nothing_new()
             resource: "routers.edge.example.com".into(),
             name: "b".into(),
         };
-        let delete = |held: Option<&Object>, _| {
-            let data = held.expect("it is there").data.clone();
-            (Change::Delete(data), ())
+        // As the API does it: an event has the number of its change.
+        let delete = |held: Option<&Object>, revision: Revision| {
+            let mut object: serde_json::Value =
+                serde_json::from_slice(&held.expect("it is there").data).unwrap();
+            object["metadata"]["resourceVersion"] = revision.to_string().into();
+            (Change::Delete(object.to_string().into()), ())
         };
         a.store.write(key, delete).await.unwrap();
         a.holds("b", "first").await;
