@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use keel_certs::ServiceId;
+use tokio::time::Instant;
 
 use crate::quic::HostPort;
 
@@ -14,12 +16,19 @@ use crate::quic::HostPort;
 ///
 /// A backend that is an entrance of its own service would let each connection come back as the next one, until no file is left.
 #[derive(Debug, Clone, Default)]
-pub struct Entrances(Arc<RwLock<HashMap<SocketAddr, (ServiceId, u16)>>>);
+pub struct Entrances {
+    all: Arc<RwLock<HashMap<SocketAddr, (ServiceId, u16)>>>,
+    /// When the log said last that a backend is one.
+    said: Arc<Mutex<Option<Instant>>>,
+}
+
+/// How often the log says so: each connection to such a service is refused for it.
+const REPEAT: Duration = Duration::from_secs(60);
 
 impl Entrances {
     /// Replaces them all.
     pub fn replace(&self, all: HashMap<SocketAddr, (ServiceId, u16)>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = all;
+        *self.all.write().unwrap_or_else(PoisonError::into_inner) = all;
     }
 
     /// The addresses of a backend of this service's port that do not lead back to it.
@@ -32,18 +41,22 @@ impl Entrances {
         (service, port): (&ServiceId, u16),
     ) -> io::Result<Vec<SocketAddr>> {
         let mut addrs = backend.resolve().await?;
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
         let found = addrs.len();
         addrs.retain(|addr| {
             all.get(addr)
                 .is_none_or(|(to, at)| to != service || *at != port)
         });
-        match addrs.is_empty() && found > 0 {
-            true => Err(io::Error::other(
-                "this process maps the same service there, so each connection would come back as the next one",
-            )),
-            false => Ok(addrs),
+        if !addrs.is_empty() || found == 0 {
+            return Ok(addrs);
         }
+        let why = "this process maps the same service there, so each connection would come back as the next one";
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|at| at.elapsed() >= REPEAT) {
+            *said = Some(Instant::now());
+            tracing::warn!(%service, port, %backend, "the backend cannot be used: {why}");
+        }
+        Err(io::Error::other(why))
     }
 }
 
