@@ -3,6 +3,7 @@
 use std::fmt;
 
 use keel_certs::{Namespace, ServiceName};
+use keel_fabric::units::Rate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -55,6 +56,10 @@ pub struct RouterSpec {
         "x-kubernetes-list-map-keys" = ["name", "namespace", "port", "protocol"]
     ))]
     pub advertised_services: Vec<AdvertisedService>,
+    /// Most bytes per second that each identity may carry over the router, each direction for itself, e.g. `10MB/s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "rate"))]
+    pub identity_limit: Option<String>,
 }
 
 /// A service that the router announces.
@@ -394,6 +399,12 @@ impl RouterSpec {
     /// What no schema can say: services announced twice, ranges that run backwards.
     pub(super) fn check(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
+        if let Some(text) = &self.identity_limit
+            && let Err(error) = text.parse::<Rate>()
+        {
+            let path = "spec.identityLimit".to_owned();
+            errors.push(FieldError::invalid(path, text, &error.to_string()));
+        }
         let mut seen = std::collections::BTreeSet::new();
         for (index, service) in self.advertised_services.iter().enumerate() {
             let namespace = service

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use keel_certs::{Namespace, ServiceId};
 use keel_fabric::provider::Publication;
 use keel_fabric::quic::{HostPort, ListenAddr};
+use keel_fabric::units::Rate;
 use keel_fabric::wire::Protocol;
 
 use crate::api::{AdvertisedService, FrpServer, RouterSpec, Transport, options};
@@ -19,6 +20,8 @@ pub struct RouterFlags {
     pub listen: Option<ListenAddr>,
     /// `--advertise`, if it was given.
     pub advertise: Vec<HostPort>,
+    /// `--identity-limit`, if it was given.
+    pub identity_limit: Option<Rate>,
     /// `--follow`: the FRPServer whose settings take the place of `spec.frps`.
     pub follow: Option<String>,
 }
@@ -32,6 +35,8 @@ pub struct Plan {
     pub listen_said_by: String,
     /// How other nodes reach it; empty if they cannot.
     pub addresses: Vec<HostPort>,
+    /// Most bytes per second of each identity, each direction for itself.
+    pub identity_limit: Option<Rate>,
     /// Services whose backend the router dials itself.
     pub backends: Vec<Publication>,
     /// Services that are announced and wait for a provider.
@@ -84,6 +89,7 @@ pub fn compile(spec: &RouterSpec, followed: Option<&FrpServer>, flags: &RouterFl
         listen: ListenAddr::any(DEFAULT_PORT),
         listen_said_by: "--router-listen".to_owned(),
         addresses: Vec::new(),
+        identity_limit: None,
         backends: Vec::new(),
         announced: Vec::new(),
         following: flags.follow.clone().map(|name| Following {
@@ -95,6 +101,7 @@ pub fn compile(spec: &RouterSpec, followed: Option<&FrpServer>, flags: &RouterFl
     };
     listen(&mut plan, spec, followed, flags);
     addresses(&mut plan, spec, flags);
+    identity_limit(&mut plan, spec, flags);
     for service in &spec.advertised_services {
         advertise(&mut plan, service);
     }
@@ -181,6 +188,25 @@ fn addresses(plan: &mut Plan, spec: &RouterSpec, flags: &RouterFlags) {
     plan.addresses.clone_from(&flags.advertise);
 }
 
+fn identity_limit(plan: &mut Plan, spec: &RouterSpec, flags: &RouterFlags) {
+    let wanted = match spec.identity_limit.as_deref().map(str::parse::<Rate>) {
+        None => None,
+        Some(Ok(rate)) => Some(rate),
+        Some(Err(error)) => {
+            plan.faults.push(format!("spec.identityLimit: {error}"));
+            None
+        }
+    };
+    if let (Some(flag), Some(spec)) = (flags.identity_limit, wanted)
+        && flag != spec
+    {
+        plan.overridden.push(format!(
+            "--identity-limit {flag} overrides spec.identityLimit {spec}"
+        ));
+    }
+    plan.identity_limit = flags.identity_limit.or(wanted);
+}
+
 fn advertise(plan: &mut Plan, wanted: &AdvertisedService) {
     let service = ServiceId {
         name: wanted.name.clone(),
@@ -257,22 +283,30 @@ mod tests {
     #[test]
     fn the_spec_wins_over_the_default_and_the_flag_over_the_spec() {
         let spec = spec(serde_json::json!({
-            "frps": {"bindAddr": "127.0.0.1", "bindPort": 7100}, "addresses": ["203.0.113.10:7000"]}));
+            "frps": {"bindAddr": "127.0.0.1", "bindPort": 7100}, "addresses": ["203.0.113.10:7000"],
+            "identityLimit": "10MB/s"}));
         let plan = compile(&spec, None, &RouterFlags::default());
         assert_eq!(plan.listen.to_string(), "127.0.0.1:7100");
+        assert_eq!(plan.identity_limit, Some("10MB/s".parse().unwrap()));
         assert_eq!(plan.addresses[0].to_string(), "203.0.113.10:7000");
         assert!(plan.overridden.is_empty());
 
         let flags = RouterFlags {
             listen: Some(ListenAddr::any(7200)),
             advertise: vec!["a.example.net:7200".parse().unwrap()],
+            identity_limit: Some("1MB/s".parse().unwrap()),
             follow: None,
         };
         let plan = compile(&spec, None, &flags);
         assert_eq!(plan.listen.to_string(), ":7200");
         assert_eq!(plan.addresses[0].to_string(), "a.example.net:7200");
-        assert_eq!(plan.overridden.len(), 2, "{:?}", plan.overridden);
+        assert_eq!(plan.identity_limit, flags.identity_limit);
+        assert_eq!(plan.overridden.len(), 3, "{:?}", plan.overridden);
         assert!(plan.overridden[0].contains("127.0.0.1:7100"));
+        assert_eq!(
+            plan.overridden[2],
+            "--identity-limit 1MB/s overrides spec.identityLimit 10MB/s"
+        );
     }
 
     #[test]

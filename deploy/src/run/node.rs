@@ -122,13 +122,13 @@ async fn parts(
         flags: RouterFlags {
             listen: settings.router_listen,
             advertise: settings.advertise.clone(),
+            identity_limit: settings.identity_limit,
             follow: settings.follow.clone(),
         },
         quic_dir: control.quic_dir(),
         status_interval: settings.status_interval,
         drain_timeout: settings.drain_timeout,
         limits: settings.limits.clone(),
-        identity_limit: settings.identity_limit,
         runtimes,
     };
     let router = RouterPart::start(router, control.live.clone(), client.clone(), fabric).await?;

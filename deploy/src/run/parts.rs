@@ -85,6 +85,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
     let flags = RouterFlags {
         listen: settings.router_listen,
         advertise: settings.advertise.clone(),
+        identity_limit: settings.identity_limit,
         follow: settings.follow.clone(),
     };
     let router = RouterSettings {
@@ -95,7 +96,6 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
         status_interval: settings.status_interval,
         drain_timeout: settings.drain_timeout,
         limits: settings.limits.clone(),
-        identity_limit: settings.identity_limit,
         runtimes,
     };
     let mut router =

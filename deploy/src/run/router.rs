@@ -47,8 +47,6 @@ pub(super) struct RouterSettings {
     pub(super) drain_timeout: Duration,
     /// Bounds of what peers may do and of what flows may hold.
     pub(super) limits: Limits,
-    /// Bandwidth of one identity.
-    pub(super) identity_limit: Option<Rate>,
     /// Where the data path's tasks are counted.
     pub(super) runtimes: Runtimes,
 }
@@ -106,7 +104,7 @@ impl RouterPart {
             paces: Paces::new(None, Arc::clone(&metrics)),
             memory: Memory::new(settings.limits.memory, Arc::clone(&metrics)),
             limits: settings.limits,
-            identity_limit: settings.identity_limit,
+            identity_limit: watch::Sender::default(),
             metrics,
             plan: following.plan,
             others: following.others,
@@ -197,7 +195,7 @@ struct Serve {
     paces: Arc<Paces>,
     memory: Arc<Memory>,
     limits: Limits,
-    identity_limit: Option<Rate>,
+    identity_limit: watch::Sender<Option<Rate>>,
     plan: watch::Receiver<Arc<Plan>>,
     others: watch::Receiver<Arc<Vec<RouterPeer>>>,
     view: watch::Sender<Arc<RouterView>>,
@@ -223,6 +221,7 @@ impl Serve {
         let mut plan = self.plan.borrow_and_update().clone();
         let (backends_tx, backends) = watch::channel(Arc::new(plan.backends.clone()));
         let (elsewhere_tx, elsewhere_rx) = watch::channel(elsewhere(&plan));
+        self.identity_limit.send_replace(plan.identity_limit);
         let mut serving = self.bind((plan.listen, &plan.listen_said_by), &backends)?;
         let mut trouble = None;
         // Routers on addresses of before, which drain.
@@ -253,6 +252,7 @@ impl Serve {
                     plan = self.plan.borrow_and_update().clone();
                     backends_tx.send_if_modified(|old| replace(old, &plan.backends));
                     elsewhere_tx.send_if_modified(|old| replace(old, &elsewhere(&plan)));
+                    self.identity_limit.send_if_modified(|old| std::mem::replace(old, plan.identity_limit) != plan.identity_limit);
                     if plan.listen != serving.listen {
                         let wanted = (plan.listen, plan.listen_said_by.as_str());
                         (serving, trouble) = self.rebind(serving, wanted, &backends, &mut retired).await?;
@@ -283,7 +283,7 @@ impl Serve {
             paces: Arc::clone(&self.paces),
             memory: Arc::clone(&self.memory),
             windows: Windows::of(&self.limits),
-            identity_limit: self.identity_limit,
+            identity_limit: self.identity_limit.subscribe(),
         };
         let router = Router::bind(config, self.live.clone(), self.metrics.clone())
             .with_context(|| ports::router_cannot_listen(listen, place))?;

@@ -120,7 +120,7 @@ pub struct NodeFlags {
     #[serde(rename = "limits", deserialize_with = "limits::settings")]
     pub set_limit: Vec<LimitSetting>,
     /// Most bytes per second that one identity may carry over this Router, each direction for itself, e.g. 10MB/s
-    /// [default: no limit]
+    /// [default: the Router's spec.identityLimit, or no limit]
     #[arg(long, env = "KEEL_IDENTITY_LIMIT", value_name = "RATE")]
     #[serde(deserialize_with = "values::text")]
     pub identity_limit: Option<Rate>,

@@ -24,16 +24,16 @@ impl Beside {
         near: &SendStream,
         far: &SendStream,
         passing: &Arc<Passing>,
-        limit: Option<&Arc<Limit>>,
+        limit: &Arc<Limit>,
         metrics: &Arc<FabricMetrics>,
     ) -> Self {
         let narrowed = CancellationToken::new();
-        let (gate_up, gate_down) = limit.map(Pace::between).unzip();
-        let forward = |from: &SendStream, to: &SendStream, up, gate: Option<Gate>| {
+        let (gate_up, gate_down) = Pace::between(limit);
+        let forward = |from: &SendStream, to: &SendStream, up, gate: Gate| {
             let forward = Forward {
                 to: to.datagrams().sender(to.id()),
                 up,
-                gate: gate.map(Mutex::new),
+                gate: Mutex::new(gate),
                 passing: Arc::clone(passing),
                 narrowed: narrowed.clone(),
                 metrics: Arc::clone(metrics),
@@ -61,7 +61,7 @@ impl Beside {
 struct Forward {
     to: Sender,
     up: bool,
-    gate: Option<Mutex<Gate>>,
+    gate: Mutex<Gate>,
     passing: Arc<Passing>,
     narrowed: CancellationToken,
     metrics: Arc<FabricMetrics>,
@@ -69,12 +69,13 @@ struct Forward {
 
 impl Sink for Forward {
     fn take(&self, packet: Bytes) {
-        if let Some(gate) = &self.gate {
+        let goes = {
             // A short look; nothing is left half changed.
-            let mut gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
-            if !gate.try_take(packet.len(), Instant::now()) {
-                return self.metrics.dropped("rate");
-            }
+            let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            gate.try_take(packet.len(), Instant::now())
+        };
+        if !goes {
+            return self.metrics.dropped("rate");
         }
         match self.to.send(&packet) {
             Ok(()) => {
@@ -112,6 +113,10 @@ mod tests {
         Arc::new(Passing::new(Vec::new(), none(), none(), running))
     }
 
+    fn unlimited(metrics: &Arc<FabricMetrics>) -> Arc<Limit> {
+        Limit::new("identity".to_owned(), None, metrics)
+    }
+
     #[tokio::test]
     async fn packets_go_on_under_the_other_connections_stream_until_the_splice_ends() {
         let metrics = Arc::new(FabricMetrics::default());
@@ -127,13 +132,9 @@ mod tests {
         let taken = Arc::new(Taken::default());
         let sink = Arc::clone(&taken);
         let _end = provider.datagrams().route(far_stream.id(), sink, &metrics);
-        let beside = Beside::join(
-            &near_stream,
-            &far_stream,
-            &passing(&metrics),
-            None,
-            &metrics,
-        );
+        let passing = passing(&metrics);
+        let limit = unlimited(&metrics);
+        let beside = Beside::join(&near_stream, &far_stream, &passing, &limit, &metrics);
         let sender = consumer.datagrams().sender(opened.id());
         sender.send(b"packet").unwrap();
         let arrived = |count| {
@@ -168,7 +169,7 @@ mod tests {
         let forward = Forward {
             to: near.datagrams().sender(0),
             up: true,
-            gate: None,
+            gate: Mutex::new(Pace::between(&unlimited(&metrics)).0),
             passing: passing(&metrics),
             narrowed: narrowed.clone(),
             metrics: Arc::clone(&metrics),

@@ -16,12 +16,17 @@ use crate::units::Rate;
 /// The budgets of all identities that are connected, or were a short time ago.
 #[derive(Debug)]
 pub(super) struct Identities {
-    all: Mutex<HashMap<Subject, Allowance>>,
+    all: Mutex<All>,
     /// What their flows hold together.
     held: Arc<AtomicI64>,
+    metrics: Arc<FabricMetrics>,
+}
+
+#[derive(Debug)]
+struct All {
+    shares: HashMap<Subject, Allowance>,
     /// Bandwidth of each.
     rate: Option<Rate>,
-    metrics: Arc<FabricMetrics>,
 }
 
 #[derive(Debug)]
@@ -72,8 +77,8 @@ pub(super) struct Share {
 #[derive(Debug, Clone)]
 pub(super) struct Allowance {
     budget: Arc<Mutex<Budget>>,
-    /// The identity's bandwidth, if it is limited.
-    pub(super) limit: Option<Arc<Limit>>,
+    /// The identity's bandwidth.
+    pub(super) limit: Arc<Limit>,
     /// What its flows hold here.
     pub(super) holding: Holding,
 }
@@ -86,10 +91,21 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Identities {
     pub(super) fn new(rate: Option<Rate>, metrics: Arc<FabricMetrics>) -> Self {
         Self {
-            all: Mutex::default(),
+            all: Mutex::new(All {
+                shares: HashMap::new(),
+                rate,
+            }),
             held: Arc::default(),
-            rate,
             metrics,
+        }
+    }
+
+    /// Each identity has this bandwidth from now on, flows that run included.
+    pub(super) fn limit(&self, rate: Option<Rate>) {
+        let mut all = lock(&self.all);
+        all.rate = rate;
+        for known in all.shares.values() {
+            known.limit.set(rate);
         }
     }
 
@@ -101,12 +117,13 @@ impl Identities {
         now: Instant,
     ) -> Option<Share> {
         let mut all = lock(&self.all);
-        all.retain(|_, known| {
+        let rate = all.rate;
+        all.shares.retain(|_, known| {
             let budget = lock(&known.budget);
             budget.connections > 0
                 || now.saturating_duration_since(budget.left) <= limits.flood_time
         });
-        let known = all.entry(subject.clone()).or_insert_with(|| {
+        let known = all.shares.entry(subject.clone()).or_insert_with(|| {
             let budget = Budget {
                 connections: 0,
                 opens: Bucket::full(limits.opens_burst, now),
@@ -116,10 +133,9 @@ impl Identities {
                 floods_since: now,
                 left: now,
             };
-            let limit = |rate| Limit::new("identity".to_owned(), Some(rate), &self.metrics);
             Allowance {
                 budget: Arc::new(Mutex::new(budget)),
-                limit: self.rate.map(limit),
+                limit: Limit::new("identity".to_owned(), rate, &self.metrics),
                 holding: Holding::new(limits, &self.held, &self.metrics),
             }
         });
@@ -365,6 +381,6 @@ mod tests {
         let later = Instant::now() + limits.flood_time + Duration::from_secs(1);
         let other = identities.connect(&"/node/b".parse().unwrap(), &limits, later);
         assert!(other.is_some());
-        assert_eq!(lock(&identities.all).len(), 1);
+        assert_eq!(lock(&identities.all).shares.len(), 1);
     }
 }

@@ -79,8 +79,8 @@ pub struct RouterConfig {
     pub windows: Windows,
     /// The memory of the process.
     pub memory: Arc<Memory>,
-    /// Most bytes per second of one identity, each direction for itself.
-    pub identity_limit: Option<Rate>,
+    /// Most bytes per second of one identity, each direction for itself; may change while flows run.
+    pub identity_limit: watch::Receiver<Option<Rate>>,
 }
 
 /// The default of [`RouterConfig::drain_timeout`].
@@ -90,6 +90,7 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Router {
     endpoint: Endpoint,
     drain_timeout: Duration,
+    identity_limit: watch::Receiver<Option<Rate>>,
     hurry: CancellationToken,
     shared: Arc<Shared>,
     view: watch::Sender<Arc<RouterView>>,
@@ -157,7 +158,7 @@ impl Router {
             subject,
             limits: config.limits,
             clients: Clients::new(started, Arc::clone(&metrics)),
-            identities: Identities::new(config.identity_limit, Arc::clone(&metrics)),
+            identities: Identities::new(*config.identity_limit.borrow(), Arc::clone(&metrics)),
             paces: Arc::clone(&config.paces),
             own: Terminator::new(
                 config.provider,
@@ -180,6 +181,7 @@ impl Router {
         Ok(Self {
             endpoint,
             drain_timeout: config.drain_timeout,
+            identity_limit: config.identity_limit,
             hurry: CancellationToken::new(),
             shared,
             view,
@@ -218,6 +220,7 @@ impl Router {
         let Self {
             endpoint,
             drain_timeout,
+            mut identity_limit,
             hurry,
             shared,
             view,
@@ -283,6 +286,8 @@ impl Router {
                     Ok(()) => set_own(&shared, &backends.borrow_and_update(), &healths.borrow()),
                     Err(_) => backends_live = false,
                 },
+                // Whoever set it may be gone: it stays as it is.
+                Ok(()) = identity_limit.changed() => shared.identities.limit(*identity_limit.borrow_and_update()),
                 () = &mut checking => {}
                 Ok(()) = healths.changed() => {
                     set_own(&shared, &backends.borrow(), &healths.borrow_and_update());

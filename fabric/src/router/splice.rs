@@ -50,12 +50,12 @@ pub(super) async fn splice(
     near: Side<'_>,
     far: Side<'_>,
     (up, down): (&Meter, &Meter),
-    limits: Option<(Gate, Gate)>,
+    limits: (Gate, Gate),
     holding: &Holding,
     asked: Option<Asked<'_>>,
 ) -> Spliced {
     let ((near_send, near_recv), (far_send, far_recv)) = (near.stream, far.stream);
-    let (limit_up, limit_down) = limits.unzip();
+    let (limit_up, limit_down) = limits;
     let mut lost = pin!(async {
         tokio::select! {
             _ = near.connection.closed() => {}
@@ -121,7 +121,7 @@ struct Way<'a> {
     behind: usize,
     held: Held<'a>,
     meter: &'a Meter,
-    limit: Option<Gate>,
+    limit: Gate,
     /// Nothing was read yet, and something is waited for.
     asked: Option<Asked<'a>>,
     done: bool,
@@ -131,7 +131,7 @@ impl<'a> Way<'a> {
     fn new(
         (from, to): (RecvStream, SendStream),
         meter: &'a Meter,
-        limit: Option<Gate>,
+        limit: Gate,
         holding: &'a Holding,
         asked: Option<Asked<'a>>,
     ) -> Self {
@@ -164,11 +164,9 @@ impl<'a> Way<'a> {
             }
             let mut chunks = [const { Bytes::new() }; CHUNKS];
             let free = self.held.is_free();
-            let mut most = if free { CHUNKS } else { 1 };
-            if let Some(limit) = &mut self.limit {
-                // What is there is not known before it is read: a turn of the usual size is taken, and what comes is paid.
-                most = (ready!(limit.poll(cx, usize::MAX)) / CHUNK).clamp(1, most);
-            }
+            // What is there is not known before it is read: a turn of the usual size is taken, and what comes is paid.
+            let turn = ready!(self.limit.poll(cx, usize::MAX));
+            let most = (turn / CHUNK).clamp(1, if free { CHUNKS } else { 1 });
             let read = if free {
                 self.from.poll_read_chunks(cx, &mut chunks[..most])
             } else {
@@ -176,12 +174,10 @@ impl<'a> Way<'a> {
                 let one = self.from.poll_read_chunk(cx, CHUNK);
                 one.map_ok(|one| one.map(|one| chunks[0] = one).map(|()| 1))
             };
-            if let Some(limit) = &mut self.limit {
-                limit.used(match &read {
-                    Poll::Ready(Ok(Some(count))) => chunks[..*count].iter().map(Bytes::len).sum(),
-                    _ => 0,
-                });
-            }
+            self.limit.used(match &read {
+                Poll::Ready(Ok(Some(count))) => chunks[..*count].iter().map(Bytes::len).sum(),
+                _ => 0,
+            });
             match ready!(read) {
                 Ok(Some(count)) => {
                     self.asked = None;

@@ -82,7 +82,7 @@ pub(super) async fn serve(
                 router: shared.node.clone(),
                 drain: None,
                 passing,
-                limit: allowance.limit,
+                limit: Some(allowance.limit),
             };
             shared.own.take(leg, via, backend).await;
         }
@@ -308,7 +308,7 @@ async fn forward(
         mut recv,
     } = leg;
     let beside = (key.protocol == Protocol::Udp)
-        .then(|| Beside::join(&send, &far_send, &passing, limit.as_ref(), &shared.metrics));
+        .then(|| Beside::join(&send, &far_send, &passing, &limit, &shared.metrics));
     let mut chunks = vec![head];
     // It would keep all packets that came with it.
     let rest = decoder.into_rest();
@@ -348,7 +348,7 @@ async fn forward(
         connection: &provider.connection,
         stream: (far_send, far_recv),
     };
-    let limits = limit.as_ref().map(Pace::between);
+    let limits = Pace::between(&limit);
     let narrowed = async {
         match &beside {
             Some(beside) => beside.narrowed().await,

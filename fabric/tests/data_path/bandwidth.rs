@@ -78,7 +78,7 @@ enum At {
 async fn shares(at: At, flows: usize) -> Vec<f64> {
     let mut world = World::new();
     if at == At::Router {
-        world.identity_limit = rate();
+        world.identity_limit.send_replace(rate());
     }
     let router = world.router("r").await;
     let (addr, _serving) = source().await;
@@ -137,6 +137,30 @@ async fn the_providers_end_keeps_the_rate_of_a_service() {
 #[tokio::test]
 async fn a_router_keeps_the_rate_of_an_identity() {
     check(At::Router).await;
+}
+
+#[tokio::test]
+async fn the_rate_of_an_identity_comes_and_goes_while_a_flow_runs() {
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let (addr, _serving) = source().await;
+    let (_provider, target) = world.echo(&router, addr).await;
+    let consumer = world.consumer();
+    let (client, mut flow) = consumer.flow().await;
+    soon(flow.open(&consumer.links, &target)).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(flow.carry());
+    let mut clients = [client];
+    let free = received(&mut clients).await[0];
+    world.identity_limit.send_replace(rate());
+    // What was on its way comes first.
+    let _ = received(&mut clients).await;
+    let held = received(&mut clients).await[0];
+    world.identity_limit.send_replace(None);
+    let freed = received(&mut clients).await[0];
+    println!("without {free}, with {held}, without again {freed}");
+    assert!((LEAST..=MOST).contains(&held), "{held}");
+    assert!(free > 2.0 && freed > 2.0, "{free} {freed}");
 }
 
 #[tokio::test]

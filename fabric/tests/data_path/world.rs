@@ -55,7 +55,7 @@ pub(crate) struct World {
     pub(crate) drain_timeout: Duration,
     pub(crate) memory: MemoryLimits,
     /// Bandwidth of one identity at a router.
-    pub(crate) identity_limit: Option<Rate>,
+    pub(crate) identity_limit: watch::Sender<Option<Rate>>,
     doomed: Option<(tokio::runtime::Runtime, SocketAddr)>,
     /// Links outlive the flows over them, as in a process.
     kept: std::sync::Mutex<Vec<Links>>,
@@ -96,7 +96,7 @@ impl World {
             router_live: None,
             drain_timeout: DRAIN_TIMEOUT,
             memory: MemoryLimits::default(),
-            identity_limit: None,
+            identity_limit: watch::Sender::default(),
             doomed: None,
             kept: std::sync::Mutex::default(),
         }
@@ -165,7 +165,7 @@ impl World {
             paces: self.paces(),
             memory: self.memory(),
             windows: Windows::default(),
-            identity_limit: self.identity_limit,
+            identity_limit: self.identity_limit.subscribe(),
         };
         let live = self.router_live.clone();
         let live = live.unwrap_or_else(|| self.fabric.node(node));

@@ -212,7 +212,7 @@ fn router(
         paces: Paces::new(None, Arc::clone(&metrics)),
         memory: Memory::new(MemoryLimits::default(), Arc::clone(&metrics)),
         windows: Windows::default(),
-        identity_limit: None,
+        identity_limit: watch::Sender::default().subscribe(),
     };
     let router = Router::bind(config, live, metrics).unwrap();
     let (address, view) = (router.local_addrs()[0], router.view());
