@@ -186,6 +186,8 @@ impl ConsumerFlow {
         };
         if let Err(error) = &result {
             self.failed = Some(error.end());
+            // It waits for another provider, perhaps, and rides on no link meanwhile.
+            self.current = None;
         }
         result
     }

@@ -354,11 +354,11 @@ impl Gate {
     /// Whether a packet of so many bytes may go now; it then counts. One that may not is for the caller to drop.
     pub(crate) fn try_take(&mut self, bytes: usize, now: Instant) -> bool {
         let lines = [self.line(0), self.line(1)];
-        if !lines.iter().flatten().all(|line| line.is_free(now)) {
+        if !lines.iter().flatten().all(|line| line.takes_packet(now)) {
             return false;
         }
         for line in lines.iter().flatten() {
-            line.reserve(bytes, now);
+            line.packet(bytes, now);
         }
         true
     }

@@ -399,6 +399,8 @@ impl Accepting {
             }
         }
         drop(self.listener);
+        // Nobody gives it room any more: its client is reset.
+        drop(self.waiting.take());
         tokio::select! {
             () = async { while connections.join_next().await.is_some() {} } => {}
             () = async { self.stop.cancelled().await; tokio::time::sleep(self.grace).await } => {}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keel_fabric::EndReason;
 use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow, FlowOptions, OpenError, Target};
 use keel_fabric::link::Links;
-use keel_fabric::wire::{Protocol, RefuseCode};
+use keel_fabric::wire::{Health, Protocol, RefuseCode};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -371,7 +371,10 @@ fn next(
 fn another(directory: &Directory, wanted: Wanted<'_>, way: &Candidate, tried: &Tried) -> bool {
     directory
         .candidates(wanted.target, wanted.port, wanted.protocol)
-        .any(|other| other.provider != way.provider && !tried.contains(other))
+        .any(|other| {
+            let works = other.offer.health != Health::Unhealthy && !other.draining;
+            works && other.provider != way.provider && !tried.contains(other)
+        })
 }
 
 /// How long the provider of `way` has for its answer, while another one could be asked or not.
@@ -403,7 +406,8 @@ fn note(
             return proxy.endpoints.away(router);
         }
         Some(Err(error)) => backend_failed(error),
-        None => Some(Failure::Silent),
+        // The client's time was over: that says something of a provider which had some.
+        None => (asked.elapsed() >= PATIENCE.0).then_some(Failure::Silent),
     };
     let Some(failure) = failure else { return };
     if let Some(pause) = proxy.endpoints.failed(key, &way.provider, asked, failure) {

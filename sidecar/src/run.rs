@@ -179,6 +179,7 @@ impl Sidecar {
                 limits: config.limits.flow,
                 metrics: fabric.clone(),
                 ways: Arc::new(DirectoryWays {
+                    cluster: None,
                     directory: directory.subscribe(),
                     links: links.subscribe(),
                 }),

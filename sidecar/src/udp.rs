@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keel_fabric::EndReason;
-use keel_fabric::consumer::ConsumerFlow;
+use keel_fabric::consumer::{ConsumerConfig, ConsumerFlow};
 use keel_fabric::metrics::{DropLabels, LimitLabels};
 use keel_fabric::udp::{Client, Inbox, NotTaken};
 use keel_fabric::wire::Protocol;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::SidecarMetrics;
 use crate::proxy::{self, Proxy, Unserved, Wanted};
 use crate::spec::ServiceRef;
+use crate::ways::DirectoryWays;
 
 /// Packets read before associations that have ended are collected.
 const BATCH: usize = 64;
@@ -224,12 +225,25 @@ impl Associations {
     }
 }
 
+/// The settings of an association: who else may take it depends on the mapping.
+fn consumer(proxy: &Proxy, target: &ServiceRef) -> ConsumerConfig {
+    let mut config = proxy.consumer.clone();
+    if target.cluster.is_some() {
+        config.ways = Arc::new(DirectoryWays {
+            cluster: target.cluster.clone(),
+            directory: proxy.directory.clone(),
+            links: proxy.links.clone(),
+        });
+    }
+    config
+}
+
 /// Carries one association to its end; `false` if nobody took it.
 async fn serve(proxy: &Proxy, client: Client, target: &ServiceRef, port: u16) -> bool {
     let _open = Open::count(&proxy.metrics);
     let from = client.address;
     let asked = (target.service.clone(), port);
-    let mut flow = Box::new(ConsumerFlow::udp(client, asked, proxy.consumer.clone()));
+    let mut flow = Box::new(ConsumerFlow::udp(client, asked, consumer(proxy, target)));
     let wanted = Wanted {
         target,
         port,

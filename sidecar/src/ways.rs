@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keel_certs::{ServiceId, Subject};
+use keel_certs::{ClusterName, ServiceId, Subject};
 use keel_fabric::legs::Ways;
 use keel_fabric::link::{Links, RouterPeer};
 use keel_fabric::wire::{Health, Protocol};
@@ -15,6 +15,8 @@ use crate::spec::ServiceRef;
 /// The routers of the directory that list the provider: the own node's first, then the nearest. Those that drain come last.
 #[derive(Debug)]
 pub(crate) struct DirectoryWays {
+    /// The only cluster whose providers may take a new association; `None` takes all.
+    pub(crate) cluster: Option<ClusterName>,
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
     pub(crate) links: watch::Receiver<Option<Links>>,
 }
@@ -53,7 +55,7 @@ impl Ways for DirectoryWays {
     fn another(&self, service: &ServiceId, port: u16, provider: &Subject) -> bool {
         let service = ServiceRef {
             service: service.clone(),
-            cluster: None,
+            cluster: self.cluster.clone(),
         };
         let directory = self.directory.borrow();
         let mut all = directory.candidates(&service, port, Protocol::Udp);

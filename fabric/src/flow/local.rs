@@ -29,9 +29,9 @@ impl Flow {
         }
     }
 
-    /// The application closed its writing side: a FIN follows the bytes.
+    /// The application closed its writing side: a FIN follows the bytes, also where a refused flow is [restarted](Self::restart).
     pub fn finish(&mut self) {
-        if !self.is_over() {
+        if !self.is_over() || matches!(self.state, State::Refused { .. }) {
             self.send.finish();
         }
     }

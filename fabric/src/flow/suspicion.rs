@@ -117,8 +117,8 @@ impl Suspicion {
             self.strikes = 0;
         }
         if self.suspected {
-            // A doubt that was wrong: the watch starts again with what is sent next.
-            self.check = None;
+            // A doubt that was wrong. The watch goes on at once: with bytes always under way nothing new is ever owed.
+            self.check = Some(now + self.patience / 2);
         }
         self.heard = now;
         self.asked = false;
@@ -252,8 +252,13 @@ mod tests {
         assert_eq!(end.last(), Some(&(102_000, Look::Suspect)));
         suspicion.heard(at(start, 103_000));
         assert!(!suspicion.is_suspected());
-        suspicion.owes(Owed::Ack, at(start, 103_000));
-        assert!(suspicion.check().is_some());
+        // The watch goes on, with what was learnt.
+        let found = looks(&mut suspicion, Owed::Ack, start, 200_000);
+        let after: Vec<_> = found
+            .iter()
+            .map(|(when, look)| (when - 103_000, *look))
+            .collect();
+        assert_eq!(after, [(3000, Look::Ask), (6000, Look::Suspect)]);
     }
 
     #[test]

@@ -32,6 +32,10 @@ pub(crate) struct Line {
 struct Queue {
     /// When the next turn begins.
     next: Instant,
+    /// When the last turn begins that a stream took. While that lies ahead, streams want more than there is.
+    streamed: Instant,
+    /// When the next packet may go.
+    packet: Instant,
     /// Counts changes of the rate.
     epoch: u64,
 }
@@ -49,6 +53,8 @@ impl Line {
             rate: AtomicU64::new(0),
             queue: Mutex::new(Queue {
                 next: now,
+                streamed: now,
+                packet: now,
                 epoch: 0,
             }),
             counts: OnceLock::new(),
@@ -67,7 +73,10 @@ impl Line {
         }
         queue.epoch += 1;
         // Whoever waits at the old rate must not wait behind its own void turn.
-        queue.next = queue.next.min(Instant::now());
+        let now = Instant::now();
+        queue.next = queue.next.min(now);
+        queue.streamed = queue.streamed.min(now);
+        queue.packet = queue.packet.min(now);
         true
     }
 
@@ -80,20 +89,28 @@ impl Line {
     /// Takes the next turn, for so many bytes.
     pub(super) fn reserve(&self, bytes: usize, now: Instant) -> Slot {
         let mut queue = self.lock();
-        let at = match now.checked_sub(SLACK) {
-            Some(earliest) => queue.next.max(earliest),
-            None => queue.next,
-        };
+        let at = queue.next.max(earliest(now));
         queue.next = at + self.time(bytes);
+        queue.streamed = at;
         Slot {
             at,
             epoch: queue.epoch,
         }
     }
 
-    /// Whether a turn taken now would begin at once.
-    pub(super) fn is_free(&self, now: Instant) -> bool {
-        self.lock().next <= now
+    /// Whether a packet may go now.
+    pub(super) fn takes_packet(&self, now: Instant) -> bool {
+        self.lock().packet <= now
+    }
+
+    /// A packet of so many bytes goes, and does not wait for a turn: streams that want more than there is always have one
+    /// ahead. They pay for it, and all packets together have half while they do.
+    pub(super) fn packet(&self, bytes: usize, now: Instant) {
+        let mut queue = self.lock();
+        let time = self.time(bytes);
+        let share = if queue.streamed > now { 2 } else { 1 };
+        queue.packet = queue.packet.max(earliest(now)) + time * share;
+        queue.next = queue.next.max(earliest(now)) + time;
     }
 
     /// Whether a turn still counts.
@@ -124,4 +141,9 @@ impl Line {
         // Nothing is left half changed here, so a panic elsewhere does not spoil it.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// From when on unused time counts.
+fn earliest(now: Instant) -> Instant {
+    now.checked_sub(SLACK).unwrap_or(now)
 }

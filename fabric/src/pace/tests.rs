@@ -206,6 +206,36 @@ fn packets_over_the_rate_are_not_allowed() {
     assert!((190..=210).contains(&passed), "{passed}");
 }
 
+/// Packets and a stream on one line: neither is shut out.
+#[test]
+fn packets_have_half_beside_a_stream_that_wants_everything_and_all_that_they_need_if_that_is_less()
+{
+    let start = Instant::now();
+    let end = start + Duration::from_secs(10);
+    for (every, least, most) in [
+        // A tenth of the rate, and twice the rate.
+        (Duration::from_millis(10), 0.099, 0.101),
+        (Duration::from_micros(500), 0.45, 0.55),
+    ] {
+        let all = limit("all", "1MB/s");
+        let mut stream = [Greedy::new(gate(&[&all]), 64 << 10, start)];
+        let mut packets = gate(&[&all]);
+        let (mut now, mut went) = (start, 0);
+        while now < end {
+            run(&mut stream, now, Duration::from_millis(2), 7);
+            went += usize::from(packets.try_take(1000, now));
+            now += every;
+        }
+        let share = went as f64 * 1000.0 / 10e6;
+        let rest = stream[0].total() as f64 / 10e6;
+        assert!((least..=most).contains(&share), "{share} for {every:?}");
+        assert!(
+            (0.97..=1.03).contains(&(share + rest)),
+            "{share} and {rest}"
+        );
+    }
+}
+
 #[test]
 fn limits_follow_the_services_and_metrics_follow_the_limits() {
     let metrics = Arc::<FabricMetrics>::default();

@@ -19,6 +19,9 @@ pub(crate) type Key = (Arc<Subject>, FlowId);
 pub(crate) struct Table<L> {
     live: HashMap<Key, L>,
     remembered: Remembered,
+    /// Those of which only a repeated open came. Apart, so that nobody's repeated opens make room where the ends of others'
+    /// flows are.
+    strangers: Remembered,
     limits: FlowLimits,
     /// Flows that are over and remembered at once.
     most: usize,
@@ -45,6 +48,7 @@ impl<L: Clone> Table<L> {
         Self {
             live: HashMap::new(),
             remembered: Remembered::new(now),
+            strangers: Remembered::new(now),
             limits,
             most,
         }
@@ -60,12 +64,13 @@ impl<L: Clone> Table<L> {
         if let Some(live) = self.live.get(key) {
             return Found::Live(live.clone());
         }
-        let finished = self.remembered.get(key).map(|finished| finished.code);
+        let finished = self.remembered.get(key).or(self.strangers.get(key));
+        let finished = finished.map(|finished| finished.code);
         let repeated = open.is_some_and(|generation| generation > Generation::FIRST);
         if repeated && finished.is_none_or(|code| code == GoneCode::Unknown) {
             // The first one may have been taken by a process that is gone, or come later: it must not start here.
             let stranger = Finished::never_arrived(&self.limits, now);
-            let forgot = self.remember(key, stranger, now);
+            let forgot = self.strangers.insert(key, stranger, now, self.most);
             return Found::NeverArrived { forgot };
         }
         match (finished, open) {
@@ -117,10 +122,42 @@ impl<L: Clone> Table<L> {
 
     /// Drops what need not be remembered any more; whether anything is left.
     pub(crate) fn tidy(&mut self, now: Instant) -> bool {
+        self.strangers.tidy(now);
+        // It has the names of all initiators.
         let left = self.remembered.tidy(now);
         if !left {
             self.live.shrink_to_fit();
         }
         left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_opens_of_flows_that_never_came_forget_nobodys_end() {
+        let now = Instant::now();
+        let mut table: Table<()> = Table::new(FlowLimits::default(), 4, now);
+        let subject: Subject = "/node/a".parse().unwrap();
+        let key = |table: &mut Table<()>, id: u8| table.key(&subject, FlowId::from_bytes([id; 16]));
+        let ended = key(&mut table, 0);
+        table.begin(&ended, ());
+        let until = now + Duration::from_secs(60);
+        let code = GoneCode::Complete;
+        table.over(&ended, Some(Finished { code, until }), now);
+        for id in 1..=20 {
+            let stranger = key(&mut table, id);
+            let found = table.find(&stranger, Some(Generation(2)), now);
+            assert_eq!(found, Found::NeverArrived { forgot: id > 4 });
+        }
+        assert_eq!(table.find(&ended, None, now), Found::Finished(code));
+        // Its first open comes late, and must not start it.
+        let late = key(&mut table, 20);
+        let found = table.find(&late, Some(Generation::FIRST), now);
+        assert_eq!(found, Found::Finished(GoneCode::Unknown));
+        drop((ended, late));
+        assert!(!table.tidy(until + Duration::from_secs(60)));
     }
 }

@@ -14,6 +14,7 @@ use crate::meter::{Meter, Passing};
 use crate::metrics::{DirectionLabels, FabricMetrics};
 use crate::quic::Connection;
 use crate::series::{At, PairCounts};
+use crate::wire::Offer;
 
 /// One connection.
 #[derive(Debug)]
@@ -210,11 +211,16 @@ impl Clients {
         let all: Vec<Arc<Client>> = lock(&self.all).values().cloned().collect();
         let providers = table.providers();
         for client in &all {
-            // A consumer of what nobody provides any more is not shown, and would be kept as long as its connection.
+            // What nobody provides any more, or never did, is not shown, and would be kept as long as the connection: legs of
+            // known flows reach a provider under whatever name their initiator gives the service.
             lock(&client.uses).retain(|(key, role), used| {
-                *role == Role::Provider
-                    || used.flows.load(Ordering::Relaxed) > 0
-                    || providers.contains_key(key)
+                let provides =
+                    |(identity, ..): &(&Subject, SystemTime, Offer)| **identity == client.identity;
+                used.flows.load(Ordering::Relaxed) > 0
+                    || providers.get(key).is_some_and(|all| match role {
+                        Role::Consumer => true,
+                        Role::Provider => all.iter().any(provides),
+                    })
             });
             for ((key, role), used) in lock(&client.uses).iter() {
                 clients.entry(key.clone()).or_default().push(ClientView {
@@ -269,5 +275,38 @@ impl Clients {
                 bytes_out: self.bytes_out.load(Ordering::Relaxed),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quic::tests::pair;
+    use crate::wire::Protocol;
+
+    /// Legs of known flows reach a provider that is connected, under any name.
+    #[tokio::test]
+    async fn a_service_that_nobody_provides_leaves_nothing_behind() {
+        let clients = Clients::new(SystemTime::UNIX_EPOCH, Arc::default());
+        let (near, far, _endpoints) = pair().await;
+        let subject = |path: &str| path.parse::<Subject>().unwrap();
+        let consumer = clients.add(subject("/node/a/ns/default/pod/a"), near);
+        let provider = clients.add(subject("/node/a/ns/default/pod/b"), far);
+        let table = Table::new(subject("/node/a"));
+        let key = |number| ServiceKey {
+            service: format!("s-{number}.default").parse().unwrap(),
+            port: 80,
+            protocol: Protocol::Tcp,
+        };
+        let uses = |client: &Client| lock(&client.uses).len();
+        let passing = clients.passing(&key(0), &consumer, Some(&provider), true);
+        for number in 1..1000 {
+            drop(clients.passing(&key(number), &consumer, Some(&provider), true));
+        }
+        clients.view(&table);
+        assert_eq!((uses(&consumer), uses(&provider)), (1, 1), "one runs");
+        drop(passing);
+        clients.view(&table);
+        assert_eq!((uses(&consumer), uses(&provider)), (0, 0));
     }
 }

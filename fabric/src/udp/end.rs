@@ -255,7 +255,10 @@ impl End {
             return self.show(cx, flow);
         }
         let mut moved = false;
-        while let Some(packet) = packets::first(flow.readable(), 0) {
+        for _ in 0..PACKETS {
+            let Some(packet) = packets::first(flow.readable(), 0) else {
+                break;
+            };
             self.paid = self.pass(cx, &packet, self.paid, flow, gate).is_pending();
             if self.paid {
                 return moved;
@@ -425,9 +428,7 @@ impl End {
 
     fn end(&mut self, flow: &mut Flow) {
         self.ended = true;
-        if let Local::Client(client) = &self.local {
-            client.inbox.close();
-        }
+        self.local.close();
         if flow.is_accepted() {
             flow.finish();
         } else {
@@ -438,9 +439,7 @@ impl End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        if let Local::Client(client) = &self.local {
-            client.inbox.close();
-        }
+        self.local.close();
     }
 }
 

@@ -33,6 +33,15 @@ pub(super) enum Local {
     Backend(Backend),
 }
 
+impl Local {
+    /// Takes nothing more of the client.
+    pub(super) fn close(&self) {
+        if let Self::Client(client) = self {
+            client.inbox.close();
+        }
+    }
+}
+
 pub(super) struct Backend {
     socket: Arc<UdpSocket>,
     /// Waits for an error: what an ICMP message says does not make the socket readable.

@@ -174,15 +174,20 @@ pub const MAX_HEADER: usize = 4 * 1024;
 /// Most bytes of a header frame with its type and its length.
 pub const MAX_HEADER_FRAME: usize = 1 + 2 + MAX_HEADER;
 
-/// Most bytes of any other frame that is not DATA.
-pub const MAX_BODY: usize = 64 * 1024;
+/// Most bytes of any other known frame that is not DATA. It is held until it is whole, in no budget; what we send has a text
+/// of at most [`MAX_TEXT`](super::MAX_TEXT) bytes and a few numbers, the rest is for fields of later versions.
+pub const MAX_BODY: usize = 1024;
+
+/// Most bytes of an unknown frame, which is skipped as it comes.
+pub const MAX_UNKNOWN: usize = 64 * 1024;
 
 fn begin(header: Header, most: Option<usize>) -> Result<Part, WireError> {
     let max = match header.kind {
         kind::OPEN | kind::RESUME => most.map_or(MAX_HEADER, |most| most.min(MAX_HEADER)),
         // The longest offset and the longest payload.
         kind::DATA => MAX_PAYLOAD + 8,
-        _ => MAX_BODY,
+        kind::OPEN..=kind::PING => MAX_BODY,
+        _ => MAX_UNKNOWN,
     } as u64;
     if header.len > max {
         return Err(WireError::Oversized {

@@ -18,7 +18,7 @@ mod tests;
 
 pub use code::{AbortCode, CloseCode, GoneCode, RefuseCode, ResetCode};
 pub use control::{Message, MessageDecoder};
-pub use decode::{Decoder, MAX_BODY, MAX_HEADER, MAX_HEADER_FRAME, WireError};
+pub use decode::{Decoder, MAX_BODY, MAX_HEADER, MAX_HEADER_FRAME, MAX_UNKNOWN, WireError};
 pub use frame::{Frame, MAX_PAYLOAD, MAX_TEXT, Open, Place, Protocol, Resume, data_header};
 pub use offer::{Health, Offer};
 pub use proof::{FlowId, Generation, Proof, Role, Secret};

@@ -121,7 +121,7 @@ fn unknown_frames_are_skipped_and_oversized_ones_refused() {
         (frame::kind::OPEN, MAX_HEADER),
         (frame::kind::RESUME, MAX_HEADER),
         (frame::kind::ACK, MAX_BODY),
-        (77, MAX_BODY),
+        (77, MAX_UNKNOWN),
         (frame::kind::DATA, MAX_PAYLOAD + 8),
     ] {
         let mut header = BytesMut::new();

@@ -41,6 +41,31 @@ fn a_leg_that_says_nothing_is_asked_and_then_left() {
 }
 
 #[test]
+fn after_a_doubt_that_was_wrong_a_busy_flow_is_watched_as_before() {
+    let mut pair = Pair::new();
+    pair.accepted();
+    pair.consumer.write(Bytes::from_static(b"anybody there?"));
+    pair.sent_by_consumer();
+    let silent = |pair: &mut Pair| {
+        while !pair.consumer.is_suspected() {
+            pair.now = pair.consumer.next_timeout().expect("watched");
+            pair.consumer.tick(pair.now);
+            pair.sent_by_consumer();
+        }
+    };
+    silent(&mut pair);
+    // It was only slow, and there is always something under way.
+    let ack = Frame::Ack { recv: 7, limit: 0 };
+    pair.consumer
+        .receive(Generation(1), ack, pair.now)
+        .expect("a good frame");
+    assert!(!pair.consumer.is_suspected());
+    let heard = pair.now;
+    silent(&mut pair);
+    assert!(pair.now - heard <= Duration::from_secs(12));
+}
+
+#[test]
 fn a_reader_that_stalls_is_not_taken_for_a_dead_leg() {
     let mut pair = Pair::new();
     pair.accepted();

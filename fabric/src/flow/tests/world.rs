@@ -232,6 +232,13 @@ impl World {
         self.flush_consumer();
         if is_through(&self.consumer) && self.consumer_ended.is_none() {
             self.consumer_ended = Some(self.now);
+            // Its driver drops the legs that it had left.
+            let generation = self.consumer.generation();
+            for leg in &mut self.legs {
+                if leg.flow == self.consumer.id() && leg.generation < generation {
+                    leg.cut(self.now, &mut self.random);
+                }
+            }
         }
         Ok(())
     }
