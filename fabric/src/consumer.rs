@@ -471,6 +471,7 @@ fn open_of(target: &Target) -> Open {
         hops: 0,
         flags: 0,
         from: None,
+        window: None,
         rest: bytes::Bytes::new(),
     }
 }

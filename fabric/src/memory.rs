@@ -310,6 +310,7 @@ mod tests {
             hops: 0,
             flags: 0,
             from: None,
+            window: None,
             rest: Bytes::new(),
         }
     }

@@ -25,6 +25,9 @@ pub struct Candidate {
     pub offer: Offer,
     /// Whether the router takes nothing new.
     pub draining: bool,
+    /// Whether any router, this one or another, says that the provider is not healthy. One that does not answer its router
+    /// has not been asked over the others yet.
+    pub doubted: bool,
     /// The cluster of the service.
     pub cluster: ClusterName,
 }
@@ -68,6 +71,8 @@ impl Directory {
             own_node: Some(own.clone()),
             ..Self::default()
         };
+        // What is old about a provider is no reason to leave it alone.
+        let mut stale = BTreeSet::new();
         for router in routers {
             let (Ok(node), Some(status)) = (router.name().parse::<NodeName>(), &router.status)
             else {
@@ -106,6 +111,12 @@ impl Directory {
             for service in &status.active_services {
                 directory.add(&peer, &cluster, status.is_draining(), service);
             }
+            if status.is_stale() {
+                stale.insert(router.name());
+            }
+        }
+        for ways in directory.ports.values_mut() {
+            doubt(ways, &stale);
         }
         directory
     }
@@ -154,6 +165,7 @@ impl Directory {
                 provider: subject,
                 offer: offer(provider),
                 draining,
+                doubted: false,
                 cluster: cluster.clone(),
             };
             let all = self.ports.entry(key.clone()).or_default();
@@ -230,6 +242,17 @@ impl Directory {
     /// The cluster of the own node, once its router has said it.
     pub fn own_cluster(&self) -> Option<&ClusterName> {
         self.own_cluster.as_ref()
+    }
+}
+
+/// Marks the ways to providers that a router, not one of the `stale` ones, calls unhealthy.
+fn doubt(ways: &mut [Candidate], stale: &BTreeSet<&str>) {
+    let unhealthy = ways.iter().filter(|way| {
+        way.offer.health == Health::Unhealthy && !stale.contains(way.router.node.as_str())
+    });
+    let unhealthy: BTreeSet<Subject> = unhealthy.map(|way| way.provider.clone()).collect();
+    for way in ways {
+        way.doubted = unhealthy.contains(&way.provider);
     }
 }
 

@@ -80,8 +80,8 @@ struct Streak {
     /// Ejections in a row.
     ejections: u32,
     until: Option<Instant>,
-    /// When it was ejected last.
-    at: Option<Instant>,
+    /// When the last pause is over.
+    over: Option<Instant>,
 }
 
 impl Streak {
@@ -94,8 +94,8 @@ impl Streak {
         now: Instant,
         luck: f64,
     ) -> Option<Duration> {
-        if self.at.is_some_and(|at| asked <= at) {
-            // It was under way with those that have had the provider ejected, and says nothing new.
+        if self.over.is_some_and(|over| asked < over) {
+            // It was under way with those that have had the provider ejected, or there was nobody else to ask: nothing new.
             return None;
         }
         self.failures = self.failures.saturating_add(failures);
@@ -105,8 +105,8 @@ impl Streak {
         let doubled = EJECTED.0.saturating_mul(1 << self.ejections.min(16));
         let pause = doubled.min(EJECTED.1).mul_f64(1.0 - JITTER * luck);
         self.ejections += 1;
-        self.at = Some(now);
-        self.until = Some(now + pause);
+        self.over = Some(now + pause);
+        self.until = self.over;
         Some(pause)
     }
 

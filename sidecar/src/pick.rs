@@ -82,6 +82,7 @@ pub trait Seen {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Class {
     unusable: bool,
+    doubted: bool,
     weightless: bool,
     priority: u16,
     other_node: bool,
@@ -90,8 +91,8 @@ pub struct Class {
 
 /// The next way to try, with its class, or `None` if all were `tried`.
 ///
-/// Ways that should work come first: healthy, not avoided, not over a router that drains. Then a lower priority, the own
-/// node, the own cluster. Among the providers of that class a sticky client has its own; for others two are drawn by
+/// Ways that should work come first: healthy, not avoided, not over a router that drains. Then providers that every router
+/// calls healthy, a lower priority, the own node, the own cluster. Among the providers of that class a sticky client has its own; for others two are drawn by
 /// weight, and the clearly faster one wins. One that was not measured yet wins too, so that it gets measured. Of the
 /// routers that list the provider, the own node's comes first, and of the others the faster of two.
 pub fn pick<'a>(
@@ -143,6 +144,7 @@ fn class(way: &Candidate, avoided: bool, here: Here<'_>, rules: Rules) -> Class 
     let healthy = way.offer.health != Health::Unhealthy;
     Class {
         unusable: !healthy || avoided || way.draining,
+        doubted: way.doubted,
         weightless: rules.weight.unwrap_or(way.offer.weight) == 0,
         priority: rules.priority.unwrap_or(way.offer.priority),
         other_node: here.node.is_none() || way.provider.node() != here.node,

@@ -63,6 +63,13 @@ impl RouterStatus {
                 && condition.reason == "Draining"
         })
     }
+
+    /// Whether this may be old: the Syncer has not heard its node for long.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        let stale = |condition: &Condition| condition.kind == SYNCED && condition.status == "False";
+        self.conditions.iter().any(stale)
+    }
 }
 
 /// The writing node's number for a status.

@@ -274,7 +274,7 @@ pub struct FlowStats {
 }
 
 impl Flow {
-    /// The consumer's end of a new flow. `open` says what is asked for; its `limit` and `generation` are set here.
+    /// The consumer's end of a new flow. `open` says what is asked for; its `limit`, `generation` and `window` are set here.
     pub fn initiate(open: Open, limits: FlowLimits) -> Self {
         let window = limits.window.min(limits.max_window);
         let recv = RecvHalf::new(window as u64, window, limits.max_window, keeps(&limits));
@@ -284,14 +284,16 @@ impl Flow {
         flow
     }
 
-    /// The provider's end for a first OPEN that is allowed. Decide next with [`accept`](Self::accept) or
-    /// [`refuse`](Self::refuse).
+    /// The provider's end for a first OPEN that is allowed, with the shorter of both ends' windows. Decide next with
+    /// [`accept`](Self::accept) or [`refuse`](Self::refuse).
     pub fn terminate(open: &Open, limits: FlowLimits) -> Self {
-        let recv = RecvHalf::new(EARLY, limits.window, limits.max_window, keeps(&limits));
-        let resume_window = match limits.resume_window {
+        let told = open.window.map_or(Duration::MAX, Duration::from_millis);
+        let resume_window = match limits.resume_window.min(told) {
             Duration::ZERO => Duration::ZERO,
             window => window + TERMINATOR_GRACE,
         };
+        let keeps = !resume_window.is_zero();
+        let recv = RecvHalf::new(EARLY, limits.window, limits.max_window, keeps);
         let mut flow = Self::new(
             Role::Terminator,
             open,
@@ -343,6 +345,7 @@ impl Flow {
         self.open = Some(Box::new(Open {
             generation: Generation::FIRST,
             limit: self.recv.limit(),
+            window: Some(self.limits.resume_window.as_millis() as u64),
             ..open
         }));
     }

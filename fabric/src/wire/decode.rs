@@ -241,10 +241,7 @@ fn parse(kind: u64, body: &[u8]) -> Result<Frame, WireError> {
             Ok(Frame::Accept {
                 limit: body.number("limit")?,
                 max_datagram: body.number("max_datagram")?,
-                window: match body.fields.is_empty() {
-                    true => None,
-                    false => Some(body.number("window")?),
-                },
+                window: body.told("window")?,
             })
         }
         kind::REFUSE => {
@@ -272,10 +269,7 @@ fn parse(kind: u64, body: &[u8]) -> Result<Frame, WireError> {
                 recv: body.number("recv")?,
                 limit: body.number("limit")?,
                 proof: Proof(body.array("proof")?),
-                age: match body.fields.is_empty() {
-                    true => None,
-                    false => Some(body.number("age")?),
-                },
+                age: body.told("age")?,
             })
         }
         kind::GONE => {
@@ -347,6 +341,7 @@ fn open(mut body: Body<'_>) -> Result<Open, WireError> {
         hops: body.number("hops")?,
         flags: body.number("flags")?,
         from: body.from()?,
+        window: body.told("window")?,
         rest: body.fields.rest(),
     })
 }
@@ -388,6 +383,14 @@ impl<'a> Body<'a> {
 
     pub(crate) fn number(&mut self, field: &'static str) -> Result<u64, WireError> {
         self.fields.varint().ok_or(self.malformed(field))
+    }
+
+    /// A number that earlier versions do not tell.
+    fn told(&mut self, field: &'static str) -> Result<Option<u64>, WireError> {
+        match self.fields.is_empty() {
+            true => Ok(None),
+            false => self.number(field).map(Some),
+        }
     }
 
     pub(crate) fn array<const N: usize>(

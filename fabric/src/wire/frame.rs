@@ -5,7 +5,7 @@
 //!
 //! | type | frame | body |
 //! |---|---|---|
-//! | 1 | OPEN | v version, 16 flow, v generation, 32 secret, t service, v port, v protocol, t provider, v limit, v max_datagram, v hops, v flags, t from, the rest |
+//! | 1 | OPEN | v version, 16 flow, v generation, 32 secret, t service, v port, v protocol, t provider, v limit, v max_datagram, v hops, v flags, t from, v window (absent: not told), the rest |
 //! | 2 | ACCEPT | v limit, v max_datagram, v window (absent: not told) |
 //! | 3 | REFUSE | v code, t text |
 //! | 4 | RESUME | v version, 16 flow, v generation, t service, v port, t provider, v recv, v limit, 32 proof, t from, v protocol (absent: TCP), the rest |
@@ -128,7 +128,9 @@ pub struct Open {
     pub flags: u64,
     /// The initiator's identity. Written by the first router only, from the peer's certificate.
     pub from: Option<Subject>,
-    /// Fields of later versions, as they came: a router passes them on.
+    /// Milliseconds of the initiator's resume window: there is nothing to keep for longer. Earlier versions do not tell.
+    pub window: Option<u64>,
+    /// Fields of later versions, as they came: a router passes them on. Nothing without a window.
     pub rest: Bytes,
 }
 
@@ -341,6 +343,9 @@ impl Open {
             varint::write(number, out);
         }
         write_from(self.from.as_ref(), out);
+        if let Some(window) = self.window {
+            varint::write(window, out);
+        }
         out.put_slice(&self.rest);
     }
 }

@@ -260,6 +260,7 @@ async fn unknown_frames_are_skipped_and_what_the_consumer_says_of_itself_is_over
         hops: 0,
         flags: 0,
         from: Some("/node/z".parse().unwrap()),
+        window: Some(60_000),
         rest: bytes::Bytes::from_static(b"later"),
     };
     Frame::Open(Box::new(open)).encode(&mut out);

@@ -163,6 +163,7 @@ async fn flood() {
 /// An open of a later version, whose fields that nobody knows have that length.
 fn open(target: &Target, rest: usize) -> Open {
     Open {
+        window: Some(60_000),
         rest: Bytes::from(vec![0; rest]),
         ..headers::open(target)
     }

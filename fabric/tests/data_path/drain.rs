@@ -192,6 +192,7 @@ async fn a_header_that_the_router_makes_too_long_is_refused() {
     // What the router writes: the identity in the place of an empty text.
     let stamped = Open {
         from: Some(live.identity().subject),
+        window: Some(60_000),
         rest: Bytes::from(vec![0; 100]),
         ..(*bare).clone()
     };
@@ -215,6 +216,7 @@ fn resume(target: &Target) -> Frame {
 /// An open of a later version, whose fields that nobody knows have that length.
 fn open(target: &Target, rest: usize) -> Frame {
     Frame::Open(Box::new(Open {
+        window: Some(60_000),
         rest: Bytes::from(vec![0; rest]),
         ..headers::open(target)
     }))

@@ -20,6 +20,7 @@ pub(crate) fn open(target: &Target) -> Open {
         hops: 0,
         flags: 0,
         from: None,
+        window: None,
         rest: Bytes::new(),
     }
 }

@@ -314,6 +314,7 @@ async fn a_blocked_splice_sees_that_its_near_side_is_gone() {
         hops: 0,
         flags: 0,
         from: None,
+        window: None,
         rest: bytes::Bytes::new(),
     };
     Frame::Open(Box::new(open)).encode(&mut out);

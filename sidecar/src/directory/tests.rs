@@ -213,3 +213,31 @@ fn a_provider_on_another_node_is_noticed() {
         "a second pod of the same node is no surprise"
     );
 }
+
+/// One that does not answer one router is not asked over another before those that all routers call healthy.
+#[test]
+fn who_is_unhealthy_at_one_router_is_doubted_at_all() {
+    let sick = |name: &str, health: &str| {
+        let mut status = serving("east", &["r:7000"], "mysql", 3306, &[POD_A, POD_B]);
+        status["activeServices"][0]["providers"][0]["health"] = json!(health);
+        router(name, status)
+    };
+    let mysql = target("mysql.default");
+    let doubted = |all: &[Router]| -> Vec<(String, String)> {
+        let directory = Directory::build(&own(), all);
+        let ways = directory.candidates(&mysql, 3306, Protocol::Tcp);
+        let doubted = ways.filter(|way| way.doubted);
+        let names = doubted.map(|way| (way.router.node.to_string(), way.provider.to_string()));
+        names.collect()
+    };
+    let at = |router: &str| (router.to_owned(), POD_A.to_owned());
+    let all = [sick("b", "healthy"), sick("c", "unhealthy")];
+    assert_eq!(doubted(&all), [at("b"), at("c")]);
+    assert_eq!(doubted(&all[..1]), []);
+    // Nobody heard of that router for long.
+    let mut stale = sick("c", "unhealthy");
+    let status = stale.status.as_mut().unwrap();
+    let synced = json!([{"type": "Synced", "status": "False", "reason": "PeerNotHeard"}]);
+    status.conditions = serde_json::from_value(synced).unwrap();
+    assert_eq!(doubted(&[sick("b", "healthy"), stale]), []);
+}

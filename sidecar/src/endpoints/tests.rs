@@ -14,6 +14,7 @@ fn way(router: &str, provider: &str) -> Candidate {
         provider: provider.parse().unwrap(),
         offer: Offer::default(),
         draining: false,
+        doubted: false,
         cluster: "default".parse().unwrap(),
     }
 }
@@ -38,11 +39,15 @@ fn ejections_begin_at_the_third_failure_in_a_row_double_and_end() {
     assert_eq!(streak.failed(FAILURES, start, start, 0.0), None);
     assert!(streak.is_ejected(start + EJECTED.0 - SECOND / 100));
     assert!(!streak.is_ejected(start + EJECTED.0));
-    // From then on each failure ejects, for twice as long, up to a minute; luck takes up to a quarter off.
-    let mut now = start;
+    // Nor do those that are asked meanwhile, for want of another one.
+    let last = start + EJECTED.0 - SECOND / 100;
+    assert_eq!(streak.failed(FAILURES, last, last, 0.0), None);
+    // Afterwards each failure ejects, for twice as long, up to a minute; luck takes up to a quarter off.
+    let mut now = start + EJECTED.0;
     let mut next = |luck| {
-        now += SECOND;
-        streak.failed(1, now, now, luck)
+        let pause = streak.failed(1, now, now, luck);
+        now += pause.unwrap_or_default();
+        pause
     };
     assert_eq!(next(0.0), Some(EJECTED.0 * 2));
     assert_eq!(next(1.0), Some(EJECTED.0 * 3));

@@ -25,6 +25,7 @@ fn candidate(router: &str, provider: &str, cluster: &str, healthy: bool) -> Cand
             ..Offer::default()
         },
         draining: false,
+        doubted: false,
         cluster: cluster.parse().unwrap(),
     }
 }
@@ -129,6 +130,33 @@ fn health_beats_node_beats_cluster_and_the_next_one_follows() {
         order.push(next.clone());
     }
     assert_eq!(order, [near, cluster, far, sick]);
+}
+
+#[test]
+fn a_provider_that_any_router_doubts_comes_behind_those_that_none_does_and_before_the_sick() {
+    let mut all = [
+        candidate("r", "/node/p", "cloud", false),
+        candidate("s", "/node/p", "cloud", true),
+        candidate("r", "/node/q", "cloud", true),
+    ];
+    for way in &mut all[..2] {
+        way.doubted = true;
+    }
+    // It was never asked over that router, and would win as such.
+    let seen = Table {
+        latency: [("q", 5)].into(),
+        ..Table::default()
+    };
+    let mut tried = Tried::default();
+    for expected in ["/node/q over r", "/node/p over s", "/node/p over r"] {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let (way, _) = pick(&all, &tried, NOWHERE, Rules::default(), &seen, &mut rng).unwrap();
+        assert_eq!(
+            format!("{} over {}", way.provider, way.router.node),
+            expected
+        );
+        tried.way(way);
+    }
 }
 
 #[test]

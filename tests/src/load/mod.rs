@@ -1,9 +1,9 @@
 //! Many connections at once that carry known bytes both ways, and an exact account of what became of each.
 
+mod report;
 mod server;
 mod stream;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,6 +14,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use report::{Report, Seen};
+use server::Heard;
 pub use server::Server;
 pub use stream::End;
 use stream::{Judge, Manner};
@@ -43,17 +45,6 @@ pub struct Load {
     pub mute: bool,
 }
 
-/// What became of one connection.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    /// How what came back ended.
-    pub end: End,
-    /// When it ended, from the start of the load.
-    pub at: Duration,
-    /// Pauses of 100 ms and more between two arrivals: when each began, from the start of the load, and how long it was.
-    pub pauses: Vec<(Duration, Duration)>,
-}
-
 /// A load that runs, on a thread of its own.
 #[derive(Debug)]
 pub struct Running {
@@ -64,24 +55,32 @@ pub struct Running {
     began: Instant,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    /// Bytes that came back, on each connection.
-    arrived: Vec<AtomicU64>,
+    flows: Vec<Flow>,
     sent: AtomicU64,
     connected: AtomicUsize,
     ended: AtomicUsize,
 }
 
-/// What became of all connections of a load.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// Each connection.
-    pub flows: Vec<Seen>,
-    /// Bytes that came back, right ones only.
-    pub arrived: u64,
-    /// Bytes that were sent.
-    pub sent: u64,
+/// One connection.
+#[derive(Debug)]
+struct Flow {
+    /// Bytes that came back.
+    back: AtomicU64,
+    /// What the server has; none of a connection that only receives.
+    heard: Option<Arc<Heard>>,
+}
+
+impl Flow {
+    /// Bytes that have arrived in the direction that is behind.
+    fn arrived(&self) -> u64 {
+        let back = self.back.load(Ordering::Relaxed);
+        let there = self.heard.as_ref();
+        there.map_or(back, |heard| {
+            back.min(heard.arrived.load(Ordering::Relaxed))
+        })
+    }
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -119,11 +118,16 @@ impl Load {
         }
     }
 
-    /// Starts it from `host` with the [`Server`] behind `server`.
+    /// Starts it from `host` with the server that is behind `address`.
     ///
     /// # Errors
     /// If the host is gone.
-    pub fn start(&self, host: &Host, server: SocketAddr) -> anyhow::Result<Running> {
+    pub fn start(
+        &self,
+        host: &Host,
+        address: SocketAddr,
+        server: &Server,
+    ) -> anyhow::Result<Running> {
         anyhow::ensure!(
             self.block.is_multiple_of(8) && self.length.unwrap_or(0).is_multiple_of(8),
             "blocks and lengths are multiples of 8"
@@ -132,17 +136,23 @@ impl Load {
             !self.mute || self.length.is_none(),
             "who sends nothing reaches no length"
         );
-        let state = Arc::new(State {
-            arrived: (0..self.flows).map(|_| AtomicU64::new(0)).collect(),
-            ..State::default()
-        });
         let (enough, began) = (CancellationToken::new(), Instant::now());
+        let flow = |index| Flow {
+            back: AtomicU64::new(0),
+            heard: (!self.mute).then(|| server.expect(self.manner(index).seed, began)),
+        };
+        let state = Arc::new(State {
+            flows: (0..self.flows).map(flow).collect(),
+            sent: AtomicU64::new(0),
+            connected: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
+        });
         let thread = std::thread::Builder::new().name("load".to_owned()).spawn({
             let (load, host) = (self.clone(), host.clone());
             let (state, enough) = (Arc::clone(&state), enough.clone());
             move || match (host.enter(), runtime()) {
                 (Ok(()), Ok(runtime)) => {
-                    runtime.block_on(load.carry(server, began, &state, &enough))
+                    runtime.block_on(load.carry(address, began, &state, &enough))
                 }
                 (entered, runtime) => {
                     eprintln!("no load from {}: {entered:?} {runtime:?}", host.netns());
@@ -159,6 +169,16 @@ impl Load {
         })
     }
 
+    /// How one of its connections sends.
+    fn manner(&self, index: usize) -> Manner {
+        Manner {
+            seed: self.seed ^ (index as u64).wrapping_mul(0xD605_BBB5_8C8A_BC65),
+            block: self.block,
+            pause: u32::try_from(self.pause.as_micros()).unwrap_or(u32::MAX),
+            length: self.length.unwrap_or(0),
+        }
+    }
+
     async fn carry(
         &self,
         server: SocketAddr,
@@ -168,18 +188,12 @@ impl Load {
     ) -> Vec<Seen> {
         let mut flows = JoinSet::new();
         for index in 0..self.flows {
-            let number = index as u64;
-            let manner = Manner {
-                seed: self.seed ^ number.wrapping_mul(0xD605_BBB5_8C8A_BC65),
-                block: self.block,
-                pause: u32::try_from(self.pause.as_micros()).unwrap_or(u32::MAX),
-                length: self.length.unwrap_or(0),
-            };
+            let manner = self.manner(index);
             let (state, enough) = (Arc::clone(state), enough.clone());
             let (times, mute) = ((began, began + self.bound), self.mute);
             flows.spawn(async move {
-                tokio::time::sleep(RAMP * number as u32).await;
-                let place = (&*state, &state.arrived[index]);
+                tokio::time::sleep(RAMP * index as u32).await;
+                let place = (&*state, &state.flows[index].back);
                 let (end, pauses) = flow(server, (manner, mute), times, place, &enough).await;
                 state.ended.fetch_add(1, Ordering::AcqRel);
                 Seen {
@@ -250,7 +264,7 @@ impl Running {
         self.began.elapsed()
     }
 
-    /// Bytes that came back until now.
+    /// Bytes that have arrived until now, of each connection in the direction that is behind.
     #[must_use]
     pub fn arrived(&self) -> u64 {
         self.each().iter().sum()
@@ -258,8 +272,7 @@ impl Running {
 
     /// The same of each connection.
     fn each(&self) -> Vec<u64> {
-        let all = self.state.arrived.iter();
-        all.map(|flow| flow.load(Ordering::Relaxed)).collect()
+        self.state.flows.iter().map(Flow::arrived).collect()
     }
 
     /// Connections that have ended, in whatever way.
@@ -268,27 +281,31 @@ impl Running {
         self.state.ended.load(Ordering::Acquire)
     }
 
-    /// Waits until so many more bytes have come back, and says how long it took.
+    /// Waits until so many more bytes have arrived in both directions, and says how long it took.
     ///
     /// # Errors
     /// If they do not within `bound`.
     pub fn moves(&self, bytes: u64, bound: Duration) -> anyhow::Result<Duration> {
         let (began, target) = (Instant::now(), self.arrived() + bytes);
-        wait::until_some(&format!("{bytes} bytes more come back"), bound, || {
-            if self.arrived() >= target {
-                return Ok(());
-            }
-            let missing = target - self.arrived();
-            Err(format!(
-                "{missing} are missing, {} flows of {} ended",
-                self.ended(),
-                self.flows
-            ))
-        })?;
+        wait::until_some(
+            &format!("{bytes} bytes more arrive both ways"),
+            bound,
+            || {
+                if self.arrived() >= target {
+                    return Ok(());
+                }
+                let missing = target - self.arrived();
+                Err(format!(
+                    "{missing} are missing, {} flows of {} ended",
+                    self.ended(),
+                    self.flows
+                ))
+            },
+        )?;
         Ok(began.elapsed())
     }
 
-    /// Waits until something more has come back on every single connection, and says how long the last one took.
+    /// Waits until something more has arrived on every single connection, both ways, and says how long the last one took.
     ///
     /// # Errors
     /// If it has not within `bound`.
@@ -315,7 +332,7 @@ impl Running {
         Ok(began.elapsed())
     }
 
-    /// Bytes a second that come back while `span` passes.
+    /// Bytes a second that arrive both ways while `span` passes.
     #[must_use]
     pub fn rate(&self, span: Duration) -> f64 {
         let (began, before) = (Instant::now(), self.arrived());
@@ -330,13 +347,29 @@ impl Running {
     pub fn finish(mut self) -> anyhow::Result<Report> {
         if let Some(thread) = self.thread.take() {
             self.enough.cancel();
-            let flows = thread
+            let mut flows = thread
                 .join()
                 .map_err(|_| anyhow::anyhow!("the load panicked"))?;
             anyhow::ensure!(flows.len() == self.flows, "the load did not run");
+            let soon = Instant::now() + wait::SOON;
+            for (seen, flow) in flows.iter_mut().zip(&self.state.flows) {
+                let Some(heard) = &flow.heard else { continue };
+                // Of what was cut the server may hear much later.
+                while seen.end == End::Exact && heard.over.get().is_none() && Instant::now() < soon
+                {
+                    wait::pause(Duration::from_millis(5));
+                }
+                let (end, pauses) = heard.over.get().cloned().unwrap_or((End::Hung, Vec::new()));
+                seen.pauses.extend(pauses);
+                seen.pauses.sort_unstable();
+                if seen.end == End::Exact {
+                    seen.end = end;
+                }
+            }
+            let back = |flow: &Flow| flow.back.load(Ordering::Relaxed);
             return Ok(Report {
                 flows,
-                arrived: self.arrived(),
+                arrived: self.state.flows.iter().map(back).sum(),
                 sent: self.state.sent.load(Ordering::Relaxed),
             });
         }
@@ -357,119 +390,5 @@ impl Running {
             wait::pause(Duration::from_millis(20));
         }
         self.finish()
-    }
-}
-
-impl Report {
-    /// How many connections ended so.
-    #[must_use]
-    pub fn count(&self, end: End) -> usize {
-        self.flows.iter().filter(|flow| flow.end == end).count()
-    }
-
-    /// Every connection carried every byte and ended cleanly.
-    ///
-    /// # Errors
-    /// How the others ended.
-    pub fn exact(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.count(End::Exact) == self.flows.len(), "{self}");
-        Ok(())
-    }
-
-    /// Every connection carried exact bytes to its end or to a reset.
-    ///
-    /// # Errors
-    /// How the others ended.
-    pub fn honest(&self) -> anyhow::Result<()> {
-        let honest = self.count(End::Exact) + self.count(End::Reset);
-        anyhow::ensure!(honest == self.flows.len(), "{self}");
-        Ok(())
-    }
-
-    /// The pause that this part of all pauses of 100 ms and more do not exceed (0.99: the 99th percentile); 1.0 is the
-    /// longest.
-    #[must_use]
-    pub fn stall(&self, part: f64) -> Duration {
-        let pauses = self.flows.iter().flat_map(|flow| &flow.pauses);
-        percentile(pauses.map(|(_, pause)| *pause).collect(), part)
-    }
-
-    /// The same of the longest pause that each connection had after each of these times, which are from the start of the load
-    /// and in order: among all pauses those that harm nobody hide a few that are far too long. A pause belongs to the last
-    /// time before its end.
-    #[must_use]
-    pub fn stall_after(&self, times: &[Duration], part: f64) -> Duration {
-        let mut longest = Vec::new();
-        for flow in &self.flows {
-            let mut after = vec![None; times.len()];
-            for &(began, pause) in &flow.pauses {
-                let before = times.partition_point(|time| *time < began + pause);
-                if let Some(one) = before.checked_sub(1).and_then(|index| after.get_mut(index)) {
-                    *one = (*one).max(Some(pause));
-                }
-            }
-            longest.extend(after.into_iter().flatten());
-        }
-        percentile(longest, part)
-    }
-}
-
-fn percentile(mut pauses: Vec<Duration>, part: f64) -> Duration {
-    pauses.sort_unstable();
-    let place = (pauses.len() as f64 * part).ceil() as usize;
-    pauses
-        .get(place.saturating_sub(1))
-        .copied()
-        .unwrap_or_default()
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let odd = self.flows.iter().filter(|flow| flow.end != End::Exact);
-        let mut odd: Vec<_> = odd
-            .map(|flow| format!("{:?} at {:.1?}", flow.end, flow.at))
-            .collect();
-        let count = odd.len();
-        odd.truncate(8);
-        write!(
-            f,
-            "{} flows, {count} not exact {odd:?}; {} bytes came back of {} sent out; pauses: p50 {:.0?}, p99 {:.0?}, longest {:.0?}",
-            self.flows.len(),
-            self.arrived,
-            self.sent,
-            self.stall(0.5),
-            self.stall(0.99),
-            self.stall(1.0)
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_many_pauses_the_longest_after_each_time_counts() {
-        let millis = Duration::from_millis;
-        // A hundred short pauses on each connection, and one that is far too long after the second time.
-        let flow = |long| {
-            let mut pauses: Vec<_> = (0..100).map(|n| (millis(n * 200), millis(150))).collect();
-            pauses.push((millis(11_990), millis(long)));
-            Seen {
-                end: End::Exact,
-                at: millis(30_000),
-                pauses,
-            }
-        };
-        let report = Report {
-            flows: vec![flow(500), flow(9000)],
-            arrived: 0,
-            sent: 0,
-        };
-        let times = [millis(5000), millis(12_000)];
-        assert_eq!(report.stall(0.99), millis(150), "hidden by the others");
-        assert_eq!(report.stall_after(&times, 0.99), millis(9000));
-        assert_eq!(report.stall_after(&times, 0.5), millis(150));
-        assert_eq!(report.stall_after(&[], 0.99), Duration::ZERO);
     }
 }

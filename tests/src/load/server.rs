@@ -1,8 +1,9 @@
 //! The server of a load: judges what it reads and answers in kind.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::report::Pause;
 use super::stream::{End, Judge, Manner};
 use crate::lab::Host;
 
@@ -28,7 +30,23 @@ pub struct Server {
 struct State {
     accepted: AtomicUsize,
     ends: Mutex<Vec<End>>,
-    bytes: AtomicU64,
+    /// Connections that a load announced and that did not come yet, by the seed of their bytes.
+    expected: Mutex<HashMap<u64, Arc<Heard>>>,
+}
+
+/// What the server has of one connection.
+#[derive(Debug)]
+pub(super) struct Heard {
+    /// From when its times count.
+    began: Instant,
+    /// Bytes that arrived and were right.
+    pub(super) arrived: AtomicU64,
+    /// How what came ended, and the pauses before; once that is known.
+    pub(super) over: OnceLock<(End, Vec<Pause>)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Server {
@@ -67,8 +85,14 @@ impl Server {
     /// How each connection ended that is over.
     #[must_use]
     pub fn ends(&self) -> Vec<End> {
-        let ends = self.state.ends.lock();
-        ends.unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.state.ends).clone()
+    }
+
+    /// A connection will come whose bytes follow from `seed`; its times count from `began`.
+    pub(super) fn expect(&self, seed: u64, began: Instant) -> Arc<Heard> {
+        let heard = Arc::new(Heard::new(began));
+        lock(&self.state.expected).insert(seed, Arc::clone(&heard));
+        heard
     }
 }
 
@@ -77,6 +101,16 @@ impl Drop for Server {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
+        }
+    }
+}
+
+impl Heard {
+    fn new(began: Instant) -> Self {
+        Self {
+            began,
+            arrived: AtomicU64::new(0),
+            over: OnceLock::new(),
         }
     }
 }
@@ -106,12 +140,15 @@ async fn talk(mut stream: TcpStream, state: Arc<State>) {
         return;
     };
     state.accepted.fetch_add(1, Ordering::AcqRel);
+    let heard = lock(&state.expected).remove(&manner.seed);
+    let heard = heard.unwrap_or_else(|| Arc::new(Heard::new(Instant::now())));
     let (from, to) = stream.into_split();
     let (enough, sent) = (CancellationToken::new(), AtomicU64::new(0));
     let read = async {
-        let now = Instant::now();
-        let mut judge = Judge::new(manner, (now, now + FOREVER), &state.bytes);
+        let times = (heard.began, Instant::now() + FOREVER);
+        let mut judge = Judge::new(manner, times, &heard.arrived);
         let end = judge.read(from).await;
+        let _first = heard.over.set((end, judge.pauses));
         // With a length of its own the answer goes on; else the client's end is ours.
         if manner.length == 0 || end != End::Exact {
             enough.cancel();
@@ -120,9 +157,5 @@ async fn talk(mut stream: TcpStream, state: Arc<State>) {
     };
     let (end, answered) = tokio::join!(read, manner.answer().send(to, &enough, &sent));
     let end = end.with(&answered);
-    state
-        .ends
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(end);
+    lock(&state.ends).push(end);
 }

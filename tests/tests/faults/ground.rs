@@ -67,7 +67,7 @@ impl Ground {
 
     /// Starts a load beside the consumer's sidecar, and waits until every connection carries something.
     pub(crate) fn carry(&self, load: &Load) -> anyhow::Result<Running> {
-        let running = load.start(&self.consumer.host, self.address)?;
+        let running = load.start(&self.consumer.host, self.address, &self.server)?;
         let first = u64::from(load.block) * load.flows as u64;
         running.moves(first, SOON * 3)?;
         Ok(running)

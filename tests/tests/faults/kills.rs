@@ -133,13 +133,13 @@ fn kill(kills: u64, (flows, total): (usize, u64), forget: bool) -> anyhow::Resul
     };
     let round = u64::from(listeners.block) * quiet as u64;
     let there = site.beside.listens("echo", 2003)?;
-    let listeners = listeners.start(&site.beside.host, there)?;
+    let listeners = listeners.start(&site.beside.host, there, &site.server)?;
     listeners.moves(2 * round, SOON)?;
     let flows = flows - quiet;
     let length = (total / flows as u64).next_multiple_of(8);
     let all = length * flows as u64;
     let there = site.far.listens("echo", 2003)?;
-    let load = Load::bulk(flows, length, 11).start(&site.far.host, there)?;
+    let load = Load::bulk(flows, length, 11).start(&site.far.host, there, &site.server)?;
     let (mut away, mut times, mut quiet_times) = (Duration::ZERO, Vec::new(), Vec::new());
     for kill in 0..kills {
         // Bytes go on to come while the router is away, from what was under way.

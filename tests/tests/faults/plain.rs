@@ -18,11 +18,11 @@ fn an_undisturbed_load_is_exact() -> anyhow::Result<()> {
     let server = Server::on(&host, 2003)?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 2003));
     let bulk = Load::bulk(4, 1 << 20, 1)
-        .start(&host, address)?
+        .start(&host, address, &server)?
         .complete()?;
     bulk.exact()?;
     assert_eq!((bulk.arrived, bulk.sent), (4 << 20, 4 << 20));
-    let steady = Load::steady(10, 2).start(&host, address)?;
+    let steady = Load::steady(10, 2).start(&host, address, &server)?;
     steady.moves(400_000, SOON)?;
     let report = steady.finish()?;
     report.exact()?;
@@ -58,8 +58,10 @@ fn a_cut_is_called_a_cut() -> anyhow::Result<()> {
     }
     let mut lab = Lab::new()?;
     let host = lab.host("a")?;
+    // The load's own, where nobody comes.
+    let server = Server::on(&host, 2003)?;
     for (reset, end) in [(true, End::Reset), (false, End::CleanCut)] {
-        let load = Load::bulk(1, 1 << 20, 3).start(&host, cut(&host, reset)?)?;
+        let load = Load::bulk(1, 1 << 20, 3).start(&host, cut(&host, reset)?, &server)?;
         let report = load.complete()?;
         assert_eq!(report.count(end), 1, "{report}");
         assert!(report.exact().is_err());

@@ -101,7 +101,7 @@ fn a_rolling_restart_of_all_routers_resets_nothing() -> anyhow::Result<()> {
         ..Load::steady(flows, 7)
     };
     let some = flows as u64 * u64::from(steady.block) * 10;
-    let load = steady.start(&apps, address)?;
+    let load = steady.start(&apps, address, &server)?;
     load.moves(some, SOON)?;
     for index in 0..nodes.len() {
         let (node, flags) = &mut nodes[index];
@@ -142,7 +142,7 @@ fn a_router_that_is_killed_for_good_is_left_for_the_next() -> anyhow::Result<()>
     let consumer = Sidecar::joining(&apps, "consumer", &nodes[0].0, &mapped)?;
     published(&nodes)?;
     let address = consumer.listens("echo", 2003)?;
-    let load = Load::steady(flows, 21).start(&apps, address)?;
+    let load = Load::steady(flows, 21).start(&apps, address, &server)?;
     load.moves(flows as u64 * 20_000, SOON)?;
 
     // A sidecar takes its own node's router first.
@@ -189,7 +189,7 @@ fn a_router_that_drains_says_so_and_ends_at_once_by_a_second_signal() -> anyhow:
         .ok(COMMAND)?;
     let consumer = Sidecar::joining(&apps, "consumer", &node, &["--mapped-services", "echo"])?;
     let address = consumer.listens("echo", 2003)?;
-    let load = Load::steady(1, 9).start(&apps, address)?;
+    let load = Load::steady(1, 9).start(&apps, address, &server)?;
     load.moves(20_000, SOON)?;
 
     node.process.signal(Signal::SIGTERM)?;

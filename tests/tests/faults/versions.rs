@@ -114,7 +114,7 @@ fn routers_in_turn(provider: Version, consumer: Version) -> anyhow::Result<()> {
     let _provider = place.sidecar(provider, &servers, "provider", &published)?;
     let consumer = place.sidecar(consumer, &apps, "consumer", &["--mapped-services", "load"])?;
     let address = consumer.listens("load", 2003)?;
-    let load = Load::steady(8, 0x0E45_1045).start(&apps, address)?;
+    let load = Load::steady(8, 0x0E45_1045).start(&apps, address, &server)?;
     load.moves(200_000, SOON)?;
     let rounds = if long() { 10 } else { 1 };
     for (version, stops) in [

@@ -462,7 +462,7 @@ fn a_flow_that_one_end_does_not_keep_goes_on_only_if_nothing_was_on_its_way() {
 
 #[test]
 fn the_shorter_window_of_both_ends_is_that_of_both() {
-    for (own, other, until) in [(60, 600, 60), (600, 60, 60), (60, 0, 0)] {
+    for (own, other, until) in [(60, 600, 60), (600, 60, 60), (60, 0, 0), (0, 60, 0)] {
         let limits = |seconds| FlowLimits {
             resume_window: Duration::from_secs(seconds),
             ..FlowLimits::default()
@@ -481,5 +481,15 @@ fn the_shorter_window_of_both_ends_is_that_of_both() {
             },
         };
         assert_eq!(*pair.consumer.state(), expected);
+        // The provider's end waits longer, but not for what nobody will come back for.
+        let now = pair.now;
+        pair.provider().leg_lost(Generation(1), now);
+        let expected = match until {
+            0 => State::Aborted(AbortCode::WindowExpired),
+            seconds => State::Detached {
+                until: now + Duration::from_secs(seconds) + TERMINATOR_GRACE,
+            },
+        };
+        assert_eq!(*pair.provider().state(), expected);
     }
 }

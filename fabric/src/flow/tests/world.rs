@@ -386,6 +386,7 @@ pub(super) fn open(random: &mut Random) -> Open {
         hops: 0,
         flags: 0,
         from: None,
+        window: None,
         rest: bytes::Bytes::new(),
     }
 }

@@ -27,6 +27,7 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
                 hops: 1,
                 flags: 0,
                 from: Some("/node/edge-a".parse().unwrap()),
+                window: None,
                 rest: Bytes::new(),
             }))),
         ),
@@ -187,7 +188,8 @@ pub(super) fn golden() -> Vec<(&'static str, Golden)> {
                 hops: 1,
                 flags: 0,
                 from: Some("/node/edge-a".parse().unwrap()),
-                rest: Bytes::from_static(b"\x07later"),
+                window: Some(7),
+                rest: Bytes::from_static(b"later"),
             }))),
         ),
         (
