@@ -1,5 +1,6 @@
 //! Live counters: they move while a connection is in use, wherever one looks, and the README says what they are.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -171,6 +172,41 @@ async fn every_counter_moves_while_a_connection_is_in_use() -> anyhow::Result<()
                 counted(*address, role) == (total, total, 0)
             })?;
         }
+        // One that the client resets: each end, the router between them and all that show it say so.
+        let mut stream = first_word(server)?;
+        stream.write_all(b"y")?;
+        stream.peek(&mut [0])?;
+        // Closing with an unread byte is an RST.
+        drop(stream);
+        for (address, role) in places {
+            let role = format!("role=\"{role}\"");
+            let labels = [&role, "service=\"echo.default:4000\"", "code=\"RESET\""];
+            wait::until(&format!("{role} counts the reset"), SOON, || {
+                sum(
+                    &scrape(address),
+                    "keel_fabric_service_resets_total",
+                    &labels,
+                ) == 1
+            })?;
+        }
+        let flows: Vec<FlowInfo> = handle.block_on(local::flows(&socket))?.unwrap_or_default();
+        anyhow::ensure!(
+            flows[0].resets == BTreeMap::from([("RESET".to_owned(), 1)]),
+            "keel status: {flows:?}"
+        );
+        wait::until_some("the Router's status tells of the reset", SOON, || {
+            let status = handle.block_on(status(&node));
+            let status = status.map_err(|error| error.to_string())?;
+            let services = &status.active_services;
+            let mut told = services.iter().flat_map(|service| &service.incidents);
+            match told
+                .next()
+                .is_some_and(|told| told.resets.get("RESET") == Some(&1))
+            {
+                true => Ok(()),
+                false => Err(format!("{services:?}")),
+            }
+        })?;
         // Every sample of a process in use has the labels that the README names.
         let scrapes = places.map(|(address, _)| scrape(address));
         let wrong = readme::differences(&scrapes)?;

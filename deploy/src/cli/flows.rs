@@ -11,32 +11,52 @@ use super::table::{age, render, size};
 /// Rows of the table: those that moved most. JSON has all.
 const ROWS: usize = 20;
 
+/// By service and peer.
+type Flows = BTreeMap<(String, String), FlowInfo>;
+
 /// What the Router's status says of flows, for a node whose Router is another process.
 pub(super) fn reported(router: &Router) -> Vec<FlowInfo> {
     let services = router
         .status
         .iter()
         .flat_map(|status| &status.active_services);
-    let mut all: BTreeMap<(String, String), FlowInfo> = BTreeMap::new();
+    let mut all = Flows::new();
     for service in services {
         let name = routers::service(service);
         // A provider's numbers are those of its consumers once more.
-        let consumers = service
-            .clients
-            .iter()
-            .filter(|client| client.role.as_deref() == Some("consumer"));
-        for client in consumers {
-            let peer = peer(client);
-            let flow = all.entry((name.clone(), peer.clone())).or_default();
-            flow.role = "router".to_owned();
-            flow.service.clone_from(&name);
-            flow.peer = peer;
+        let consumers = || {
+            let is_consumer = |client: &&ClientStatus| client.role.as_deref() == Some("consumer");
+            service.clients.iter().filter(is_consumer)
+        };
+        for client in consumers() {
+            let flow = flow_of(&mut all, &name, peer(client));
             flow.active += client.current_connections.unwrap_or_default();
             flow.bytes_up += client.bytes_in.unwrap_or_default();
             flow.bytes_down += client.bytes_out.unwrap_or_default();
         }
+        for told in &service.incidents {
+            let pod = told.identity.rsplit('/').next().unwrap_or_default();
+            let id = format!("{pod}-{}", service.name.as_deref().unwrap_or_default());
+            // One that has no connection any more is named by its identity.
+            let client = consumers().find(|client| client.id.as_deref() == Some(&id));
+            let peer = client.map_or_else(|| told.identity.clone(), peer);
+            let flow = flow_of(&mut all, &name, peer);
+            flow.resumes += told.resumes;
+            flow.stalls += told.stalls;
+            for (code, count) in &told.resets {
+                *flow.resets.entry(code.clone()).or_default() += count;
+            }
+        }
     }
     all.into_values().collect()
+}
+
+fn flow_of<'a>(all: &'a mut Flows, service: &str, peer: String) -> &'a mut FlowInfo {
+    let flow = all.entry((service.to_owned(), peer.clone())).or_default();
+    flow.role = "router".to_owned();
+    flow.service = service.to_owned();
+    flow.peer = peer;
+    flow
 }
 
 /// `pod-abc-mysql at 198.51.100.7:40112`.
@@ -142,12 +162,20 @@ mod tests {
     #[test]
     fn a_status_is_summed_by_service_and_client() {
         let router: Router = serde_json::from_value(serde_json::json!({"metadata": {"name": "a"}, "status": {
-            "activeServices": [{"name": "web", "port": 80, "clients": [
+            "activeServices": [{"name": "web", "port": 80, "incidents": [
+                {"identity": "/node/a/ns/default/pod/c", "resumes": 3, "resets": {"RESET": 1}},
+                {"identity": "/node/a/ns/default/pod/gone", "stalls": 2}], "clients": [
                 {"id": "c-web", "role": "consumer", "remoteAddr": "192.0.2.1:5", "currentConnections": 2, "bytesIn": 10, "bytesOut": 20},
                 {"id": "p-web", "role": "provider", "remoteAddr": "192.0.2.2:5", "currentConnections": 2, "bytesIn": 20, "bytesOut": 10}]}]}}))
         .unwrap();
         let flows = reported(&router);
-        assert_eq!(flows.len(), 1);
+        assert_eq!(flows.len(), 2);
+        assert_eq!((flows[1].resumes, flows[1].resets["RESET"]), (3, 1));
+        assert_eq!(
+            (flows[0].peer.as_str(), flows[0].stalls),
+            ("/node/a/ns/default/pod/gone", 2)
+        );
+        let flows = &flows[1..];
         assert_eq!(
             (
                 flows[0].peer.as_str(),

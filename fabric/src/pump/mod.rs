@@ -309,7 +309,10 @@ impl Pump {
             && let Some(mut leg) = self.leg.take()
         {
             leg.finish();
-            leg.cut(ResetCode::FlowEnded);
+            leg.cut(match *self.flow.state() {
+                State::Aborted(code) => ResetCode::of(code),
+                _ => ResetCode::FlowEnded,
+            });
             moved = true;
         }
         moved

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 
 use super::answers::Asked;
 use super::held::{Held, Holding};
@@ -32,8 +33,8 @@ pub(super) struct Side<'a> {
 /// How a splice ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spliced {
-    /// Both directions came to their end.
-    Ended,
+    /// Both directions came to their end; with the code of the flow, if an end says that it was cut.
+    Ended(Option<ResetCode>),
     /// One side was lost, and the other was told with this code.
     Cut(ResetCode),
 }
@@ -88,7 +89,7 @@ pub(super) async fn splice(
         lost.as_mut().poll(cx).map(|()| Some(ResetCode::LegLost))
     });
     let Some(code) = cut.await else {
-        return Spliced::Ended;
+        return Spliced::Ended(ways.iter_mut().find_map(Way::flow_was_cut));
     };
     for way in ways {
         way.cut(code.to_wire());
@@ -125,6 +126,8 @@ struct Way<'a> {
     /// Nothing was read yet, and something is waited for.
     asked: Option<Asked<'a>>,
     done: bool,
+    /// What the reader stopped it with.
+    stopped: Option<u64>,
 }
 
 impl<'a> Way<'a> {
@@ -145,6 +148,7 @@ impl<'a> Way<'a> {
             limit,
             asked,
             done: false,
+            stopped: None,
         }
     }
 
@@ -210,6 +214,7 @@ impl<'a> Way<'a> {
                 // The reader has what it wants, as after a refusal. What it still says must get through.
                 Err(WriteError::Stopped(code)) => {
                     self.from.stop(code);
+                    self.stopped = Some(code);
                     self.waiting.clear();
                     self.done = true;
                 }
@@ -239,6 +244,13 @@ impl<'a> Way<'a> {
             Some(asked) => asked.poll_silent(cx),
             None => Poll::Pending,
         }
+    }
+
+    /// The code that the reader of a flow which was cut has left, as far as it came with the end of its own direction.
+    fn flow_was_cut(&mut self) -> Option<ResetCode> {
+        let stopped = self.to.stopped().now_or_never();
+        let code = self.stopped.or(stopped.and_then(Result::ok).flatten())?;
+        Some(ResetCode::from_wire(code)).filter(|code| code.is_of_cut_flow())
     }
 
     fn cut(mut self, code: u64) {

@@ -360,9 +360,13 @@ async fn forward(
         // Dropped, both streams are cut, and the ends go on over another leg.
         () = narrowed => Spliced::Cut(ResetCode::LegLost),
     };
-    if let Spliced::Cut(code) = spliced {
-        shared.metrics.router_legs_cut.inc();
-        passing.pair.reset(code.name());
+    match spliced {
+        Spliced::Ended(None) => {}
+        Spliced::Ended(Some(code)) => passing.pair.reset(code.name()),
+        Spliced::Cut(code) => {
+            shared.metrics.router_legs_cut.inc();
+            passing.pair.reset(code.name());
+        }
     }
     shared.metrics.router_legs.dec();
 }

@@ -141,6 +141,44 @@ codes! {
         /// The provider does not answer its router, which was handed the open and has no word of it: nobody else may be
         /// sent what followed it. To whom does not know the code it is `LEG_LOST`.
         ProviderSilent = 7 "PROVIDER_SILENT",
+        /// As `FLOW_ENDED`, of a flow that was cut, with the code of its ABORT. The routers between the ends count it.
+        Reset = 8 "RESET",
+        /// See `RESET`.
+        BackendReset = 9 "BACKEND_RESET",
+        /// See `RESET`.
+        WindowExpired = 10 "WINDOW_EXPIRED",
+        /// See `RESET`.
+        Broken = 11 "PROTOCOL",
+        /// See `RESET`.
+        PeerGone = 12 "PEER_GONE",
+        /// See `RESET`.
+        Forbidden = 13 "FORBIDDEN",
+        /// See `RESET`.
+        Shutdown = 14 "SHUTDOWN",
+        /// See `RESET`.
+        Exhausted = 15 "LIMIT",
+    }
+}
+
+impl ResetCode {
+    /// The last code on a leg of a flow that was cut.
+    pub fn of(abort: AbortCode) -> Self {
+        match abort {
+            AbortCode::Unspecified => Self::FlowEnded,
+            AbortCode::Reset => Self::Reset,
+            AbortCode::BackendReset => Self::BackendReset,
+            AbortCode::WindowExpired => Self::WindowExpired,
+            AbortCode::Protocol => Self::Broken,
+            AbortCode::PeerGone => Self::PeerGone,
+            AbortCode::Forbidden => Self::Forbidden,
+            AbortCode::Shutdown => Self::Shutdown,
+            AbortCode::Limit => Self::Exhausted,
+        }
+    }
+
+    /// Whether the flow was cut, and not only its leg.
+    pub fn is_of_cut_flow(self) -> bool {
+        self >= Self::Reset
     }
 }
 
