@@ -176,6 +176,13 @@ pub fn long() -> bool {
     std::env::var_os("KEEL_LONG").is_some_and(|value| !value.is_empty() && value != "0")
 }
 
+/// What a test's chances follow from: `KEEL_SEED`, or its own number.
+#[must_use]
+pub fn seed(own: u64) -> u64 {
+    let said = std::env::var("KEEL_SEED").ok();
+    said.and_then(|seed| seed.parse().ok()).unwrap_or(own)
+}
+
 fn note(list: &Path, line: &str) {
     let written = OpenOptions::new()
         .create(true)

@@ -32,17 +32,28 @@ impl Node {
     /// # Errors
     /// If it does not get ready.
     pub fn public(host: &Host, name: &str) -> anyhow::Result<Self> {
+        let flags = Self::public_flags(host);
+        Self::up(host, name, &flags.each_ref().map(String::as_str))
+    }
+
+    /// Starts a [`public`](Self::public) node again after its process has ended.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub fn public_again(&mut self) -> anyhow::Result<()> {
+        let flags = Self::public_flags(&self.host);
+        self.again(&flags.each_ref().map(String::as_str))
+    }
+
+    fn public_flags(host: &Host) -> [String; 4] {
         let advertise = format!("{}:7000", host.address);
-        Self::up(
-            host,
-            name,
-            &[
-                "--apiserver-listen",
-                "0.0.0.0:7443",
-                "--advertise",
-                &advertise,
-            ],
-        )
+        [
+            "--apiserver-listen",
+            "0.0.0.0:7443",
+            "--advertise",
+            &advertise,
+        ]
+        .map(str::to_owned)
     }
 
     /// A node that joins `first`, as `b` of the README: behind NAT, with nothing said about itself.

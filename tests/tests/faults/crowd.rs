@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use keel_tests::lab::{Conditions, Profile};
+use keel_tests::lab::{Conditions, Direction, Profile};
 use keel_tests::load::{Load, Running};
 use keel_tests::need::{self, Need, lacking};
 use keel_tests::wait::{self, SOON};
@@ -30,7 +30,7 @@ const TOGETHER: usize = 4;
 fn fault(ground: &Ground, random: &mut SmallRng) -> anyhow::Result<&'static str> {
     let link = ground.links()[random.random_range(0..2)];
     let short = Duration::from_millis(random.random_range(200..1500));
-    let name = match random.random_range(0..7) {
+    let name = match random.random_range(0..8) {
         0 => {
             ground.consumer_nat.rebind()?;
             "the consumer's NAT rebinds"
@@ -71,6 +71,17 @@ fn fault(ground: &Ground, random: &mut SmallRng) -> anyhow::Result<&'static str>
             wait::pause(short);
             process.signal(Signal::SIGCONT)?;
             "a process stands still"
+        }
+        6 => {
+            let way = [Direction::Up, Direction::Down][random.random_range(0..2)];
+            let cut = Conditions {
+                cut: true,
+                ..Conditions::default()
+            };
+            link.set_one(way, cut);
+            // Longer than a connection lives without a word, at times.
+            wait::pause(short * 12);
+            "one way is cut"
         }
         _ => {
             link.change(|conditions| conditions.mtu = 1300);
@@ -113,14 +124,22 @@ fn at_rest(ground: &Ground) -> anyhow::Result<[Holding; 3]> {
 
 /// Faults for so long, one after another; how many.
 fn storm(
-    ground: &Ground,
+    ground: &mut Ground,
     load: &Running,
     random: &mut SmallRng,
     (span, pause): (Duration, Duration),
 ) -> anyhow::Result<usize> {
-    let (end, mut faults) = (Instant::now() + span, 0);
-    while Instant::now() < end {
-        let name = fault(ground, random)?;
+    let (began, mut faults) = (Instant::now(), 0);
+    // The node dies in the middle, always at the same time: what it holds afterwards depends on how long it runs.
+    let mut deaths = [span / 4, span / 2].into_iter().peekable();
+    while began.elapsed() < span {
+        let name = if deaths.next_if(|at| began.elapsed() >= *at).is_some() {
+            ground.node.process.kill()?;
+            ground.node.public_again()?;
+            "the node was killed"
+        } else {
+            fault(ground, random)?
+        };
         faults += 1;
         // Most faults meet connections that are still busy with the one before.
         let took = if faults % TOGETHER == 0 {
@@ -144,7 +163,7 @@ fn a_crowd_leaves_nothing_behind() -> anyhow::Result<()> {
     } else {
         (200, Duration::from_secs(20))
     };
-    let ground = Ground::new(0xC20D_0001, &[])?;
+    let mut ground = Ground::new(0xC20D_0001, &[])?;
     let mut random = SmallRng::seed_from_u64(ground.seed);
     // 800 blocks a second, however many share them: the machine is to carry the faults, not the bytes.
     let pause = Duration::from_micros(1250) * flows as u32;
@@ -157,13 +176,13 @@ fn a_crowd_leaves_nothing_behind() -> anyhow::Result<()> {
     // long form it is as long as the second one: a node's store and its answers grow into their sizes over minutes.
     let load = ground.carry(&crowd(1))?;
     let first = if need::long() { span } else { span / 10 };
-    storm(&ground, &load, &mut random, (first, pause))?;
+    storm(&mut ground, &load, &mut random, (first, pause))?;
     load.finish()?.exact().with_context(|| ground.logs())?;
     ground.is_quiet(SOON)?;
     let before = at_rest(&ground)?;
 
     let load = ground.carry(&crowd(ground.seed))?;
-    let faults = storm(&ground, &load, &mut random, (span, pause))?;
+    let faults = storm(&mut ground, &load, &mut random, (span, pause))?;
     let report = load.finish()?;
     println!("{faults} faults in {span:?}: {report}");
     report.exact().with_context(|| ground.logs())?;

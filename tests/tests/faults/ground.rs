@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use keel_tests::lab::{Conditions, Lab, Link, Nat, NatKind};
 use keel_tests::load::{Load, Running, Server};
+use keel_tests::need;
 use keel_tests::process::{Process, Program};
 use keel_tests::site::{DNS, Node, Sidecar};
 use keel_tests::wait::{self, SOON};
@@ -34,7 +35,8 @@ pub(crate) struct Ground {
 impl Ground {
     /// Everything up, and nothing wrong yet. `options` go to both sidecars.
     pub(crate) fn new(seed: u64, options: &[&str]) -> anyhow::Result<Self> {
-        println!("seed {seed}");
+        let seed = need::seed(seed);
+        println!("KEEL_SEED={seed}");
         let fine = Conditions::default();
         let mut lab = Lab::new()?;
         let node = Node::public(&lab.host("a")?, "a")?;

@@ -4,11 +4,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use keel_tests::load::{End, Load};
 use keel_tests::need::{self, Need, lacking};
 use keel_tests::wait::{self, SOON};
 
-use crate::ground::Ground;
+use crate::ground::{Ground, metrics};
 
 /// All that was held must be given back by then.
 const GIVEN_BACK: Duration = Duration::from_secs(15);
@@ -78,7 +79,8 @@ fn past_the_window_both_ends_are_reset() -> anyhow::Result<()> {
         "{ends:?}"
     );
 
-    // The cable is still out.
+    // The cable is still out, and names are answered all the same.
+    ground.consumer.resolves("load")?;
     wait::until_some("files and tasks are given back", GIVEN_BACK, || {
         let now = ground.holding().map_err(|error| error.to_string())?;
         let more = now
@@ -92,10 +94,56 @@ fn past_the_window_both_ends_are_reset() -> anyhow::Result<()> {
         }
     })?;
     ground.is_quiet(BUSY)?;
+    for (sidecar, role) in [
+        (&ground.consumer, "consumer"),
+        (&ground.provider, "provider"),
+    ] {
+        let expired = format!("role=\"{role}\",how=\"reset\",code=\"WINDOW_EXPIRED\"");
+        let counted = metrics(sidecar)?;
+        let line = counted.lines().find(|line| line.contains(&expired));
+        anyhow::ensure!(
+            line.is_some_and(|line| line.ends_with(" 9")),
+            "the {role} counts {line:?}{}",
+            ground.logs()
+        );
+        anyhow::ensure!(
+            sidecar.process.log().contains("WINDOW_EXPIRED"),
+            "the {role} has no reason in its log{}",
+            ground.logs()
+        );
+    }
     ground.lab.plug(ground.consumer_nat.public)?;
     let back = Instant::now();
     // New connections work soon after the network is back.
     ground.carry(&Load::steady(1, 2))?.finish()?.exact()?;
     println!("a new connection carries after {:.1?}", back.elapsed());
+    anyhow::ensure!(back.elapsed() <= BUSY, "{:.1?}", back.elapsed());
     Ok(())
+}
+
+#[test]
+fn just_inside_of_the_window_everything_goes_on() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig, Need::Curl]) {
+        return Ok(());
+    }
+    // Beside other tests another leg may take some seconds.
+    let (window, out) = if need::long() { (60, 58) } else { (15, 8) };
+    let (window, out) = (Duration::from_secs(window), Duration::from_secs(out));
+    let option = format!("load=resume-window:{}s", window.as_secs());
+    let ground = Ground::new(0x0417_A6E2, &["--service-option", &option])?;
+    let load = ground.carry(&Load::steady(8, ground.seed))?;
+    // On both sides, so that neither end has a word of the other one.
+    let nats = [ground.consumer_nat.public, ground.provider_nat.public];
+    for nat in nats {
+        ground.lab.unplug(nat)?;
+    }
+    wait::pause(out);
+    for nat in nats {
+        ground.lab.plug(nat)?;
+    }
+    let took = load.all_move(BUSY).with_context(|| ground.logs())?;
+    println!("window {window:?}: bytes {took:.1?} after an outage of {out:?}");
+    let report = load.finish()?;
+    report.exact().with_context(|| ground.logs())?;
+    ground.is_quiet(SOON)
 }

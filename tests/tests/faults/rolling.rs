@@ -122,7 +122,7 @@ fn a_rolling_restart_of_all_routers_resets_nothing() -> anyhow::Result<()> {
 }
 
 /// How soon flows are at another router after theirs was killed without a word.
-const LEFT: Duration = Duration::from_secs(5);
+const LEFT: Duration = Duration::from_secs(3);
 
 #[test]
 fn a_router_that_is_killed_for_good_is_left_for_the_next() -> anyhow::Result<()> {
@@ -211,9 +211,8 @@ fn a_router_that_drains_says_so_and_ends_at_once_by_a_second_signal() -> anyhow:
     wait::until("the first signal is a while ago", SOON, || {
         begun.elapsed() > Duration::from_millis(300)
     })?;
-    let ended = node
-        .process
-        .end_by(Signal::SIGTERM, Duration::from_secs(3))?;
+    let at_once = Duration::from_secs(if long() { 1 } else { 3 });
+    let ended = node.process.end_by(Signal::SIGTERM, at_once)?;
     assert_eq!(ended.code(), Some(130));
     // The one that comes knows nothing of the flow and says so.
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use keel_tests::lab::{Conditions, Direction, Link};
+use keel_tests::lab::{Conditions, Direction, Link, Profile};
 use keel_tests::load::{Load, Running};
 use keel_tests::need::{self, Need, lacking};
 use keel_tests::wait;
@@ -23,6 +23,10 @@ const ROUNDS: usize = 50;
 fn span() -> Duration {
     Duration::from_secs(if need::long() { 20 } else { 3 })
 }
+
+/// How long a connection over such links may stand still at most: the way is there, so nothing waits for another one but a few
+/// losses in a row.
+const HANGS: Duration = Duration::from_secs(15);
 
 /// Two connections that carry what fits, and eight that carry a little.
 fn loads(ground: &Ground) -> anyhow::Result<[Running; 2]> {
@@ -54,6 +58,7 @@ fn all_exact(ground: &Ground, loads: [Running; 2]) -> anyhow::Result<()> {
         let report = load.finish()?;
         println!("{report}");
         report.exact().with_context(|| ground.logs())?;
+        anyhow::ensure!(report.stall(1.0) <= HANGS, "{report}{}", ground.logs());
     }
     ground.is_quiet(wait::SOON).with_context(|| ground.logs())
 }
@@ -115,6 +120,10 @@ fn what_the_link_does_to_packets_is_not_seen() -> anyhow::Result<()> {
         for link in ground.links() {
             link.set(conditions);
         }
+        for load in &loads {
+            load.all_move(HANGS)
+                .with_context(|| format!("{name}{}", ground.logs()))?;
+        }
         let mut moved = Vec::new();
         // Behind a few losses in a row it may stand still for seconds: only what does not go on for several spans hangs.
         for _ in 0..if need::long() { 1 } else { 4 } {
@@ -154,6 +163,33 @@ fn what_the_link_does_to_packets_is_not_seen() -> anyhow::Result<()> {
 }
 
 #[test]
+fn poor_links_carry_every_byte() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig, Need::Curl]) {
+        return Ok(());
+    }
+    let (all, bytes) = if need::long() {
+        (&Profile::ALL[..], 2 << 20)
+    } else {
+        (&[Profile::ThreeG][..], 128 << 10)
+    };
+    let ground = Ground::new(0x4055_0004, &[])?;
+    for profile in all {
+        ground.consumer_link.set(profile.conditions());
+        let load = ground.carry(&Load::bulk(2, bytes / 2, ground.seed))?;
+        let report = load.complete()?;
+        let took = report.flows.iter().map(|flow| flow.at).max();
+        println!("{profile:?}: {bytes} bytes both ways in {took:.1?}: {report}");
+        report
+            .exact()
+            .with_context(|| format!("{profile:?}{}", ground.logs()))?;
+    }
+    ground.is_quiet(wait::SOON)
+}
+
+/// How soon a connection goes on after its way no longer takes long packets.
+const PASSED: Duration = Duration::from_secs(5);
+
+#[test]
 fn a_hole_for_long_packets_is_passed() -> anyhow::Result<()> {
     if lacking(&[Need::Root, Need::Dig, Need::Curl]) {
         return Ok(());
@@ -173,10 +209,12 @@ fn a_hole_for_long_packets_is_passed() -> anyhow::Result<()> {
                 ..base()
             },
         );
-        let took = loads[0]
-            .moves(1 << 20, Duration::from_secs(10))
-            .and_then(|took| Ok((took, loads[1].moves(200_000, Duration::from_secs(10))?)));
-        let took = took.with_context(|| ground.logs())?;
+        let took = loads.each_ref().map(|load| load.all_move(PASSED));
+        let [bulk, steady] = took.map(|took| took.with_context(|| ground.logs()));
+        let took = (bulk?, steady?);
+        loads[0].moves(8 << 20, Duration::from_secs(20))?;
+        // Whoever comes now finds its way, too.
+        ground.carry(&Load::steady(1, 7))?.finish()?.exact()?;
         let swallowed = link.tally(way).too_long;
         println!("{swallowed} packets swallowed; went on in {took:.1?}");
         anyhow::ensure!(swallowed > 0, "no packet was too long: the hole was none");
