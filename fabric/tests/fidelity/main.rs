@@ -9,11 +9,16 @@
 
 mod alone;
 mod app;
+#[path = "../data_path/backend.rs"]
+#[expect(dead_code, reason = "the other tests of the data path use more of it")]
+mod backend;
 mod cases;
 mod schedules;
+mod scrape;
 mod script;
 mod timed;
 mod trap;
+mod unanswered;
 mod ways;
 #[path = "../data_path/world.rs"]
 #[expect(dead_code, reason = "the other tests of the data path use more of it")]
