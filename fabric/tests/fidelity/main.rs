@@ -13,6 +13,7 @@ mod app;
 #[expect(dead_code, reason = "the other tests of the data path use more of it")]
 mod backend;
 mod cases;
+mod left;
 mod schedules;
 mod scrape;
 mod script;
