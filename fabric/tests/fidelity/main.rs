@@ -14,6 +14,7 @@ mod app;
 mod backend;
 mod cases;
 mod left;
+mod plan;
 mod schedules;
 mod scrape;
 mod script;
