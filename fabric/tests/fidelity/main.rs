@@ -21,6 +21,7 @@ mod script;
 mod timed;
 mod trap;
 mod unanswered;
+mod unmended;
 mod ways;
 #[path = "../data_path/world.rs"]
 #[expect(dead_code, reason = "the other tests of the data path use more of it")]
