@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 
+use crate::long;
 use crate::script::{Record, Step, Tally, pattern};
 use crate::ways::Mark;
 
@@ -20,13 +21,36 @@ const ENDLESS: usize = 64 << 20;
 const QUICK: Duration = Duration::from_millis(30);
 /// As the first byte goes through an open and a dial.
 const QUICK_OPEN: Duration = Duration::from_millis(1500);
-const PAUSE: Duration = Duration::from_millis(100);
 /// Linux: more bytes follow.
 const MSG_MORE: i32 = 0x8000;
 
-/// What the two applications tell each other beside the connection.
-#[derive(Debug, Default)]
-pub(crate) struct Words([Notify; 2]);
+/// What the two applications tell each other beside the connection. Each word is heard once, however early it was said.
+#[derive(Debug)]
+pub(crate) struct Words([Semaphore; 2]);
+
+impl Default for Words {
+    fn default() -> Self {
+        Self([0, 0].map(Semaphore::new))
+    }
+}
+
+/// How late an application is with its answer.
+fn late() -> Duration {
+    if long() {
+        Duration::from_secs(2)
+    } else {
+        Duration::from_millis(100)
+    }
+}
+
+/// How long a slow reader sleeps before it reads at all.
+fn asleep() -> Duration {
+    if long() {
+        Duration::from_secs(5)
+    } else {
+        Duration::from_millis(100)
+    }
+}
 
 /// One application.
 pub(crate) struct App {
@@ -39,6 +63,8 @@ pub(crate) struct App {
     mark: Mark,
     pub(crate) record: Record,
     pub(crate) paused: Duration,
+    /// Of round trips, or to the banner.
+    pub(crate) times: Vec<Duration>,
 }
 
 impl App {
@@ -55,6 +81,7 @@ impl App {
             mark,
             record: Record::default(),
             paused: Duration::ZERO,
+            times: Vec::new(),
         }
     }
 
@@ -81,17 +108,24 @@ impl App {
             Step::ReadSlowly => self.read_end(Some(Duration::from_millis(2))).await,
             Step::ReadCut => self.read_cut().await,
             Step::Duplex(len) => self.duplex(len).await,
+            Step::Exchange(up, down) => self.exchange(up, down).await,
             Step::Push => self.push().await,
             Step::Unread => {
                 self.tcp().peek(&mut [0]).await.ok();
             }
+            Step::Lie(len) => self.lie(len).await,
+            Step::NoDelay => self.tcp().set_nodelay(true).unwrap(),
             Step::Ping(rounds, size) => self.ping(rounds, size).await,
             Step::Pong(rounds, size) => self.pong(rounds, size).await,
             Step::Banner(len) => self.banner(len).await,
             Step::Options => self.options(),
-            Step::Tell => self.words.0[self.side].notify_one(),
-            Step::Hear => self.words.0[1 - self.side].notified().await,
-            Step::Pause => self.pause(PAUSE).await,
+            Step::Tell => self.words.0[self.side].add_permits(1),
+            Step::Hear => {
+                let said = self.words.0[1 - self.side].acquire().await;
+                said.expect("nobody closes it").forget();
+            }
+            Step::Pause => self.pause(late()).await,
+            Step::Rest(millis) => self.pause(Duration::from_millis(millis)).await,
             Step::Mark => self.mark.reached().await,
             Step::Close => self.socket = None,
             Step::Reset => {
@@ -175,7 +209,7 @@ impl App {
 
     /// One read; nothing at the end.
     async fn some(&mut self, tally: &mut Tally, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.tcp().read(buffer).await?;
+        let count = take(self.tcp(), buffer).await?;
         tally.add(&buffer[..count]);
         self.received += count;
         Ok(count)
@@ -202,7 +236,7 @@ impl App {
         let mut tally = Tally::new();
         let mut buffer = vec![0; PIECE];
         if slowly.is_some() {
-            self.pause(PAUSE).await;
+            self.pause(asleep()).await;
         }
         let mut since = 0;
         let end = loop {
@@ -244,7 +278,7 @@ impl App {
     async fn duplex(&mut self, len: usize) {
         let mut socket = self.socket.take().expect("open");
         let (side, start, mark) = (self.side, self.sent, self.mark.clone());
-        let (mut read, mut write) = socket.split();
+        let (read, mut write) = socket.split();
         let send = async {
             let mut bytes = vec![0; PIECE];
             let mut done = 0;
@@ -267,7 +301,7 @@ impl App {
             let mut tally = Tally::new();
             let mut buffer = vec![0; PIECE];
             loop {
-                match read.read(&mut buffer).await {
+                match take(read.as_ref(), &mut buffer).await {
                     Ok(0) => return format!("{} eof", tally.close()),
                     Ok(count) => tally.add(&buffer[..count]),
                     Err(error) => return format!("{} {}", tally.close(), name(&error)),
@@ -282,6 +316,39 @@ impl App {
             Err(_) => "broke".to_owned(),
         });
         self.record.add(received);
+    }
+
+    async fn exchange(&mut self, up: usize, down: usize) {
+        let bytes = self.next(up);
+        let (read, mut write) = self.tcp().split();
+        let mut tally = Tally::new();
+        let receive = async {
+            let mut buffer = vec![0; PIECE];
+            while tally.len < down {
+                let max = PIECE.min(down - tally.len);
+                match take(read.as_ref(), &mut buffer[..max]).await {
+                    Ok(0) => return " eof".to_owned(),
+                    Ok(count) => tally.add(&buffer[..count]),
+                    Err(error) => return format!(" {}", name(&error)),
+                }
+            }
+            String::new()
+        };
+        let (sent, end) = tokio::join!(write.write_all(&bytes), receive);
+        self.received += tally.len;
+        self.record.add(match sent {
+            Ok(()) => format!("sent {up}"),
+            Err(_) => "broke".to_owned(),
+        });
+        self.record.add(format!("{}{end}", tally.close()));
+    }
+
+    async fn lie(&mut self, len: usize) {
+        let mut buffer = vec![0; len];
+        // The socket is readable before all of them are there, so this looks again and again; the case has its time.
+        while len > 0 && matches!(self.tcp().peek(&mut buffer).await, Ok(there) if there < len) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     async fn push(&mut self) {
@@ -324,6 +391,7 @@ impl App {
         }
         times.sort_unstable();
         self.took(times[rounds / 2], QUICK);
+        self.times = times;
         self.record.add(tally.close());
     }
 
@@ -344,7 +412,9 @@ impl App {
 
     async fn banner(&mut self, len: usize) {
         self.tcp().peek(&mut [0]).await.ok();
-        self.took(self.began.elapsed(), QUICK_OPEN);
+        let time = self.began.elapsed();
+        self.times.push(time);
+        self.took(time, QUICK_OPEN);
         self.read(len).await;
     }
 
@@ -353,6 +423,18 @@ impl App {
             self.record.add("quick");
         } else {
             self.record.add(format!("{time:?}"));
+        }
+    }
+}
+
+/// One read. Tokio's own takes a read that did not fill the buffer for the last one that has anything, and waits for more
+/// to come; but a read stops at the mark of an urgent byte too, however much is behind it.
+async fn take(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        socket.readable().await?;
+        match socket.try_read(buffer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            done => return done,
         }
     }
 }

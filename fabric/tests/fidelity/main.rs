@@ -7,10 +7,21 @@
     reason = "a test that panics has failed, and one that counts says so"
 )]
 
+mod alone;
 mod app;
+#[path = "../data_path/backend.rs"]
+#[expect(dead_code, reason = "the other tests of the data path use more of it")]
+mod backend;
 mod cases;
+mod left;
+mod plan;
+mod schedules;
+mod scrape;
 mod script;
+mod timed;
 mod trap;
+mod unanswered;
+mod unmended;
 mod ways;
 #[path = "../data_path/world.rs"]
 #[expect(dead_code, reason = "the other tests of the data path use more of it")]
@@ -22,6 +33,11 @@ use std::time::Instant;
 use script::Case;
 use ways::{Seen, Through, direct, is_timed, whole};
 
+/// Whether the long form of the tests runs (`KEEL_LONG=1`): the numbers and times that are promised.
+fn long() -> bool {
+    std::env::var_os("KEEL_LONG").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
 /// Times that plain TCP has to give the same outcome.
 const DIRECT: usize = 3;
 /// Cases beside each other on the second way.
@@ -31,6 +47,7 @@ const BATCH: usize = 64;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_case_is_seen_through_the_fabric_as_it_is_seen_direct() {
+    let _turn = alone::beside().await;
     // For work on one case.
     let only = std::env::var("KEEL_CASE").unwrap_or_default();
     let cases: Vec<Case> = cases::matrix()

@@ -27,10 +27,14 @@ pub(crate) enum Step {
     ReadCut,
     /// Writes so many bytes and half-closes; reads to the end meanwhile.
     Duplex(usize),
+    /// Writes so many bytes and reads so many meanwhile: `sent n; n:hash`, or how it ended before.
+    Exchange(usize, usize),
     /// Writes until that fails: `broke`.
     Push,
     /// Waits until bytes lie in the kernel, and leaves them there.
     Unread,
+    /// Waits until so many bytes lie in the kernel, and leaves them there.
+    Lie(usize),
     /// So many round trips of so many bytes: `quick`, or the median if it is long.
     Ping(usize, usize),
     /// The other side of `Ping`.
@@ -39,12 +43,16 @@ pub(crate) enum Step {
     Banner(usize),
     /// Sets the options that applications set.
     Options,
+    /// Small writes leave at once.
+    NoDelay,
     /// Tells the other application something, beside the connection.
     Tell,
     /// Waits until the other application has told.
     Hear,
     /// Does nothing for a while.
     Pause,
+    /// Does nothing for so many milliseconds.
+    Rest(u64),
     /// In the third way, the leg is cut here.
     Mark,
     /// Closes.

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use crate::alone::beside;
 use crate::world::{World, socket_pair, soon};
 
 const ROUNDS: usize = 20;
@@ -43,6 +44,7 @@ async fn read_plainly(mut socket: TcpStream) -> (Vec<u8>, Result<usize, ErrorKin
 
 #[tokio::test]
 async fn the_kernel_hides_a_reset_behind_a_failed_write() {
+    let _turn = beside().await;
     let (mut near, mut far) = socket_pair().await;
     near.write_all(TAIL).await.unwrap();
     soon(far.peek(&mut [0; TAIL.len()])).await.unwrap();
@@ -59,6 +61,7 @@ async fn the_kernel_hides_a_reset_behind_a_failed_write() {
 
 #[tokio::test]
 async fn a_reset_that_a_failed_write_has_eaten_is_no_end() {
+    let _turn = beside().await;
     let mut world = World::new();
     let router = world.router("r").await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -86,6 +89,7 @@ async fn a_reset_that_a_failed_write_has_eaten_is_no_end() {
 
 #[tokio::test]
 async fn a_reset_flow_harms_no_other() {
+    let _turn = beside().await;
     const FLOWS: usize = 100;
     let mut world = World::new();
     let router = world.router("r").await;

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use keel_fabric::consumer::Target;
-use tokio::net::{TcpListener, TcpStream};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -21,12 +23,22 @@ const LONG: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What both applications saw.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) client: Record,
     pub(crate) server: Option<Record>,
     /// `slow` for a case that took long; the third way, which waits for its router, is not timed.
     pub(crate) timing: &'static str,
+    /// What the client measured, sorted.
+    pub(crate) times: Vec<Duration>,
+}
+
+/// The times themselves are never the same.
+impl PartialEq for Seen {
+    fn eq(&self, other: &Self) -> bool {
+        let of = |seen: &Self| (seen.client.clone(), seen.server.clone(), seen.timing);
+        of(self) == of(other)
+    }
 }
 
 impl std::fmt::Display for Seen {
@@ -125,12 +137,13 @@ async fn play(
         None => (None, Duration::ZERO, None),
     };
     let slow = began.elapsed() > LONG + client_paused + server_paused && !mark.cuts();
-    drop((near, far));
     let mut seen = Seen {
         client,
         server,
         timing: if slow { " SLOW" } else { "" },
+        times: near.as_ref().map_or(Vec::new(), |app| app.times.clone()),
     };
+    drop((near, far));
     if !mark.was_reached() {
         seen.client.add("WAS NOT CUT");
     }
@@ -154,8 +167,21 @@ fn refusal(case: &Case, seen: Seen) -> Seen {
 
 async fn listen(case: &Case) -> (SocketAddr, Option<TcpListener>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    urgent_inline(&listener);
     let addr = listener.local_addr().unwrap();
     (addr, case.server.is_some().then_some(listener))
+}
+
+/// Before there is a connection, which has it from its listener: nobody is woken for an urgent byte alone that comes before
+/// the option is set.
+fn urgent_inline<S: AsFd>(socket: &S) {
+    SockRef::from(socket).set_out_of_band_inline(true).unwrap();
+}
+
+async fn connect(addr: SocketAddr) -> Option<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    urgent_inline(&socket);
+    socket.connect(addr).await.ok()
 }
 
 /// Client to server over loopback, `at_once` cases beside each other.
@@ -167,8 +193,8 @@ pub(crate) async fn direct(cases: &[Case], at_once: usize) -> Vec<Seen> {
         running.spawn(async move {
             let _turn = at_once.acquire().await;
             let (addr, listener) = listen(&case).await;
-            let client = async { TcpStream::connect(addr).await.ok() };
-            (index, play(&case, client, listener, Mark::default()).await)
+            let seen = play(&case, connect(addr), listener, Mark::default()).await;
+            (index, seen)
         });
     }
     in_order(running).await
