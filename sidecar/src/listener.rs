@@ -320,6 +320,8 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     // What is accepted inherits it: a connection that is dropped before anybody has taken it over is reset, too.
     SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+    // So is this: an urgent byte that comes before it is set wakes nobody.
+    SockRef::from(&socket).set_out_of_band_inline(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

@@ -96,6 +96,8 @@ async fn connect(addr: SocketAddr) -> io::Result<Dialled> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
+    // An urgent byte that comes before this is set wakes nobody.
+    socket.set_out_of_band_inline(true)?;
     match socket.connect(&addr.into()) {
         Err(error) if !is_in_progress(&error) => return Err(error),
         _ => {}

@@ -1,5 +1,6 @@
 //! The application's socket and the flow.
 
+use std::io;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -95,8 +96,9 @@ impl Pump {
                 Poll::Ready(Ok(count)) => {
                     self.flow.consumed(count);
                 }
-                Poll::Ready(Err(_)) => {
-                    self.read_rest(false);
+                Poll::Ready(Err(error)) => {
+                    // The kernel's word for a reset behind an end of file, where it is told of a reset for the first time.
+                    self.read_rest(error.kind() == io::ErrorKind::BrokenPipe);
                     return true;
                 }
             }

@@ -319,6 +319,8 @@ async fn forward(
     ahead.is_free();
     ahead.set(length);
     let cut = tokio::select! {
+        // What goes at once goes first: who gives a leg up has said why, behind its open.
+        biased;
         // If the far stream is gone already, the splice finds out and cuts the near one.
         _ = far_send.write_all_chunks(&mut chunks) => None,
         () = silent(&mut asked) => Some(ResetCode::ProviderSilent),

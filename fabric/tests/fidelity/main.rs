@@ -14,6 +14,7 @@ mod app;
 mod backend;
 mod cases;
 mod left;
+mod mended;
 mod plan;
 mod schedules;
 mod scrape;
@@ -21,7 +22,6 @@ mod script;
 mod timed;
 mod trap;
 mod unanswered;
-mod unmended;
 mod ways;
 #[path = "../data_path/world.rs"]
 #[expect(dead_code, reason = "the other tests of the data path use more of it")]

@@ -116,23 +116,30 @@ impl Figures {
             );
             if let Some((at, column, least)) = reach
                 && *at == link
-                && let Some(median) = median(self.ratios(*over, *under, column))
             {
-                let reached = median >= *least;
+                let ratio = median(self.ratios(*over, *under, column));
+                let reached = ratio.is_some_and(|ratio| ratio >= *least);
                 all &= reached;
-                let word = word(reached);
-                println!("| | reach {column}: {least}x, {word}: {median:.2}x |");
+                let (word, ratio) = (word(reached), shown(ratio, 2));
+                println!("| | reach {column}: {least}x, {word}: {ratio}x |");
             }
         }
         let (column, most) = IDLE;
-        if let Some(median) = median(self.of(Tunnel::Keel, column)) {
-            let reached = median < most;
-            all &= reached;
-            let word = word(reached);
-            println!("| | reach {column}: below {most}, {word}: {median:.1} |");
-        }
+        let idle = median(self.of(Tunnel::Keel, column));
+        let reached = idle.is_some_and(|idle| idle < most);
+        all &= reached;
+        let (word, idle) = (word(reached), shown(idle, 1));
+        println!("| | reach {column}: below {most}, {word}: {idle} |");
         all
     }
+}
+
+/// A figure that is reached only if it was measured.
+fn shown(figure: Option<f64>, decimals: usize) -> String {
+    figure.map_or_else(
+        || "not measured".to_owned(),
+        |figure| format!("{figure:.decimals$}"),
+    )
 }
 
 const fn word(reached: bool) -> &'static str {
