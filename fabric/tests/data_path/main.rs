@@ -20,6 +20,7 @@ mod flows;
 mod grace;
 mod headers;
 mod hijack;
+mod interactive;
 mod legs;
 mod limits;
 mod malformed;
