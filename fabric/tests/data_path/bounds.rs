@@ -17,7 +17,7 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 use crate::admission::connect;
-use crate::backend::{Backend, Deaf};
+use crate::backend::{Backend, Deaf, stuck};
 use crate::headers;
 use crate::limits::{cut, hits, silent};
 use crate::publications::Alone;
@@ -406,15 +406,6 @@ async fn headers_at_a_provider() {
     only(&world, "headers", 1).await;
 }
 
-/// A backend that never reads.
-async fn stuck() -> Backend {
-    Backend::new(|socket| async move {
-        std::future::pending::<()>().await;
-        drop(socket);
-    })
-    .await
-}
-
 /// Sends until the client's socket takes no more, or is cut; says whether it was.
 async fn fill(client: &mut tokio::net::TcpStream) -> bool {
     let zeros = vec![0; 64 << 10];
@@ -488,6 +479,7 @@ fn every_limit_has_a_test() {
         include_str!("bounds.rs"),
         include_str!("budgets.rs"),
         include_str!("limits.rs"),
+        include_str!("memory.rs"),
     ]
     .concat();
     for key in KEYS.iter().filter(|key| !key.metric.is_empty()) {

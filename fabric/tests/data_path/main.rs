@@ -24,6 +24,7 @@ mod interactive;
 mod legs;
 mod limits;
 mod malformed;
+mod memory;
 mod moved;
 mod offers;
 mod publications;
