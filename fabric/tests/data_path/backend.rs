@@ -47,6 +47,15 @@ impl Backend {
     }
 }
 
+/// A backend that never reads.
+pub(crate) async fn stuck() -> Backend {
+    Backend::new(|socket| async move {
+        std::future::pending::<()>().await;
+        drop(socket);
+    })
+    .await
+}
+
 /// A backend whose kernel takes no connection before [`hear`](Self::hear).
 pub(crate) struct Deaf {
     pub(crate) addr: SocketAddr,

@@ -1,5 +1,6 @@
 //! UDP associations over bad links, over a drain, and beside TCP on a link that is full.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,8 +12,9 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 use crate::backend::Backend;
+use crate::counters::until;
 use crate::relay::{Line, Relay};
-use crate::udp::{Echo, client, comes_back, map, over_udp, pattern, published};
+use crate::udp::{Echo, client, comes_back, dropped, map, over_udp, pattern, published};
 use crate::world::{World, publication, soon, target};
 
 /// The numbers of the packets that came back; each packet must be whole.
@@ -126,6 +128,98 @@ async fn an_association_leaves_a_router_that_stops_and_loses_next_to_nothing() {
     assert!(gap < Duration::from_secs(2), "{gap:?}");
     comes_back(&client, b"over the second").await;
     assert_eq!(echo.sources(), 1, "the backend saw one client");
+}
+
+/// After this a packet counts as lost: far more than a full line of packets takes on the link.
+const LOST: Duration = Duration::from_millis(400);
+
+/// How long the echo of each of these packets takes, sorted; those that were lost, or whose echo was, are missing.
+async fn echoes(client: &UdpSocket, packets: u32) -> Vec<Duration> {
+    let mut all = Vec::new();
+    let mut buffer = [0; 2000];
+    for number in 0..packets {
+        let (packet, began) = (number.to_be_bytes(), Instant::now());
+        client.send(&packet).await.unwrap();
+        let own = async {
+            // What comes too late for its own packet is no answer to this one.
+            while client.recv(&mut buffer).await.unwrap() != 4 || buffer[..4] != packet {}
+        };
+        if tokio::time::timeout(LOST, own).await.is_ok() {
+            all.push(began.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    all.sort_unstable();
+    all
+}
+
+/// A backend that sends back what is short, and says nothing to a flood.
+async fn short_echo() -> (SocketAddr, JoinSet<()>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut buffer = [0; 2000];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            if length < 100 {
+                socket.send_to(&buffer[..length], from).await.unwrap();
+            }
+        }
+    });
+    (address, task)
+}
+
+/// Two associations on one connection, over a link that is full of what one of them sends. Packets that stand in line with the
+/// flood are dropped with it, as those of its own association show; behind it, none would come back before its line of 128
+/// has left.
+#[tokio::test]
+async fn a_flood_of_packets_neither_delays_nor_drops_those_of_others() {
+    const PACKETS: u32 = 200;
+    const OWN: u32 = 20;
+    let mut world = World::new();
+    let router = world.router("r").await;
+    let (backend, _echo) = short_echo().await;
+    let (_provider, mut target) = published(&mut world, &router, backend).await;
+    let line = Line {
+        rate: Some((2_500_000, 16)),
+        ..Line::default()
+    };
+    let relay = Relay::over(&router, line).await;
+    target.router = relay.peer.clone();
+    let mapped = map(&world.consumer(), &target).await;
+    let quiet = client(mapped.address).await;
+    comes_back(&quiet, b"ready").await;
+    let flooder = Arc::new(client(mapped.address).await);
+    comes_back(&flooder, b"ready").await;
+    let alone = echoes(&quiet, OWN).await;
+    let mut tasks = JoinSet::new();
+    let from = Arc::clone(&flooder);
+    tasks.spawn(async move {
+        let packet = pattern(1100, 0);
+        loop {
+            // Four times what the link takes.
+            for _ in 0..45 {
+                from.send(&packet).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    // Its line is full by then.
+    until(|| dropped(&world.metrics, "queue") > 1000).await;
+    let took = echoes(&quiet, PACKETS).await;
+    let own = echoes(&flooder, OWN).await;
+    let lost = PACKETS as usize - took.len();
+    let (p50, p90) = (took[took.len() / 2], took[took.len() * 9 / 10]);
+    println!(
+        "alone {:?}; beside the flood p50 {p50:?}, p90 {p90:?}, {lost} of {PACKETS} lost; {} of {OWN} in its own line came back: {own:?}",
+        alone[alone.len() / 2],
+        own.len()
+    );
+    // A few are lost on the link itself, where nobody can tell them from the flood.
+    assert!(lost <= PACKETS as usize / 10, "{lost} packets were lost");
+    assert!(p90 < LOST / 4, "{p90:?}");
+    // In the flood's own line it is otherwise, or all of this would prove nothing.
+    assert!(own.len() <= OWN as usize * 4 / 5 && own[0] > p90, "{own:?}");
 }
 
 /// Bytes that come at a backend in `time`.

@@ -17,7 +17,7 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 use crate::admission::connect;
-use crate::backend::{Backend, Deaf};
+use crate::backend::{Backend, Deaf, stuck};
 use crate::headers;
 use crate::limits::{cut, hits, silent};
 use crate::publications::Alone;
@@ -407,15 +407,6 @@ async fn headers_at_a_provider() {
     only(&world, "headers", 1).await;
 }
 
-/// A backend that never reads.
-async fn stuck() -> Backend {
-    Backend::new(|socket| async move {
-        std::future::pending::<()>().await;
-        drop(socket);
-    })
-    .await
-}
-
 /// Sends until the client's socket takes no more, or is cut; says whether it was.
 async fn fill(client: &mut tokio::net::TcpStream) -> bool {
     let zeros = vec![0; 64 << 10];
@@ -444,7 +435,10 @@ async fn identity_buffers_refuse_flows_of_that_identity_only() {
     tasks.spawn(flow.carry());
     assert!(!fill(&mut client).await, "bytes are never dropped");
     assert_eq!(refusal(&world, &target).await, RefuseCode::Limit);
-    assert_eq!(names(&world), ["identity_buffers"]);
+    // On a busy machine the window, which cannot grow, is a limit as well.
+    let mut buffers = names(&world);
+    buffers.retain(|name| *name != "flow_window_max");
+    assert_eq!(buffers, ["identity_buffers"]);
     let other = world.consumer_as(&world.fabric.pod("z", "default", "c"));
     let (_client, mut flow) = other.flow().await;
     soon(flow.open(&other.links, &target)).await.unwrap();
@@ -489,6 +483,7 @@ fn every_limit_has_a_test() {
         include_str!("bounds.rs"),
         include_str!("budgets.rs"),
         include_str!("limits.rs"),
+        include_str!("memory.rs"),
     ]
     .concat();
     for key in KEYS.iter().filter(|key| !key.metric.is_empty()) {

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::admission::connect;
 use crate::backend::{Backend, noise};
 use crate::bounds::{bytes, names, only};
-use crate::counters::until;
+use crate::counters::{settled, until};
 use crate::headers;
 use crate::limits::hits;
 use crate::world::{RunningRouter, World, soon, target};
@@ -97,18 +97,8 @@ const READ: usize = 32 * 6500;
 const PACKET: usize = 6500;
 
 /// What a router holds of flows that nobody reads, once it has come.
-async fn settled(world: &World) -> i64 {
-    let settled = async {
-        let (mut seen, mut still) = (0, 0);
-        while still < 20 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            let held = world.metrics.router_held.get();
-            still = if held == seen { still + 1 } else { 0 };
-            seen = held;
-        }
-        seen
-    };
-    soon(settled).await
+async fn all_held(world: &World) -> i64 {
+    settled(|| world.metrics.router_held.get()).await
 }
 
 /// One identity fills many flows that nobody reads, on many connections; another one's flow goes on as before.
@@ -149,7 +139,7 @@ async fn flooded(limit: &'static str) {
     let legs = i64::try_from(CONNECTIONS * FLOWS).unwrap() + 1;
     until(|| world.metrics.router_legs.get() == legs).await;
     until(|| world.metrics.router_held.get() >= BUDGET as i64).await;
-    let held = usize::try_from(settled(&world).await).unwrap();
+    let held = usize::try_from(all_held(&world).await).unwrap();
     // The best of a few: other tests run beside this one.
     let mut after = Duration::MAX;
     for _ in 0..4 {
@@ -194,7 +184,7 @@ async fn first_bytes_that_wait_are_counted() {
     let mut writing = JoinSet::new();
     writing.spawn(async move { while send.write_all(&[0; 64 << 10]).await.is_ok() {} });
     until(|| world.metrics.router_held.get() > 0).await;
-    let before = settled(&world).await;
+    let before = all_held(&world).await;
     let (mut send, _recv) = connection.open_bi().await.unwrap();
     let with_more = [&header()[..], &[0; 1000]].concat();
     send.write_all(&with_more).await.unwrap();

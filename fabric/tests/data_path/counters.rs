@@ -36,6 +36,21 @@ pub(crate) async fn until(what: impl Fn() -> bool) {
     soon(moved).await;
 }
 
+/// What `value` is once it has stayed the same for 200 ms.
+pub(crate) async fn settled(value: impl Fn() -> i64) -> i64 {
+    let settled = async {
+        let (mut seen, mut still) = (value(), 0);
+        while still < 20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let now = value();
+            still = if now == seen { still + 1 } else { 0 };
+            seen = now;
+        }
+        seen
+    };
+    soon(settled).await
+}
+
 #[tokio::test]
 async fn an_association_that_nobody_takes_is_counted_as_one() {
     let world = World::new();

@@ -300,11 +300,7 @@ async fn connections_that_are_closed_at_once_leave_nothing_and_disturb_nobody() 
     let (mut early, mut ends) = (JoinSet::new(), JoinSet::new());
     let mut neighbour = consumer.carried(&mut early, &target).await;
     let made = world.metrics.links_connected.get();
-    let count = if std::env::var_os("KEEL_LONG").is_some() {
-        10_000
-    } else {
-        1_000
-    };
+    let count = if crate::long() { 10_000 } else { 1_000 };
     for _ in 0..count {
         drop(consumer.connect(&mut ends, &target).await);
         // A client of a real listener makes one after the other.

@@ -7,14 +7,14 @@ use bytes::BytesMut;
 use keel_fabric::EndReason;
 use keel_fabric::consumer::OpenError;
 use keel_fabric::limits::KEYS;
-use keel_fabric::metrics::LimitLabels;
+use keel_fabric::metrics::{FabricMetrics, LimitLabels};
 use keel_fabric::quic::{Connection, ReadError, RecvStream, SendStream};
 use keel_fabric::wire::{CloseCode, Decoder, Frame, GoneCode, Open, RefuseCode, ResetCode, Resume};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 use crate::admission::connect;
-use crate::backend::{Backend, Deaf};
+use crate::backend::Deaf;
 use crate::bounds::{bytes, only};
 use crate::headers;
 use crate::publications::Alone;
@@ -22,11 +22,15 @@ use crate::world::{World, end, soon, target};
 
 /// The limits that were hit, and how often.
 pub(crate) fn hits(world: &World) -> Vec<(&'static str, u64)> {
+    hits_in(&world.metrics)
+}
+
+/// Those of one part that counts for itself.
+pub(crate) fn hits_in(metrics: &FabricMetrics) -> Vec<(&'static str, u64)> {
     let names: BTreeSet<_> = KEYS.iter().map(|key| key.metric).collect();
     let names = names.into_iter().chain(["drain_time"]);
     let count = |name| {
-        world
-            .metrics
+        metrics
             .limit_hit
             .get(&LimitLabels { name })
             .map_or(0, |hits| hits.get())
@@ -112,19 +116,20 @@ async fn a_header_that_does_not_come_costs_its_stream() {
 }
 
 #[tokio::test]
-async fn a_consumer_opens_nothing_while_the_memory_is_used_up() {
+async fn a_header_that_does_not_come_costs_its_stream_at_a_provider_too() {
     let mut world = World::new();
-    let router = world.router("r").await;
-    let backend = Backend::echo().await;
-    let (_provider, target) = world.echo(&router, backend.addr).await;
-    let consumer = world.consumer();
-    let (_client, mut flow) = consumer.flow().await;
-    world.metrics.flow_buffered.set(256 << 20);
-    let error = soon(flow.open(&consumer.links, &target)).await.unwrap_err();
-    assert!(error.to_string().contains("of this process"), "{error}");
-    assert_eq!(hits(&world), [("buffers", 1)]);
-    world.metrics.flow_buffered.set(0);
-    soon(flow.open(&consumer.links, &target)).await.unwrap();
+    world.provider_limits.header_time = Duration::from_millis(50);
+    let alone = Alone::new(&mut world).await;
+    let (_send, mut recv) = silent(&alone.connection).await;
+    assert_eq!(cut(&mut recv).await, ResetCode::HeaderTimeout);
+    only(&world, "header_time", 1).await;
+    // The other streams of the connection are none the worse for it.
+    let open = Open {
+        from: Some("/node/a".parse().unwrap()),
+        ..headers::open(&alone.target)
+    };
+    let (accepted, _leg) = answer(&alone.connection, Frame::Open(Box::new(open))).await;
+    assert!(matches!(accepted, Frame::Accept { .. }), "{accepted:?}");
 }
 
 #[tokio::test]

@@ -16,13 +16,16 @@ mod budgets;
 mod counters;
 mod drain;
 mod fairness;
+mod flood;
 mod flows;
 mod grace;
 mod headers;
 mod hijack;
+mod interactive;
 mod legs;
 mod limits;
 mod malformed;
+mod memory;
 mod moved;
 mod offers;
 mod publications;
@@ -37,3 +40,9 @@ mod unread;
 mod versions;
 mod world;
 mod worn;
+
+/// Whether the long form runs (`KEEL_LONG=1`), with the spans and numbers that are promised. Read as everywhere in this
+/// repository: an empty value and `0` are no.
+fn long() -> bool {
+    std::env::var_os("KEEL_LONG").is_some_and(|value| !value.is_empty() && value != "0")
+}

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use keel_fabric::link::RouterPeer;
@@ -43,6 +43,8 @@ struct Passes {
     /// Packets of handshakes do not pass; how many did not.
     no_handshakes: AtomicBool,
     handshakes_lost: AtomicUsize,
+    /// Packets that went through, either way.
+    carried: AtomicI64,
 }
 
 impl Relay {
@@ -62,6 +64,7 @@ impl Relay {
             handshake_cuts: false.into(),
             no_handshakes: false.into(),
             handshakes_lost: 0.into(),
+            carried: 0.into(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(carry(socket, router.addr, Arc::clone(&passes), line));
@@ -93,6 +96,11 @@ impl Relay {
         self.passes.handshakes_lost.load(Ordering::Relaxed)
     }
 
+    /// How many packets have gone through. Two ends that have nothing to say send none.
+    pub(crate) fn carried(&self) -> i64 {
+        self.passes.carried.load(Ordering::Relaxed)
+    }
+
     /// Whether what comes down passes.
     pub(crate) fn passes_down(&self) -> bool {
         self.passes.down.load(Ordering::Relaxed)
@@ -107,9 +115,14 @@ struct Way {
 }
 
 impl Way {
-    fn new(line: Line, to: Arc<UdpSocket>, address: SocketAddr, tasks: &mut JoinSet<()>) -> Self {
+    fn new(
+        line: Line,
+        to: (Arc<UdpSocket>, SocketAddr),
+        passes: &Arc<Passes>,
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
         let (queue, waiting) = mpsc::channel(line.rate.map_or(1024, |(_, packets)| packets));
-        tasks.spawn(drive(line, waiting, to, address));
+        tasks.spawn(drive(line, waiting, to, Arc::clone(passes)));
         Self {
             line,
             random: line.seed.wrapping_mul(2).wrapping_add(1),
@@ -147,13 +160,14 @@ impl Way {
 async fn drive(
     line: Line,
     mut waiting: mpsc::Receiver<Vec<u8>>,
-    to: Arc<UdpSocket>,
-    address: SocketAddr,
+    (to, address): (Arc<UdpSocket>, SocketAddr),
+    passes: Arc<Passes>,
 ) {
     let mut free = Instant::now();
     while let Some(packet) = waiting.recv().await {
         // A lost packet is what a network does.
         let _ = to.send_to(&packet, address).await;
+        passes.carried.fetch_add(1, Ordering::Relaxed);
         if let Some((rate, _)) = line.rate {
             let takes = Duration::from_secs(1).mul_f64(packet.len() as f64 / f64::from(rate));
             free = free.max(Instant::now()) + takes;
@@ -174,8 +188,10 @@ async fn carry(near: Arc<UdpSocket>, router: SocketAddr, passes: Arc<Passes>, li
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-                let way = Way::new(line, Arc::clone(&socket), router, &mut tasks);
-                let down = Way::new(line, Arc::clone(&near), client, &mut tasks);
+                let far = (Arc::clone(&socket), router);
+                let way = Way::new(line, far, &passes, &mut tasks);
+                let near = (Arc::clone(&near), client);
+                let down = Way::new(line, near, &passes, &mut tasks);
                 tasks.spawn(back(socket, down, Arc::clone(&passes)));
                 new.insert(way)
             }

@@ -19,8 +19,6 @@ const LIMITS: FlowLimits = FlowLimits {
     packets: 1,
     packet_bytes: 1,
 };
-/// What an end may hold at most.
-const CAP: usize = 2 * LIMITS.max_window + EARLY as usize;
 /// More frames than an end ever has to say at once.
 const TALK: usize = 64;
 
@@ -48,6 +46,22 @@ pub(crate) fn target(input: &[u8]) {
         }
     }
     end.close();
+}
+
+/// I4, for each direction: a window of bytes to send, and a window of bytes to read, or what may come before an answer.
+pub(crate) fn within(flow: &Flow, limits: &FlowLimits) {
+    let stats = flow.stats();
+    let unread: usize = flow.readable().map(Bytes::len).sum();
+    let early = limits.max_window.max(EARLY as usize);
+    if stats.accepted {
+        let kept = stats.buffered - unread;
+        assert!(kept <= limits.max_window, "I4: {kept} bytes to send");
+        assert!(unread <= early, "I4: {unread} bytes to read");
+    } else {
+        // What has come cannot be read yet.
+        let most = limits.max_window + early;
+        assert!(stats.buffered <= most, "I4: {} bytes", stats.buffered);
+    }
 }
 
 fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<Frame>, Option<WireError>) {
@@ -211,8 +225,7 @@ impl End {
     }
 
     fn check(&self) {
-        let stats = self.flow.stats();
-        assert!(stats.buffered <= CAP, "I4: {} bytes", stats.buffered);
+        within(&self.flow, &LIMITS);
         let eof = self.flow.at_eof();
         if eof {
             assert_eq!(self.fin, Some(self.taken as u64), "I2");

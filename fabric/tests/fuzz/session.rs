@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keel_fabric::flow::{Flow, FlowLimits, State};
-use keel_fabric::wire::{AbortCode, EARLY, Frame, Generation, GoneCode, Open, RefuseCode};
+use keel_fabric::wire::{AbortCode, Frame, Generation, GoneCode, Open, RefuseCode};
 use tokio::time::Instant;
+
+use crate::frames;
 
 static OPEN: LazyLock<Open> = LazyLock::new(crate::corpus::open);
 
@@ -18,7 +20,6 @@ const LIMITS: FlowLimits = FlowLimits {
     packets: 1,
     packet_bytes: 1,
 };
-const CAP: usize = 2 * LIMITS.max_window + EARLY as usize;
 
 /// One side: its end, and what its application did and saw.
 struct Side {
@@ -118,8 +119,7 @@ impl Side {
     }
 
     fn check(&self) {
-        let stats = self.flow.stats();
-        assert!(stats.buffered <= CAP, "I4: {}", stats.buffered);
+        frames::within(&self.flow, &LIMITS);
         if matches!(self.flow.state(), State::Aborted(_)) {
             let readable = self.flow.readable().next().is_some();
             assert!(!readable && !self.flow.at_eof(), "I6");
