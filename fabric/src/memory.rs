@@ -229,7 +229,7 @@ impl Buffers {
             return;
         }
         if level > self.level {
-            let name = if process == level { PROCESS } else { IDENTITY };
+            let name = if process >= level { PROCESS } else { IDENTITY };
             self.memory.metrics.hit(name);
         }
         self.level = level;

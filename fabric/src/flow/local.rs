@@ -50,7 +50,9 @@ impl Flow {
         if !is_in_order(code) {
             self.send.clear();
         }
-        self.outbox.abort = self.opened.then_some(code);
+        // An OPEN that waits for its leg still goes out, and the ABORT behind it.
+        let opens = self.opened || matches!(self.leg, Leg::Header(..));
+        self.outbox.abort = opens.then_some(code);
         if let State::Detached { until } = self.state {
             self.outbox.tell_until = Some(until);
         }

@@ -1,7 +1,7 @@
 //! The header of a leg, as a router and a provider read it from anybody.
 
 use bytes::{Bytes, BytesMut};
-use keel_fabric::wire::{Decoder, Frame, MAX_BODY, MAX_HEADER, WireError};
+use keel_fabric::wire::{Decoder, Frame, MAX_HEADER, WireError};
 
 /// Type and length of a frame.
 const FRONT: usize = 16;
@@ -51,7 +51,7 @@ fn feed(input: &Bytes, step: usize, check: bool) -> Result<Option<Frame>, WireEr
         if let Some(frame) = decoder.next()? {
             return Ok(Some(frame));
         }
-        assert!(!check || decoder.held() <= MAX_BODY + FRONT);
+        assert!(!check || decoder.held() <= MAX_HEADER + FRONT);
     }
     Ok(None)
 }

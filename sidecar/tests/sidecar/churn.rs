@@ -260,7 +260,7 @@ async fn churn(first: First, third: u8, pods: u8) -> Churned {
         .ok()
         .and_then(|seed| seed.parse().ok())
         .unwrap_or_else(rand::random::<u64>);
-    let long = std::env::var_os("KEEL_LONG").is_some();
+    let long = std::env::var_os("KEEL_LONG").is_some_and(|value| !value.is_empty() && value != "0");
     println!("KEEL_SEED={seed}");
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut node = Node::start("a").await;

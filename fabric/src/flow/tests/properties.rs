@@ -12,11 +12,12 @@ fn random_worlds_keep_all_invariants() {
     let fresh = std::env::var("KEEL_SEED").map(|seed| seed.parse());
     let fresh: u64 = fresh.map_or_else(|_| rand::random(), |seed| seed.expect("a number"));
     println!("KEEL_SEED={fresh}");
-    let seeds = if std::env::var_os("KEEL_LONG").is_some() {
-        LONG
-    } else {
-        SEEDS
-    };
+    let seeds =
+        if std::env::var_os("KEEL_LONG").is_some_and(|value| !value.is_empty() && value != "0") {
+            LONG
+        } else {
+            SEEDS
+        };
     let began = Instant::now();
     let next = AtomicU64::new(0);
     let run = || {
