@@ -141,10 +141,11 @@ pub fn pick<'a>(
 }
 
 fn class(way: &Candidate, avoided: bool, here: Here<'_>, rules: Rules) -> Class {
-    let healthy = way.offer.health != Health::Unhealthy;
+    let unusable = way.offer.health == Health::Unhealthy || avoided || way.draining;
     Class {
-        unusable: !healthy || avoided || way.draining,
-        doubted: way.doubted,
+        unusable,
+        // One is as bad as the other among those.
+        doubted: way.doubted && !unusable,
         weightless: rules.weight.unwrap_or(way.offer.weight) == 0,
         priority: rules.priority.unwrap_or(way.offer.priority),
         other_node: here.node.is_none() || way.provider.node() != here.node,
