@@ -406,8 +406,11 @@ fn note(
             return proxy.endpoints.away(router);
         }
         Some(Err(error)) => backend_failed(error),
-        // The client's time was over: that says something of a provider which had some.
-        None => (asked.elapsed() >= PATIENCE.0).then_some(Failure::Silent),
+        // The client's time was over: that says something of a provider which had a good part of it.
+        None => {
+            let enough = PATIENCE.0.min(proxy.connect_timeout / 2);
+            (asked.elapsed() >= enough).then_some(Failure::Silent)
+        }
     };
     let Some(failure) = failure else { return };
     if let Some(pause) = proxy.endpoints.failed(key, &way.provider, asked, failure) {

@@ -173,6 +173,10 @@ impl Flow {
         }
         self.leg = Leg::None;
         self.suspicion.forget();
+        if !self.opened {
+            // Nobody heard of it.
+            self.outbox.abort = None;
+        }
         if self.is_telling() {
             self.tell_again();
             self.outbox

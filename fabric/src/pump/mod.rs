@@ -310,7 +310,7 @@ impl Pump {
         {
             leg.finish();
             leg.cut(match *self.flow.state() {
-                State::Aborted(code) => ResetCode::of(code),
+                State::Aborted(code) if !self.flow.is_forsaken() => ResetCode::of(code),
                 _ => ResetCode::FlowEnded,
             });
             moved = true;

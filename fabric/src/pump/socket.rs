@@ -108,7 +108,8 @@ impl Pump {
             self.write_open = false;
             moved = true;
             if tcp::end_write(socket.stream()).is_err() {
-                self.read_rest(false);
+                // A shutdown takes no error from later reads.
+                self.read_rest(true);
             }
         }
         if !self.write_open

@@ -120,7 +120,9 @@ impl Identities {
         let rate = all.rate;
         all.shares.retain(|_, known| {
             let budget = lock(&known.budget);
-            budget.connections > 0
+            // A flow that ends here goes on while its consumer is away.
+            let used = Arc::strong_count(&known.limit) > 1;
+            used || budget.connections > 0
                 || now.saturating_duration_since(budget.left) <= limits.flood_time
         });
         let known = all.shares.entry(subject.clone()).or_insert_with(|| {
