@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,10 @@ use crate::lab::Host;
 
 /// Longer than any test: the client's side is the one with a bound.
 const FOREVER: Duration = Duration::from_secs(3600);
+
+/// Connections that wait to be accepted. With the usual 128, a crowd whose flows are opened in one instant, because their link was
+/// only just made, waits a second for the kernel to try again.
+const BACKLOG: u32 = 4096;
 
 /// A server for [`super::Load`]. Dropping it ends its thread and resets its connections.
 #[derive(Debug)]
@@ -56,10 +60,15 @@ impl Server {
     /// If the port is taken.
     pub fn on(host: &Host, port: u16) -> anyhow::Result<Self> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let listener = host.run(|| std::net::TcpListener::bind(address))??;
-        listener.set_nonblocking(true)?;
         let (state, stop) = (Arc::<State>::default(), CancellationToken::new());
         let runtime = super::runtime()?;
+        let listener = host.run(|| {
+            let _inside = runtime.enter();
+            let socket = TcpSocket::new_v4()?;
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        })??;
         let thread = std::thread::Builder::new()
             .name("load server".to_owned())
             .spawn({
@@ -115,10 +124,7 @@ impl Heard {
     }
 }
 
-async fn serve(listener: std::net::TcpListener, state: &Arc<State>) {
-    let Ok(listener) = TcpListener::from_std(listener) else {
-        return;
-    };
+async fn serve(listener: TcpListener, state: &Arc<State>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
