@@ -120,25 +120,25 @@ impl Figures {
                 let ratio = median(self.ratios(*over, *under, column));
                 let reached = ratio.is_some_and(|ratio| ratio >= *least);
                 all &= reached;
-                let (word, ratio) = (word(reached), shown(ratio, 2));
-                println!("| | reach {column}: {least}x, {word}: {ratio}x |");
+                let (word, ratio) = (word(reached), shown(ratio, 2, "x"));
+                println!("| | reach {column}: {least}x, {word}: {ratio} |");
             }
         }
         let (column, most) = IDLE;
         let idle = median(self.of(Tunnel::Keel, column));
         let reached = idle.is_some_and(|idle| idle < most);
         all &= reached;
-        let (word, idle) = (word(reached), shown(idle, 1));
+        let (word, idle) = (word(reached), shown(idle, 1, ""));
         println!("| | reach {column}: below {most}, {word}: {idle} |");
         all
     }
 }
 
 /// A figure that is reached only if it was measured.
-fn shown(figure: Option<f64>, decimals: usize) -> String {
+fn shown(figure: Option<f64>, decimals: usize, unit: &str) -> String {
     figure.map_or_else(
         || "not measured".to_owned(),
-        |figure| format!("{figure:.decimals$}"),
+        |figure| format!("{figure:.decimals$}{unit}"),
     )
 }
 
