@@ -127,7 +127,7 @@ fn just_inside_of_the_window_everything_goes_on() -> anyhow::Result<()> {
         return Ok(());
     }
     // Beside other tests another leg may take some seconds.
-    let (window, out) = if need::long() { (60, 58) } else { (15, 8) };
+    let (window, out) = if need::long() { (60, 58) } else { (20, 14) };
     let (window, out) = (Duration::from_secs(window), Duration::from_secs(out));
     let option = format!("load=resume-window:{}s", window.as_secs());
     let ground = Ground::new(0x0417_A6E2, &["--service-option", &option])?;
