@@ -171,13 +171,16 @@ impl Flow {
         if generation != self.generation || self.leg == Leg::None {
             return;
         }
-        self.leg = Leg::None;
-        self.suspicion.forget();
-        if !self.opened {
-            // Nobody heard of it.
+        if !self.opened || self.state == State::Aborted(AbortCode::WindowExpired) {
+            // Nobody heard of it, or has to: its own window ends, too.
             self.outbox.abort = None;
         }
-        if self.is_telling() {
+        // An ABORT that has not left yet is told on the next leg. A terminator only waits for one, and takes none but to deliver.
+        let can_be_told = |code| self.role == Role::Initiator || is_in_order(code);
+        let telling = self.last_words().is_some_and(can_be_told);
+        self.leg = Leg::None;
+        self.suspicion.forget();
+        if telling {
             self.tell_again();
             self.outbox
                 .tell_until
@@ -185,6 +188,7 @@ impl Flow {
             return;
         }
         if self.is_over() {
+            self.outbox = Outbox::default();
             self.send.clear();
             return;
         }
@@ -361,13 +365,30 @@ impl Flow {
 
     /// The resume window has passed.
     pub(super) fn expire(&mut self) {
-        self.leg = Leg::None;
+        let leg = std::mem::replace(&mut self.leg, Leg::None);
         if self.accepted && self.all_owned() {
             // Only the other end's last word was lost. It holds everything, and so does this end.
             self.complete();
-        } else {
-            self.forsaken = self.may_forsake();
-            self.cut(AbortCode::WindowExpired);
+            return;
+        }
+        self.forsaken = self.may_forsake();
+        if matches!(leg, Leg::Header(_, true) | Leg::Waiting) && !self.forsaken {
+            // The other end has taken this leg, or takes it yet: without a word it would wait for another whole window.
+            self.leg = leg;
+            self.send.clear();
+            self.outbox.abort = Some(AbortCode::WindowExpired);
+        }
+        self.cut(AbortCode::WindowExpired);
+    }
+
+    /// The leg is left now: a reset that waits for the answer to its header goes without the bytes before it, under a code
+    /// that may.
+    pub(crate) fn hurry_abort(&mut self) {
+        if matches!(self.leg, Leg::Header(_, true) | Leg::Waiting)
+            && self.outbox.abort.is_some_and(is_in_order)
+        {
+            self.send.clear();
+            self.outbox.abort = Some(AbortCode::Shutdown);
         }
     }
 }

@@ -245,6 +245,13 @@ impl Flow {
             self.cut(code);
         }
     }
+
+    /// The bytes before the other end's ABORT wait for something else than the application: its time to take them begins anew.
+    pub(crate) fn linger(&mut self, now: Instant) {
+        if let State::Aborting { until, .. } = &mut self.state {
+            *until = now + super::ABORT_LINGER;
+        }
+    }
 }
 
 /// Whether bytes that were written before such an ABORT go first: it is a reset of an application.

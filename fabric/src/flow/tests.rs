@@ -12,4 +12,5 @@ mod properties;
 mod resumes;
 mod silence;
 mod trace;
+mod words;
 mod world;

@@ -381,6 +381,7 @@ impl Pump {
 
     /// Sends what goes at once, and has no leg from then on.
     fn leave(&mut self) {
+        self.flow.hurry_abort();
         let mut cx = Context::from_waker(Waker::noop());
         self.poll_leg_out(&mut cx, Instant::now());
         if let Some(mut leg) = self.leg.take() {

@@ -4,6 +4,7 @@ use std::io;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{Pump, tcp};
 use crate::flow::State;
@@ -83,7 +84,11 @@ impl Pump {
                 let there = self.flow.readable().take(tcp::SLICES).map(Bytes::len);
                 match self.pace.write.poll(cx, there.sum()) {
                     Poll::Ready(allowed) => most = allowed,
-                    Poll::Pending => return moved,
+                    Poll::Pending => {
+                        // The limit holds the bytes, not the application.
+                        self.flow.linger(Instant::now());
+                        return moved;
+                    }
                 }
             }
             let written = tcp::poll_write(socket.stream(), cx, self.flow.readable(), most);

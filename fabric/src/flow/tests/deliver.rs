@@ -206,6 +206,7 @@ impl World {
                 app,
                 decide_at,
                 refuse,
+                blocked: None,
             },
         );
     }

@@ -14,8 +14,9 @@ impl World {
         let flows = self
             .served
             .values_mut()
+            .filter(|served| served.blocked.is_none())
             .map(|served| &mut served.flow)
-            .chain((!self.consumer_gone).then_some(&mut self.consumer));
+            .chain((!self.consumer_gone && self.blocked.is_none()).then_some(&mut self.consumer));
         for flow in flows {
             let asleep = flow.next_timeout().is_none_or(|at| at > self.now);
             let generation = flow.generation();

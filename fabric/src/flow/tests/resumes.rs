@@ -35,62 +35,6 @@ fn a_lost_last_word_is_repeated_from_the_record() {
 }
 
 #[test]
-fn a_reset_during_an_outage_is_told_on_the_next_leg() {
-    let mut pair = Pair::new();
-    pair.accepted();
-    pair.lose_leg();
-    pair.consumer.abort(AbortCode::Reset);
-    assert!(pair.consumer.wants_leg());
-    pair.resume();
-    assert_eq!(*pair.provider().state(), State::Aborted(AbortCode::Reset));
-    assert!(!pair.consumer.wants_leg());
-
-    let mut pair = Pair::new();
-    pair.accepted();
-    pair.lose_leg();
-    pair.provider().abort(AbortCode::BackendReset);
-    let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
-    let Some(Frame::Resume(resume)) = pair.consumer.transmit(second, pair.now) else {
-        panic!("no RESUME")
-    };
-    let now = pair.now;
-    assert_eq!(pair.provider().attach(&resume, now), Ok(()));
-    pair.exchange();
-    assert_eq!(
-        *pair.consumer.state(),
-        State::Aborted(AbortCode::BackendReset)
-    );
-}
-
-#[test]
-fn bytes_before_a_reset_during_an_outage_arrive_and_so_does_the_end_of_file() {
-    for finished in [false, true] {
-        let mut pair = Pair::new();
-        pair.accepted();
-        pair.lose_leg();
-        pair.consumer.write(Bytes::from_static(b"last words"));
-        if finished {
-            pair.consumer.finish();
-        }
-        pair.consumer.abort(AbortCode::Reset);
-        assert_eq!(*pair.consumer.state(), State::Aborted(AbortCode::Reset));
-        // The ABORT is sent, and lost with this leg.
-        pair.resume_and_lose();
-        assert!(pair.consumer.is_telling() && pair.consumer.wants_leg());
-        pair.resume();
-        assert_eq!(pair.take_all(), b"last words");
-        assert_eq!(pair.provider().at_eof(), finished);
-        if finished {
-            pair.provider().abort(AbortCode::Reset);
-        }
-        assert_eq!(*pair.provider().state(), State::Aborted(AbortCode::Reset));
-        let generation = pair.consumer.generation();
-        pair.consumer.leg_finished(generation);
-        assert!(!pair.consumer.is_telling() && pair.consumer.stats().buffered == 0);
-    }
-}
-
-#[test]
 fn an_open_that_never_left_is_the_first_one_on_the_next_leg() {
     let mut pair = Pair::new();
     pair.consumer.write(Bytes::from_static(b"early"));
@@ -107,69 +51,6 @@ fn an_open_that_never_left_is_the_first_one_on_the_next_leg() {
     frames.into_iter().for_each(|frame| pair.deliver(frame));
     pair.accepted();
     assert_eq!(pair.take_all(), b"early");
-}
-
-#[test]
-fn a_reset_that_a_router_refuses_is_told_again() {
-    let mut pair = Pair::new();
-    pair.accepted();
-    pair.lose_leg();
-    pair.consumer.abort(AbortCode::Reset);
-    let second = pair.consumer.resume(pair.now).expect("a leg is wanted");
-    assert_eq!(
-        pair.sent_by_consumer().len(),
-        1,
-        "nothing behind the RESUME"
-    );
-    let refusal = Frame::Refuse {
-        code: RefuseCode::NoProvider,
-        text: String::new(),
-    };
-    pair.consumer
-        .receive(second, refusal, pair.now)
-        .expect("only the leg is of no use");
-    assert!(pair.consumer.is_telling() && pair.consumer.wants_leg());
-    pair.resume();
-    assert_eq!(*pair.provider().state(), State::Aborted(AbortCode::Reset));
-}
-
-#[test]
-fn a_reset_that_cannot_be_told_is_given_up_with_the_window() {
-    let mut pair = Pair::new();
-    pair.accepted();
-    pair.lose_leg();
-    pair.consumer.abort(AbortCode::Reset);
-    let end = pair.now + FlowLimits::default().resume_window;
-    assert_eq!(pair.consumer.next_timeout(), Some(end));
-    pair.consumer.tick(end);
-    assert!(!pair.consumer.wants_leg());
-    assert_eq!(
-        (pair.consumer.next_timeout(), pair.consumer.resume(end)),
-        (None, None)
-    );
-}
-
-#[test]
-fn the_windows_end_at_the_initiator_first() {
-    let mut pair = Pair::new();
-    pair.accepted();
-    pair.lose_leg();
-    let window = FlowLimits::default().resume_window;
-    let end = pair.now + window;
-    assert_eq!(pair.consumer.next_timeout(), Some(end));
-    pair.consumer.tick(end);
-    assert_eq!(
-        *pair.consumer.state(),
-        State::Aborted(AbortCode::WindowExpired)
-    );
-    pair.provider().tick(end);
-    assert!(matches!(pair.provider().state(), State::Detached { .. }));
-    pair.provider().tick(end + TERMINATOR_GRACE);
-    assert_eq!(
-        *pair.provider().state(),
-        State::Aborted(AbortCode::WindowExpired)
-    );
-    assert_eq!(pair.finished().code, GoneCode::Expired);
 }
 
 #[test]

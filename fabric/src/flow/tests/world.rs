@@ -22,6 +22,8 @@ pub(super) struct Served {
     pub(super) app: App,
     pub(super) decide_at: Instant,
     pub(super) refuse: bool,
+    /// Until when its leg takes nothing of what it has to say.
+    pub(super) blocked: Option<Instant>,
 }
 
 /// What a run did, to see that the worlds are not too peaceful.
@@ -60,6 +62,8 @@ pub(super) struct World {
     pub(super) now: Instant,
     pub(super) limits: FlowLimits,
     pub(super) consumer: Flow,
+    /// Until when the consumer's leg takes nothing of what it has to say.
+    pub(super) blocked: Option<Instant>,
     pub(super) app: App,
     pub(super) served: BTreeMap<FlowId, Served>,
     /// As the provider's process has it, which decides by it what becomes of a leg.
@@ -128,6 +132,7 @@ impl World {
         }
         let mut world = Self {
             consumer: Flow::initiate(open(&mut random), limits),
+            blocked: None,
             random,
             bug,
             now: start,
@@ -253,10 +258,19 @@ impl World {
             .iter_mut()
             .find(|leg| leg.flow == flow && leg.generation == generation)
         {
-            while let Some(frame) = self.consumer.transmit(generation, self.now) {
-                leg.send_up(&frame, self.now, &mut self.random);
+            if self.blocked.is_some_and(|until| until > self.now) {
+                return;
             }
-            leg.up.finished |= is_through(&self.consumer);
+            self.blocked = loop {
+                if self.random.once_in(BLOCKED) {
+                    break Some(self.now + self.random.millis(800));
+                }
+                let Some(frame) = self.consumer.transmit(generation, self.now) else {
+                    break None;
+                };
+                leg.send_up(&frame, self.now, &mut self.random);
+            };
+            leg.up.finished |= self.blocked.is_none() && is_through(&self.consumer);
         }
     }
 
@@ -341,10 +355,19 @@ fn flush(served: &mut Served, id: FlowId, legs: &mut [Leg], now: Instant, random
         .iter_mut()
         .find(|leg| leg.bound == Bound::To(id) && leg.generation == generation);
     if let Some(leg) = leg {
-        while let Some(frame) = served.flow.transmit(generation, now) {
-            leg.send_down(&frame, now, random);
+        if served.blocked.is_some_and(|until| until > now) {
+            return;
         }
-        leg.down.finished |= is_through(&served.flow);
+        served.blocked = loop {
+            if random.once_in(BLOCKED) {
+                break Some(now + random.millis(800));
+            }
+            let Some(frame) = served.flow.transmit(generation, now) else {
+                break None;
+            };
+            leg.send_down(&frame, now, random);
+        };
+        leg.down.finished |= served.blocked.is_none() && is_through(&served.flow);
     }
 }
 
@@ -361,6 +384,9 @@ const PROCESS_AGE: Duration = Duration::from_secs(3600);
 pub(super) fn initiator() -> Subject {
     "/node/edge-a".parse().expect("a subject")
 }
+
+/// A leg takes nothing for a moment, once in so many frames.
+const BLOCKED: u64 = 300;
 
 /// A fault once in so many steps.
 const FAULT_STEPS: u64 = 4;
