@@ -63,7 +63,8 @@ impl Paces {
         Pace::new(self.all.clone(), Some(limit), side)
     }
 
-    /// Changes the limits of services that are provided here; those that are not named have none.
+    /// Changes the limits of services that are provided here. One that is not named any more keeps its limit for the flows that
+    /// still run.
     pub(crate) fn set<'a>(
         &self,
         services: impl Iterator<Item = (ServicePort, &'a PublicationOptions)>,
@@ -72,13 +73,13 @@ impl Paces {
             .map(|(service, options)| ((Side::provider, service), options.limit))
             .collect();
         let mut all = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-        // Flows that still run keep what they hold, without its limit.
         all.retain(|key, limit| match wanted.remove(key) {
             _ if key.0 != Side::provider => true,
             Some(rate) => {
                 limit.set(rate);
                 true
             }
+            None if Arc::strong_count(limit) > 1 => true,
             None => {
                 limit.set(None);
                 false

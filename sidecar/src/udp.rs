@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -105,9 +105,17 @@ struct Associations {
 
 struct Association {
     inbox: Arc<Inbox>,
-    /// Nobody took it.
-    unserved: Arc<AtomicBool>,
+    fate: Arc<Fate>,
     task: AbortHandle,
+}
+
+/// What becomes of an association.
+#[derive(Debug, Default)]
+struct Fate {
+    /// Nobody took it.
+    unserved: AtomicBool,
+    /// Packets that it was given: lost, if nobody takes it.
+    packets: AtomicU64,
 }
 
 impl Associations {
@@ -130,15 +138,18 @@ impl Associations {
     /// Hands a packet to its client's association; starts one if there is none.
     fn take(&mut self, packet: Bytes, from: SocketAddr) {
         if let Some(association) = self.all.get(&from) {
-            if association.unserved.load(Ordering::Relaxed) {
-                return self.dropped("unserved");
+            if association.fate.unserved.load(Ordering::Relaxed) {
+                return self.dropped("unserved", 1);
             }
             match association.inbox.push(packet.clone()) {
-                Ok(()) => return,
+                Ok(()) => {
+                    association.fate.packets.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
                 Err(NotTaken::Full(limit)) => {
                     let limits = &self.proxy.consumer.metrics.limit_hit;
                     limits.get_or_create(&LimitLabels { name: limit }).inc();
-                    return self.dropped("queue");
+                    return self.dropped("queue", 1);
                 }
                 // It is just ending, and has taken no packet that it will not carry.
                 Err(NotTaken::Closed) => self.remove(from),
@@ -152,26 +163,27 @@ impl Associations {
         let inbox = Arc::new(Inbox::new(&self.proxy.consumer.limits));
         // An empty inbox takes any packet.
         let _ = inbox.push(packet);
-        let unserved = Arc::new(AtomicBool::new(false));
+        let fate = Arc::new(Fate {
+            packets: AtomicU64::new(1),
+            ..Fate::default()
+        });
         let client = Client {
             inbox: Arc::clone(&inbox),
             socket: Arc::clone(&self.socket),
             address: from,
         };
         let (proxy, target, port) = (Arc::clone(&self.proxy), self.target.clone(), self.port);
-        let (ended, said) = ((from, Arc::clone(&inbox)), Arc::clone(&unserved));
+        let (ended, said) = ((from, Arc::clone(&inbox)), Arc::clone(&fate));
         let task = self.tasks.spawn(async move {
             if !serve(&proxy, client, &target, port).await {
-                said.store(true, Ordering::Relaxed);
+                said.unserved.store(true, Ordering::Relaxed);
+                let lost = said.packets.load(Ordering::Relaxed);
+                dropped(&proxy, "unserved", lost);
                 tokio::time::sleep(SILENCE).await;
             }
             ended
         });
-        let association = Association {
-            inbox,
-            unserved,
-            task,
-        };
+        let association = Association { inbox, fate, task };
         self.all.insert(from, association);
         *self.of_client.entry(from.ip()).or_default() += 1;
     }
@@ -219,10 +231,16 @@ impl Associations {
         }
     }
 
-    fn dropped(&self, reason: &'static str) {
-        let dropped = &self.proxy.consumer.metrics.packets_dropped;
-        dropped.get_or_create(&DropLabels { reason }).inc();
+    fn dropped(&self, reason: &'static str, packets: u64) {
+        dropped(&self.proxy, reason, packets);
     }
+}
+
+fn dropped(proxy: &Proxy, reason: &'static str, packets: u64) {
+    let dropped = &proxy.consumer.metrics.packets_dropped;
+    dropped
+        .get_or_create(&DropLabels { reason })
+        .inc_by(packets);
 }
 
 /// The settings of an association: who else may take it depends on the mapping.

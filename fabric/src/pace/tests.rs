@@ -241,6 +241,7 @@ fn limits_follow_the_services_and_metrics_follow_the_limits() {
     let metrics = Arc::<FabricMetrics>::default();
     let paces = Paces::new(None, Arc::clone(&metrics));
     let web: ServicePort = ("web.default".parse().unwrap(), 80, Protocol::Tcp);
+    let other: ServicePort = ("other.default".parse().unwrap(), 80, Protocol::Tcp);
     let options = |limit| PublicationOptions {
         limit,
         ..PublicationOptions::default()
@@ -257,7 +258,15 @@ fn limits_follow_the_services_and_metrics_follow_the_limits() {
     paces.set([(web.clone(), &limited)].into_iter());
     assert!(pace.read.is_limited() && pace.write.is_limited());
     assert_eq!(gauge("web.default:80"), Some(1_000_000));
-    let consumer = paces.pace(web, rate("2MB/s"), Side::consumer);
+    let consumer = paces.pace(other, rate("2MB/s"), Side::consumer);
+    // Its flow still runs, and hears of the limit when the service is there again.
     paces.set(std::iter::empty());
-    assert!(!pace.read.is_limited() && consumer.read.is_limited());
+    assert!(pace.read.is_limited() && consumer.read.is_limited());
+    paces.set([(web, &options(rate("3MB/s")))].into_iter());
+    assert_eq!(gauge("web.default:80"), Some(3_000_000));
+    assert!(pace.read.is_limited());
+    paces.set(std::iter::empty());
+    drop(pace);
+    paces.set(std::iter::empty());
+    assert_eq!(gauge("web.default:80"), None);
 }

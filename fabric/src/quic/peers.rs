@@ -26,6 +26,8 @@ use super::cid::{CID_LEN, KeyedCids};
 
 /// Addresses that are kept at most.
 const MAX: usize = 16_384;
+/// Addresses that are kept of one connection id, the last ones: whoever has one could invent any number.
+const MAX_OF_ID: usize = 8;
 /// Bytes of a file that are read at most; a line is shorter than 128 bytes.
 const MAX_FILE: u64 = MAX as u64 * 128;
 /// A file of that age is of no use to anybody: every connection has long timed out.
@@ -42,25 +44,36 @@ const TITLE: &str = "keel quic peers 1 ";
 type Cid = [u8; CID_LEN];
 
 /// What a reset needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Peer {
-    addr: SocketAddr,
     cid: Cid,
+    from: From,
+}
+
+/// Where packets with a connection id come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct From {
+    addr: SocketAddr,
     /// The address of ours that the peer uses.
     local: Option<IpAddr>,
 }
 
-/// When each peer was heard last.
+/// From where each connection id came, and when last.
 #[derive(Default)]
 struct Seen {
-    peers: HashMap<Peer, Instant>,
+    ids: HashMap<Cid, Vec<(From, Instant)>>,
+    /// Addresses of all ids.
+    count: usize,
     swept: Option<Instant>,
 }
 
 impl Seen {
     fn sweep(&mut self, now: Instant) {
-        self.peers
-            .retain(|_, last| now.duration_since(*last) < SILENT);
+        self.ids.retain(|_, peers| {
+            peers.retain(|(_, last)| now.duration_since(*last) < SILENT);
+            !peers.is_empty()
+        });
+        self.count = self.ids.values().map(Vec::len).sum();
         self.swept = Some(now);
     }
 
@@ -69,10 +82,34 @@ impl Seen {
         let due = self
             .swept
             .is_none_or(|swept| now.duration_since(swept) >= REST);
-        if self.peers.len() >= MAX && due {
+        if self.count >= MAX && due {
             self.sweep(now);
         }
-        self.peers.len() < MAX
+        self.count < MAX
+    }
+
+    /// Notes the time of a peer that is known.
+    fn renew(&mut self, cid: &Cid, from: From, now: Instant) -> bool {
+        let mut peers = self.ids.get_mut(cid).into_iter().flatten();
+        let known = peers.find(|(known, _)| *known == from);
+        known.map(|(_, last)| *last = now).is_some()
+    }
+
+    /// Takes one more; whether there are more now, which is worth a new file.
+    fn add(&mut self, cid: Cid, from: From, now: Instant) -> bool {
+        if let Some(peers) = self.ids.get_mut(&cid)
+            && peers.len() >= MAX_OF_ID
+            && let Some(oldest) = peers.iter_mut().min_by_key(|(_, last)| *last)
+        {
+            *oldest = (from, now);
+            return false;
+        }
+        if !self.has_room(now) {
+            return false;
+        }
+        self.ids.entry(cid).or_default().push((from, now));
+        self.count += 1;
+        true
     }
 }
 
@@ -125,21 +162,12 @@ impl Peers {
         if first & LONG_HEADER != 0 {
             return;
         }
-        let peer = Peer {
-            addr,
-            cid: *cid,
-            local,
-        };
+        let from = From { addr, local };
         let mut seen = self.seen();
-        if let Some(last) = seen.peers.get_mut(&peer) {
-            *last = now;
+        if seen.renew(cid, from, now) || self.cids.validate(&ConnectionId::new(cid)).is_err() {
             return;
         }
-        if self.cids.validate(&ConnectionId::new(cid)).is_err() {
-            return;
-        }
-        if seen.has_room(now) {
-            seen.peers.insert(peer, now);
+        if seen.add(*cid, from, now) {
             drop(seen);
             self.changed.notify_one();
         }
@@ -169,17 +197,17 @@ impl Peers {
                 continue;
             };
             let mut poller = Arc::clone(&socket).create_io_poller();
-            for peer in &peers {
-                if peer.addr.is_ipv4() != own.is_ipv4() {
+            for Peer { cid, from } in &peers {
+                if from.addr.is_ipv4() != own.is_ipv4() {
                     continue;
                 }
-                let reset = self.reset(&peer.cid);
+                let reset = self.reset(cid);
                 let transmit = Transmit {
-                    destination: peer.addr,
+                    destination: from.addr,
                     ecn: None,
                     contents: &reset,
                     segment_size: None,
-                    src_ip: peer.local.filter(|_| own.ip().is_unspecified()),
+                    src_ip: from.local.filter(|_| own.ip().is_unspecified()),
                 };
                 while let Err(error) = socket.try_send(&transmit)
                     && error.kind() == io::ErrorKind::WouldBlock
@@ -219,11 +247,12 @@ impl Peers {
         let now = Instant::now();
         let mut seen = self.seen();
         seen.sweep(now);
-        let mut text = String::with_capacity(64 * (seen.peers.len() + 1));
+        let mut text = String::with_capacity(64 * (seen.count + 1));
         text.push_str(TITLE);
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{}", unix_seconds());
-        for Peer { addr, cid, local } in seen.peers.keys() {
+        let of_id = |(cid, peers)| std::iter::repeat(cid).zip(peers);
+        for (cid, (From { addr, local }, _)) in seen.ids.iter().flat_map(of_id) {
             let _ = write!(text, "{addr} ");
             for byte in cid {
                 let _ = write!(text, "{byte:02x}");
@@ -280,11 +309,11 @@ fn parse_line(line: &str) -> Option<Peer> {
     for (byte, digits) in cid.iter_mut().zip(hex.as_bytes().chunks(2)) {
         *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
     }
-    Some(Peer {
+    let from = From {
         addr: addr.parse().ok()?,
-        cid,
         local: local.map(str::parse).transpose().ok()?,
-    })
+    };
+    Some(Peer { cid, from })
 }
 
 /// Writes beside and renames, so that no half file is read.
@@ -328,13 +357,13 @@ mod tests {
         }
         let text = peers.text();
         let mut read = parse(&text, unix_seconds());
-        read.sort_by_key(|peer| peer.addr);
+        read.sort_by_key(|peer| peer.from.addr);
         assert_eq!(read.len(), 2, "{text}");
         assert_eq!(
-            (read[0].addr, read[0].local),
+            (read[0].from.addr, read[0].from.local),
             (from("198.51.100.7:4711"), local)
         );
-        assert_eq!(read[1].addr, from("[2001:db8::7]:4711"));
+        assert_eq!(read[1].from.addr, from("[2001:db8::7]:4711"));
         assert!(read.iter().all(|peer| peer.cid[..] == cid[..]));
     }
 
@@ -361,9 +390,27 @@ mod tests {
         for _ in 0..MAX + 10 {
             peers.note(&packet(&cids.generate_cid()), addr, None, begun);
         }
-        assert_eq!(peers.seen().peers.len(), MAX);
+        assert_eq!(peers.seen().count, MAX);
         let later = begun + SILENT;
         peers.note(&packet(&cids.generate_cid()), addr, None, later);
-        assert_eq!(peers.seen().peers.len(), 1);
+        assert_eq!(peers.seen().count, 1);
+    }
+    #[test]
+    fn one_id_has_the_last_few_of_its_addresses() {
+        let peers = peers();
+        let mut cids = peers.cids.clone();
+        let (invented, other) = (cids.generate_cid(), cids.generate_cid());
+        let begun = Instant::now();
+        let from = |port: u16| SocketAddr::from(([192, 0, 2, 1], port));
+        peers.note(&packet(&other), from(1), None, begun);
+        for port in 1..=20_000 {
+            let now = begun + Duration::from_micros(port.into());
+            peers.note(&packet(&invented), from(port), None, now);
+        }
+        let read = parse(&peers.text(), unix_seconds());
+        let mut ports: Vec<_> = read.iter().map(|peer| peer.from.addr.port()).collect();
+        ports.sort_unstable();
+        let last = 20_000 - MAX_OF_ID as u16 + 1..=20_000;
+        assert_eq!(ports, [1].into_iter().chain(last).collect::<Vec<_>>());
     }
 }

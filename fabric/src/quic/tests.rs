@@ -183,7 +183,9 @@ async fn a_killed_server_is_noticed_by_the_next_packet_to_its_successor() {
         runtime.spawn(async move { accepting.accept().await.unwrap().handshake().await.unwrap() });
     let near = dial(&fabric, &client, addr).await;
     let far = accepted.await.unwrap();
-    runtime.shutdown_background();
+    // What is dropped before it has ended says goodbye.
+    let ended = std::thread::spawn(|| runtime.shutdown_timeout(Duration::from_secs(5)));
+    ended.join().unwrap();
     drop((far, first));
     let mut second = None;
     let bound = async {

@@ -11,6 +11,8 @@ use crate::options::Probe;
 use crate::provider::dial::dial;
 use crate::quic::HostPort;
 
+/// Answers that another one follows.
+const INTERIM: [u16; 3] = [100, 102, 103];
 /// Bytes within which a status line must end.
 const STATUS_LINE: usize = 1024;
 /// What is read of an answer so that the server can end it in peace; the verdict does not depend on it.
@@ -63,17 +65,31 @@ async fn get(mut socket: TcpStream, backend: &HostPort, path: &str) -> Result<()
     );
     socket.write_all(request.as_bytes()).await?;
     let mut answer = Vec::with_capacity(STATUS_LINE);
+    let mut left = MOST;
     let status = loop {
         if let Some(end) = answer.iter().position(|byte| *byte == b'\n') {
-            break status(&answer[..end])?;
+            let status = status(&answer[..end])?;
+            if !INTERIM.contains(&status) {
+                break status;
+            }
+            // RFC 9110, section 15.2: the answer comes behind it, after an empty line.
+            if let Some(rest) = behind_head(&answer) {
+                answer.drain(..rest);
+                continue;
+            }
+        } else if answer.len() >= STATUS_LINE {
+            return Err(not_http(&answer));
         }
-        if answer.len() >= STATUS_LINE {
+        if left == 0 {
             return Err(not_http(&answer));
         }
         let mut part = [0; 256];
         match socket.read(&mut part).await? {
             0 => return Err(not_http(&answer)),
-            got => answer.extend_from_slice(&part[..got]),
+            got => {
+                left = left.saturating_sub(got);
+                answer.extend_from_slice(&part[..got]);
+            }
         }
     };
     // What comes of the rest changes nothing.
@@ -94,6 +110,16 @@ async fn drain(socket: &mut TcpStream) {
             return;
         }
     }
+}
+
+/// Where what follows a head begins, if all of it is there.
+fn behind_head(answer: &[u8]) -> Option<usize> {
+    let ends = |end: &[u8]| {
+        let at = answer.windows(end.len()).position(|part| part == end)?;
+        Some(at + end.len())
+    };
+    let both = [ends(b"\r\n\r\n"), ends(b"\n\n")];
+    both.into_iter().flatten().min()
 }
 
 /// `HTTP/1.1 200 OK`: the number.
