@@ -70,13 +70,26 @@ fn host_name() -> String {
         .unwrap_or_default()
 }
 
-/// Runs `main` on a runtime with `threads` workers (1: on this thread) until it ends, or until a second signal.
+/// What a process may take after the second signal.
+const HURRY: Duration = Duration::from_millis(500);
+
+/// What signals ask of a process.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// Cancelled by the first SIGTERM or SIGINT.
+    pub asked: CancellationToken,
+    /// Cancelled by the second one: nothing is waited for any more.
+    pub hurry: CancellationToken,
+}
+
+/// Runs `main` on a runtime with `threads` workers (1: on this thread) until it ends, but not long after a second signal:
+/// the other ends of what is cut are told, and that is all.
 ///
-/// The token that `main` gets is cancelled by the first SIGTERM or SIGINT. An error is printed once, with its causes;
-/// the exit code is 0, 1 (failed), 2 (wrong usage or configuration) or 130 (second signal).
+/// An error is printed once, with its causes; the exit code is 0, 1 (failed), 2 (wrong usage or configuration) or 130 (second
+/// signal).
 pub fn run<F, R>(threads: usize, main: F) -> ExitCode
 where
-    F: FnOnce(CancellationToken) -> R,
+    F: FnOnce(Stop) -> R,
     R: Future<Output = anyhow::Result<()>>,
 {
     let mut builder = match threads {
@@ -91,7 +104,7 @@ where
         Err(error) => return report(&anyhow::Error::new(error).context("cannot make the runtime")),
     };
     let code = runtime.block_on(async {
-        let stop = CancellationToken::new();
+        let stop = Stop::default();
         let mut signals = match Signals::new() {
             Ok(signals) => signals,
             Err(error) => return report(&error),
@@ -103,7 +116,7 @@ where
             outcome = &mut main => return exit_code(outcome),
             name = signals.next() => {
                 tracing::info!(signal = name, "stopping; a second signal ends at once");
-                stop.cancel();
+                stop.asked.cancel();
             }
         }
         let first = tokio::time::Instant::now();
@@ -116,10 +129,13 @@ where
                         continue;
                     }
                     tracing::warn!(signal = name, "second signal: ending at once");
-                    return ExitCode::from(KILLED);
+                    break;
                 }
             }
         }
+        stop.hurry.cancel();
+        let _ = tokio::time::timeout(HURRY, main).await;
+        ExitCode::from(KILLED)
     });
     // Blocking threads (a file being read, a name being looked up) must not hold up the end.
     runtime.shutdown_background();
@@ -133,7 +149,7 @@ where
 {
     run(1, |stop| async move {
         let main = std::pin::pin!(main());
-        let outcome = stop.run_until_cancelled(main).await;
+        let outcome = stop.asked.run_until_cancelled(main).await;
         outcome.unwrap_or_else(|| Err(Interrupted.into()))
     })
 }

@@ -18,6 +18,7 @@ pub mod attempt;
 pub mod consumer;
 mod end;
 pub mod flow;
+mod grace;
 mod leg;
 pub mod legs;
 pub mod limits;
@@ -39,3 +40,4 @@ pub mod units;
 pub mod wire;
 
 pub use end::{EndReason, FlowEnd};
+pub use grace::Grace;

@@ -115,6 +115,11 @@ pub struct RouterLimits {
     pub connections_per_identity: usize,
     /// Publications of one connection (`publications`).
     pub publications: usize,
+    /// Publications and withdrawals per second of one identity (`publication_changes`). More are read later: all nodes hear
+    /// of each.
+    pub changes_per_second: u32,
+    /// Publications and withdrawals that one identity may send at once beyond the rate.
+    pub changes_burst: u32,
     /// Flows on one connection (`streams`).
     pub streams: usize,
     /// Legs of known flows per second, of all identities (`resumes`). More wait a moment, and then are cut.
@@ -157,6 +162,10 @@ impl Default for RouterLimits {
             connections: 4096,
             connections_per_identity: 64,
             publications: 1024,
+            // All publications of a connection within half of the time that their answers are waited for, and four times
+            // all of them at once.
+            changes_per_second: 500,
+            changes_burst: 4096,
             streams: 65_535,
             resumes_per_second: RESUMES.0,
             resumes_burst: RESUMES.1,

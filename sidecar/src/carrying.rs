@@ -1,8 +1,8 @@
 //! The data side of a running sidecar: connections to routers once there is an identity, and the publications.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use keel_fabric::Grace;
 use keel_fabric::limits::{Limits, LinkLimits};
 use keel_fabric::link::Links;
 use keel_fabric::memory::Memory;
@@ -26,7 +26,7 @@ pub(crate) struct Carrying {
     pub(crate) published: Vec<PublishedService>,
     pub(crate) options: Arc<AllOptions>,
     /// How long flows to published services may go on after the stop.
-    pub(crate) grace: Duration,
+    pub(crate) grace: Grace,
     pub(crate) paces: Arc<Paces>,
     pub(crate) memory: Arc<Memory>,
     pub(crate) entrances: Entrances,

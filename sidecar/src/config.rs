@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keel_certs::{JoinToken, Namespace, PodName};
+use keel_fabric::Grace;
 use keel_fabric::limits::Limits;
 use keel_fabric::quic::HostPort;
 use thiserror::Error;
@@ -147,7 +148,7 @@ pub struct SidecarConfig {
     /// How long an identity is looked for before the sidecar gives up; `None` for ever.
     pub identity_timeout: Option<Duration>,
     /// How long live connections may go on when the sidecar stops; then they are reset.
-    pub stop_grace: Duration,
+    pub stop_grace: Grace,
 }
 
 impl SidecarConfig {
@@ -176,7 +177,7 @@ impl SidecarConfig {
             connect_timeout: Duration::from_secs(10),
             max_associations: MaxAssociations::default(),
             identity_timeout: None,
-            stop_grace: Duration::from_secs(5),
+            stop_grace: Duration::from_secs(5).into(),
         }
     }
 }

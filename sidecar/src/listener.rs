@@ -6,8 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keel_fabric::provider::Entrances;
-use keel_fabric::wire::Protocol;
+use keel_fabric::{Grace, provider::Entrances, wire::Protocol};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -58,7 +57,7 @@ pub(crate) struct Listeners {
     proxy: Arc<Proxy>,
     permits: Arc<Semaphore>,
     stop: CancellationToken,
-    grace: Duration,
+    grace: Grace,
     vips: VipTable,
     services: BTreeMap<ServiceRef, Service>,
     tasks: JoinSet<()>,
@@ -89,7 +88,7 @@ impl Listeners {
         connections: usize,
         vips: VipTable,
         stop: CancellationToken,
-        grace: Duration,
+        grace: Grace,
     ) -> Self {
         let listeners = Self {
             proxy,
@@ -185,7 +184,7 @@ impl Listeners {
                                 told: None,
                                 retired: retired.clone(),
                                 stop: self.stop.clone(),
-                                grace: self.grace,
+                                grace: self.grace.clone(),
                             }
                             .run(),
                         ),
@@ -373,7 +372,7 @@ struct Accepting {
     retired: CancellationToken,
     /// Everything stops.
     stop: CancellationToken,
-    grace: Duration,
+    grace: Grace,
 }
 
 impl Accepting {
@@ -405,7 +404,7 @@ impl Accepting {
         drop(self.waiting.take());
         tokio::select! {
             () = async { while connections.join_next().await.is_some() {} } => {}
-            () = async { self.stop.cancelled().await; tokio::time::sleep(self.grace).await } => {}
+            () = async { self.stop.cancelled().await; self.grace.over().await } => {}
         }
         // What is left is dropped, which resets its clients.
         connections.shutdown().await;

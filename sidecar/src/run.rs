@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keel_certs::PodName;
+use keel_fabric::Grace;
 use keel_fabric::consumer::ConsumerConfig;
 use keel_fabric::limits::Limits;
 use keel_fabric::link::Links;
@@ -78,7 +79,7 @@ struct Parts {
     lookup: Lookup,
     published: Vec<PublishedService>,
     options: Arc<AllOptions>,
-    grace: Duration,
+    grace: Grace,
     paces: Arc<Paces>,
     memory: Arc<Memory>,
     limits: Limits,
@@ -192,7 +193,7 @@ impl Sidecar {
         };
         let most = config.limits.consumer.connections;
         let (proxy, stopped) = (Arc::new(proxy), stop.clone());
-        let mut listeners = Listeners::new(proxy, most, vips, stopped, config.stop_grace);
+        let mut listeners = Listeners::new(proxy, most, vips, stopped, config.stop_grace.clone());
         let mut mapper = Mapper::new(&config.mapped);
         if let Some(Snapshot {
             origin: Some(origin),

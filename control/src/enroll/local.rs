@@ -58,7 +58,7 @@ pub enum LocalError {
     Refused(String),
     /// Nobody listens.
     #[error(
-        "no node answers at {path:?} ({source}): start one with `keel up`, or name its --data-dir"
+        "no node answers at {path:?} ({source}): start one with `keel up` (or `keel-apiserver`), or name its --data-dir"
     )]
     Unreachable {
         /// The socket.

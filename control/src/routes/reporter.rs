@@ -17,6 +17,10 @@ use crate::client::{Client, ClientError};
 
 /// Changes that come together are written together: long enough for a sidecar's publications, too short to notice.
 const GATHER: Duration = Duration::from_millis(20);
+/// Changes that are written at once, and the time between those that follow: a service that comes and goes without end must
+/// not wear out the flash of every node that hears of it.
+const BURST: u32 = 30;
+const APART: Duration = Duration::from_secs(1);
 /// What a status is written before its time: the router's view of its counters is up to a second old when it is taken, and
 /// the write takes a moment.
 const LAG: Duration = Duration::from_millis(1500);
@@ -33,6 +37,24 @@ pub struct ReporterConfig {
     /// How old what only ticks (heartbeat, counters) may become: it is written a moment before. One of less than 3 s is
     /// kept but for the second that the router's view may be old.
     pub interval: Duration,
+}
+
+/// How far the changes written are ahead of one each [`APART`].
+#[derive(Debug)]
+struct Changes {
+    ahead: Instant,
+}
+
+impl Changes {
+    /// When the next one may be written.
+    fn next(&self, now: Instant) -> Instant {
+        let waits = self.ahead.checked_sub(APART * (BURST - 1));
+        waits.map_or(now, |at| at.max(now))
+    }
+
+    fn written(&mut self, now: Instant) {
+        self.ahead = self.ahead.max(now) + APART;
+    }
 }
 
 /// Where statuses are written; the APIServer's client, or a test.
@@ -84,6 +106,7 @@ impl<S: StatusSink> Reporter<S> {
         let every = every.max(self.config.interval / 2);
         let mut due = Instant::now();
         let mut retry = RETRY.0;
+        let mut changes = Changes { ahead: due };
         loop {
             tokio::select! {
                 biased;
@@ -108,7 +131,8 @@ impl<S: StatusSink> Reporter<S> {
             }
             if state && written.is_some() && Instant::now() < due {
                 // Publications come in groups: wait a moment for the rest, then build the status again.
-                due = due.min(Instant::now() + GATHER);
+                let now = Instant::now();
+                due = due.min(changes.next(now).max(now + GATHER));
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => break,
@@ -134,6 +158,9 @@ impl<S: StatusSink> Reporter<S> {
                         "status of the Router written"
                     );
                     written = Some(next);
+                    if state {
+                        changes.written(built);
+                    }
                     due = built + every;
                     retry = RETRY.0;
                 }

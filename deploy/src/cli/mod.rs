@@ -104,16 +104,16 @@ pub fn main() -> ExitCode {
         return process::report(&error.into());
     }
     match keel.command {
-        Command::Quickstart(flags) => {
-            process::run(process::NODE_THREADS, |stop| quickstart::run(flags, stop))
-        }
+        Command::Quickstart(flags) => process::run(process::NODE_THREADS, |stop| {
+            quickstart::run(flags, stop.asked)
+        }),
         Command::Up(flags) => process::run(process::NODE_THREADS, |stop| up::run(*flags, stop)),
         Command::Token(flags) => process::command(|| token::run(flags)),
         Command::Kubeconfig(flags) => process::command(|| kubeconfig::run(flags)),
         Command::Get(flags) => process::command(|| resources::get(flags)),
         Command::Apply(flags) => process::command(|| resources::apply(flags)),
         Command::Delete(flags) => process::command(|| resources::delete(flags)),
-        Command::Watch(flags) => process::run(1, |stop| resources::watch(flags, stop)),
+        Command::Watch(flags) => process::run(1, |stop| resources::watch(flags, stop.asked)),
         Command::Status(flags) => process::command(|| status::run(flags)),
         Command::Completions { shell } => {
             // Into memory: what is asked to write itself to a full disk panics.

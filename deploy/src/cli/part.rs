@@ -81,7 +81,10 @@ where
         return process::report(&error.into());
     }
     match process::node_settings(flags) {
-        Ok(settings) => process::run(process::NODE_THREADS, |stop| run(settings, stop)),
+        Ok(mut settings) => process::run(process::NODE_THREADS, |stop| {
+            settings.drain.hurry = stop.hurry;
+            run(settings, stop.asked)
+        }),
         Err(error) => process::report(&error),
     }
 }

@@ -42,7 +42,10 @@ pub fn main() -> ExitCode {
     }
     run::one_arena();
     match process::sidecar_settings(command.flags) {
-        Ok(settings) => process::run(1, |stop| run::sidecar(settings, stop)),
+        Ok(mut settings) => process::run(1, |stop| {
+            settings.config.stop_grace.hurry = stop.hurry;
+            run::sidecar(settings, stop.asked)
+        }),
         Err(error) => process::report(&error),
     }
 }

@@ -7,19 +7,20 @@ use std::time::Duration;
 use anyhow::Context as _;
 use keel_control::syncer::PeerStates;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use super::answer;
-use crate::process;
+use crate::process::{self, Stop};
 use crate::run::{Node, RunningNode};
 use crate::settings::NodeFlags;
 
 /// How long the block waits for peers, so that it can say how it goes with them.
 const PEERS_PATIENCE: Duration = Duration::from_secs(2);
 
-pub(crate) async fn run(flags: NodeFlags, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(flags: NodeFlags, stop: Stop) -> anyhow::Result<()> {
+    let Stop { asked: stop, hurry } = stop;
     let default_dir = flags.data_dir.is_none();
-    let settings = process::node_settings(flags)?;
+    let mut settings = process::node_settings(flags)?;
+    settings.drain.hurry = hurry;
     let Some(mut node) = Node::start_unless(settings, &stop).await? else {
         return Ok(());
     };

@@ -127,7 +127,7 @@ async fn parts(
         },
         quic_dir: control.quic_dir(),
         status_interval: settings.status_interval,
-        drain_timeout: settings.drain_timeout,
+        drain: settings.drain.clone(),
         limits: settings.limits.clone(),
         runtimes,
     };

@@ -94,7 +94,7 @@ pub async fn router(settings: NodeSettings, stop: CancellationToken) -> anyhow::
         flags,
         quic_dir: access.data.quic(),
         status_interval: settings.status_interval,
-        drain_timeout: settings.drain_timeout,
+        drain: settings.drain.clone(),
         limits: settings.limits.clone(),
         runtimes,
     };

@@ -12,6 +12,7 @@ use keel_control::client::{Client, WatchFrom};
 use keel_control::routes::{
     Plan, ReportContext, Reporter, ReporterConfig, RouterFlags, StatusWriter, follow,
 };
+use keel_fabric::Grace;
 use keel_fabric::limits::{Limits, LinkLimits};
 use keel_fabric::link::{Links, RouterPeer};
 use keel_fabric::memory::Memory;
@@ -44,7 +45,7 @@ pub(super) struct RouterSettings {
     pub(super) quic_dir: PathBuf,
     pub(super) status_interval: Duration,
     /// How long a stop waits at most for flows to go elsewhere.
-    pub(super) drain_timeout: Duration,
+    pub(super) drain: Grace,
     /// Bounds of what peers may do and of what flows may hold.
     pub(super) limits: Limits,
     /// Where the data path's tasks are counted.
@@ -99,7 +100,7 @@ impl RouterPart {
             node: settings.node.clone(),
             quic_dir: settings.quic_dir,
             cluster: settings.cluster,
-            drain_timeout: settings.drain_timeout,
+            drain: settings.drain,
             live,
             paces: Paces::new(None, Arc::clone(&metrics)),
             memory: Memory::new(settings.limits.memory, Arc::clone(&metrics)),
@@ -189,7 +190,7 @@ struct Serve {
     node: NodeName,
     quic_dir: PathBuf,
     cluster: ClusterName,
-    drain_timeout: Duration,
+    drain: Grace,
     live: LiveIdentity,
     metrics: Arc<FabricMetrics>,
     paces: Arc<Paces>,
@@ -279,7 +280,7 @@ impl Serve {
             limits: self.limits.router.clone(),
             provider: self.limits.provider.clone(),
             flow: self.limits.flow,
-            drain_timeout: self.drain_timeout,
+            drain: self.drain.clone(),
             paces: Arc::clone(&self.paces),
             memory: Arc::clone(&self.memory),
             windows: Windows::of(&self.limits),
@@ -360,7 +361,7 @@ impl Serve {
             links,
             self.live.clone(),
             ProviderConfig {
-                grace: self.drain_timeout,
+                grace: self.drain.clone(),
                 limits: self.limits.provider.clone(),
                 flow: self.limits.flow,
                 paces: Arc::clone(&self.paces),

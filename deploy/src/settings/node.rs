@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keel_certs::{ClusterName, Namespace, NodeName, TrustDomain};
+use keel_fabric::Grace;
 use keel_fabric::limits::Limits;
 use keel_fabric::quic::{HostPort, ListenAddr};
 use keel_fabric::router::DRAIN_TIMEOUT;
@@ -240,7 +241,7 @@ pub struct NodeSettings {
     /// How old what only ticks may become in the Router's status.
     pub status_interval: Duration,
     /// How long a Router that stops waits at most for its flows to go elsewhere.
-    pub drain_timeout: Duration,
+    pub drain: Grace,
     /// Bounds of what peers may do and of what flows may hold.
     pub limits: Limits,
     /// Bandwidth of one identity at the Router.
@@ -341,18 +342,14 @@ impl NodeFlags {
             ));
         }
         let room = Room::of_process();
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Ok(NodeSettings {
             node: self.node_name,
             host,
             cluster: self.cluster.unwrap_or_else(ClusterName::default_cluster),
             data_dir: self.data_dir.unwrap_or(default_dir),
             join: self.join,
-            apiserver_listen: self
-                .apiserver_listen
-                .unwrap_or(ListenAddr::from(SocketAddr::from((
-                    Ipv4Addr::LOCALHOST,
-                    7443,
-                )))),
+            apiserver_listen: self.apiserver_listen.unwrap_or(local(7443).into()),
             router_listen: self.router_listen,
             trust_domain: self.trust_domain,
             advertise: values::reachable(self.advertise)?,
@@ -361,13 +358,13 @@ impl NodeFlags {
             follow: self.follow.map(|name| name.0),
             store: self.store,
             dashboard_listen: self.dashboard_listen,
-            metrics_listen: Wanted::new(
-                self.metrics_listen,
-                SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
-            ),
+            metrics_listen: Wanted::new(self.metrics_listen, local(9090)),
             local_namespaces: self.local_namespaces,
             status_interval,
-            drain_timeout: self.drain_timeout.map_or(DRAIN_TIMEOUT, |span| span.0),
+            drain: self
+                .drain_timeout
+                .map_or(DRAIN_TIMEOUT, |span| span.0)
+                .into(),
             limits: limits::set(room.fit(Limits::default(), room::OF_NODE), self.set_limit)?,
             identity_limit: self.identity_limit,
             apiserver_connections: room.api_connections(self.apiserver_connections),

@@ -174,6 +174,8 @@ keys! {
     "connections" Count router.connections [1, 1_000_000] "connections" "open connections";
     "connectionsPerIdentity" Count router.connections_per_identity [1, 1_000_000] "connections_per_identity" "open connections of one identity";
     "publications" Count router.publications [1, 1_000_000] "publications" "publications of one connection";
+    "publicationChangesPerSecond" Count router.changes_per_second [1, 1_000_000] "publication_changes" "publications and withdrawals per second of one identity; more are read later";
+    "publicationChangesBurst" Count router.changes_burst [1, 1_000_000] "publication_changes" "publications and withdrawals of one identity at once beyond the rate";
     "flowsPerConnection" Count router.streams [1, 65_535] "streams" "flows on one connection";
     "newFlowsPerSecond" Count router.opens_per_second [0, 10_000_000] "opens" "new flows per second of one identity";
     "newFlowsBurst" Count router.opens_burst [1, 10_000_000] "opens" "new flows of one identity at once beyond the rate";
@@ -189,7 +191,7 @@ keys! {
     "resumesPerSecond" Count router.resumes_per_second, provider.resumes_per_second [1, 10_000_000] "resumes" "legs of known flows per second; more wait a moment, new flows behind them, and are cut then; at a router a quarter is one identity's, and what others leave";
     "resumesBurst" Count router.resumes_burst, provider.resumes_burst [1, 10_000_000] "resumes" "legs of known flows at once beyond the rate";
     "headers" Count provider.headers [1, 65_536] "headers" "new flows of one connection at once whose header is awaited, at a provider";
-    "providerFlows" Count provider.flows [1, 1_000_000] "provider_flows" "flows at once that end in this process as their provider";
+    "providerFlows" Count provider.flows [1, 1_000_000] "provider_flows" "flows at once that end in this process as their provider; the idlest UDP associations make room";
     "rememberedFlows" Count provider.remembered [1, 10_000_000] "remembered" "flows that are over and whose late legs are still answered; the oldest are forgotten early";
     "waitingLegs" Count provider.waiting_legs [1, 1024] "waiting_legs" "legs at once that wait to be one flow's; more are cut";
     "dialTime" Time provider.dial_time [10, 60 * SECOND] "dial_time" "time to connect to a backend";

@@ -62,6 +62,8 @@ struct Inner {
 /// One node's connection, and the attempt at one.
 struct Slot {
     link: Option<Link>,
+    /// One to a router that stops at an address where the node is no more: it carries what it has.
+    left: Option<Link>,
     dialling: Attempt<Result<Link, LinkError>>,
     /// Tells the router which of its connections take each other's place: of two with the same number the newer one counts.
     instance: u64,
@@ -71,6 +73,7 @@ impl Default for Slot {
     fn default() -> Self {
         Self {
             link: None,
+            left: None,
             dialling: Attempt::default(),
             instance: new_instance(),
         }
@@ -128,7 +131,8 @@ impl Links {
         let dialling = {
             let mut slots = self.lock_slots();
             let slot = slots.entry(router.node.clone()).or_default();
-            let old = slot.link.clone().filter(Link::is_alive);
+            let old = slot.link.clone();
+            let old = old.filter(|link| link.is_alive() && !link.is_left_for(router));
             if let Some(link) = old.as_ref().filter(|link| !link.is_suspected()) {
                 return Ok(link.clone());
             }
@@ -163,11 +167,15 @@ impl Links {
             };
             // One that was made for another reason came first.
             let other = slot.link.clone();
-            if let Some(other) = other.filter(|held| held.is_alive() && !is_old(held)) {
+            let stands = |held: &Link| held.is_alive() && !held.is_left_for(router);
+            if let Some(other) = other.filter(|held| stands(held) && !is_old(held)) {
                 link.connection().close(code, b"there is another one");
                 return Ok(other);
             }
-            slot.link = Some(link.clone());
+            let before = slot.link.replace(link.clone());
+            if let Some(left) = before.filter(|held| held.is_alive() && !is_old(held)) {
+                slot.left = Some(left);
+            }
         }
         if let Some(old) = old {
             tracing::info!(router = %router.node, "another connection took the place of one that does not answer");
@@ -215,6 +223,12 @@ impl Links {
         Ok(())
     }
 
+    /// Whether another connection to `node` is there instead of one that ended like this, or is just coming.
+    pub(crate) fn is_replaced(&self, node: &NodeName, lost: &Lost) -> bool {
+        let by_us = *lost == Lost::Here && self.held(node).is_some_and(|link| link.is_alive());
+        by_us || lost.is_replaced()
+    }
+
     /// The round trip to `router` if a connection to it lives now.
     #[must_use]
     pub fn rtt(&self, node: &NodeName) -> Option<Duration> {
@@ -233,11 +247,14 @@ impl Links {
         }
     }
 
-    /// Whether the connection to the router of `node` lives and the router has said that it stops.
+    /// Whether a connection to a router of `node` lives and the router has said that it stops.
     #[must_use]
     pub fn draining(&self, node: &NodeName) -> bool {
-        self.held(node)
-            .is_some_and(|link| link.is_alive() && link.is_draining())
+        self.lock_slots().get_mut(node).is_some_and(|slot| {
+            slot.left.take_if(|left| !left.is_alive());
+            let mut links = slot.link.iter().chain(&slot.left);
+            links.any(|link| link.is_alive() && link.is_draining())
+        })
     }
 
     /// Closes every connection, telling the peers; waits until they have been told.
@@ -317,7 +334,7 @@ impl Links {
                 retired,
                 ends,
                 taker: Mutex::default(),
-                node: router.node.clone(),
+                router: router.clone(),
             }),
         })
     }
@@ -367,20 +384,25 @@ struct LinkInner {
     ends: SystemTime,
     /// Whoever takes the legs that the router opens, until it is cancelled.
     taker: Mutex<CancellationToken>,
-    node: NodeName,
+    router: RouterPeer,
 }
 
 impl Link {
     /// The router's node.
     #[must_use]
     pub fn node(&self) -> &NodeName {
-        &self.inner.node
+        &self.inner.router.node
     }
 
     /// Whether the connection lives, as far as known.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.inner.connection.close_reason().is_none()
+    }
+
+    /// Whether the router stops here while the node has one elsewhere: that one takes what is new.
+    pub(crate) fn is_left_for(&self, router: &RouterPeer) -> bool {
+        self.is_draining() && self.inner.router.addresses != router.addresses
     }
 
     /// Whether the router has said that it stops. It takes no flows any more; those that it carries should move.

@@ -1,14 +1,16 @@
 //! Later legs on their way to a flow.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use keel_certs::NodeName;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::leg::IncomingLeg;
 use crate::link::Drain;
 use crate::meter::Passing;
+use crate::udp::Inbox;
 
 /// A leg on its way to its flow. Boxed wherever a flow's task holds it: the flow outlives it by far.
 #[derive(Debug)]
@@ -29,12 +31,16 @@ pub(super) struct Arrival {
 pub(super) struct Arrivals {
     waiting: Mutex<Waiting>,
     came: Notify,
+    /// The packets of an association.
+    packets: OnceLock<Arc<Inbox>>,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     legs: VecDeque<Box<Arrival>>,
     closed: bool,
+    /// It makes room for another flow.
+    displaced: bool,
 }
 
 /// Why a leg cannot wait.
@@ -74,14 +80,43 @@ impl Arrivals {
         Ok(())
     }
 
-    /// The next leg. For one waiter; cancel safe.
-    pub(super) async fn next(&self) -> Box<Arrival> {
+    /// The next leg; `None` if the flow has to make room. For one waiter; cancel safe.
+    pub(super) async fn next(&self) -> Option<Box<Arrival>> {
         loop {
-            if let Some(arrival) = self.waiting().legs.pop_front() {
-                return arrival;
+            {
+                let mut waiting = self.waiting();
+                if waiting.displaced {
+                    return None;
+                }
+                if let Some(arrival) = waiting.legs.pop_front() {
+                    return Some(arrival);
+                }
             }
             self.came.notified().await;
         }
+    }
+
+    /// The flow is an association, with these packets.
+    pub(super) fn associate(&self, packets: Arc<Inbox>) {
+        // A flow has one end here, and that one inbox.
+        let _ = self.packets.set(packets);
+    }
+
+    /// When the last packet went either way, if it is an association that is not to make room already.
+    pub(super) fn moved(&self) -> Option<Instant> {
+        let packets = self.packets.get()?;
+        (!self.waiting().displaced).then(|| packets.moved())
+    }
+
+    /// It has to make room.
+    pub(super) fn displace(&self) {
+        self.waiting().displaced = true;
+        self.came.notify_one();
+    }
+
+    /// Whether it had to make room; once.
+    pub(super) fn take_displaced(&self) -> bool {
+        std::mem::take(&mut self.waiting().displaced)
     }
 
     /// Takes no more; those that wait.

@@ -14,7 +14,6 @@ pub(crate) mod terminator;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use keel_certs::{LiveIdentity, NodeName, ServiceId};
 use tokio::sync::watch;
@@ -22,6 +21,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::flow::FlowLimits;
+use crate::grace::Grace;
 use crate::limits::ProviderLimits;
 use crate::link::{Links, PublishError, RouterPeer};
 use crate::memory::Memory;
@@ -75,7 +75,7 @@ pub struct ProviderConfig {
     /// Buffers and resume window of flows.
     pub flow: FlowLimits,
     /// How long flows may go on after the stop before they are cut.
-    pub grace: Duration,
+    pub grace: Grace,
     /// Bandwidth.
     pub paces: Arc<Paces>,
     /// The memory of the process.
@@ -236,11 +236,15 @@ impl Provider {
         }
         let terminator = &self.inner.terminator;
         terminator.drain();
-        while let Some(ended) = tasks.join_next().await {
+        let hurry = &self.inner.config.grace.hurry;
+        while let Some(Some(ended)) = hurry.run_until_cancelled(tasks.join_next()).await {
             linger(ended);
         }
         // Those that are not done by then are cut now.
-        let _ = tokio::time::timeout(self.inner.config.grace, terminator.idle()).await;
+        tokio::select! {
+            () = terminator.idle() => {}
+            () = self.inner.config.grace.over() => {}
+        }
         terminator.shutdown().await;
     }
 }

@@ -90,7 +90,7 @@ pub(super) async fn at(at: At, mut wanted: Wanted, cancel: CancellationToken) ->
                             continue;
                         }
                         // Another connection is there already, or is just coming: nobody should miss us meanwhile.
-                        Served::Lost(lost) if lost.is_replaced() => continue,
+                        Served::Lost(lost) if at.inner.links.is_replaced(node, &lost) => continue,
                         Served::Lost(lost) => lost,
                     };
                     tracing::info!(router = %node, %lost, "link to router lost");
@@ -188,6 +188,7 @@ async fn serve(
         () = publishing => Served::Cancelled(taking),
         () = cancel.cancelled() => Served::Cancelled(taking),
         () = link.retired() => Served::Retired(taking),
+        () = left(link, &at.router) => Served::Retired(taking),
     };
     if matches!(served, Served::Cancelled(_)) {
         // A router that does not answer hears of it when the connection ends.
@@ -196,6 +197,14 @@ async fn serve(
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
     served
+}
+
+/// Waits until the router stops here while the node has one elsewhere.
+async fn left(link: &Link, router: &RouterPeer) {
+    link.drain().begun().await;
+    if !link.is_left_for(router) {
+        std::future::pending().await
+    }
 }
 
 /// Takes the legs that the router opens until the link is lost, or another task takes them.

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -23,6 +24,9 @@ use crate::pump::{Event, Pump};
 use crate::series::At;
 use crate::udp;
 use crate::wire::{AbortCode, GoneCode, Open, Place, Protocol, RefuseCode};
+
+/// How long an answer to a leg that is not taken may keep a flow waiting.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// A flow that begins. Boxed on its way: arguments of a future take their room twice, for as long as it lives.
 #[derive(Debug)]
@@ -62,9 +66,13 @@ pub(super) async fn run(terminator: Arc<Terminator>, start: Box<Start>) {
     let _ended = Ended {
         terminator: &terminator,
         key: &key,
+        legs: &legs,
     };
     let started = Instant::now();
     let mut pump = pump(&terminator, &open, leg, &mut via, &backend);
+    if let Some(udp) = pump.udp_mut() {
+        legs.associate(udp.arrived());
+    }
     let mut path = Path {
         routers: Route::default(),
         drain: via.drain.take(),
@@ -72,7 +80,7 @@ pub(super) async fn run(terminator: Arc<Terminator>, start: Box<Start>) {
     path.routers.note(&via.router);
     carry(&terminator, &mut pump, &open, &backend, &legs, &mut path).await;
     let finished = pump.flow().finished(Instant::now());
-    terminator.over(&key, finished);
+    terminator.over(&key, &legs, finished);
     say(&terminator, &mut pump, &open, &via, &path.routers, started);
     // Boxed, as what is awaited once, or never, takes its room in the task for as long as the flow lives.
     Box::pin(turn_away(&legs, finished, &terminator.metrics)).await;
@@ -136,7 +144,13 @@ async fn carry(
                 pump.stop();
                 break;
             }
-            arrival = legs.next() => Box::pin(offer(pump, arrival, path, &terminator.metrics)).await,
+            arrival = legs.next() => match arrival {
+                Some(arrival) => Box::pin(offer(pump, arrival, path, &terminator.metrics)).await,
+                None => {
+                    pump.abort(AbortCode::Limit);
+                    break;
+                }
+            },
             place = leave(path.drain.as_ref()) => {
                 // Only the initiator can open another leg, and it may not have heard of this router's stop.
                 path.drain = None;
@@ -215,7 +229,7 @@ fn say(
 async fn turn_away(legs: &Arrivals, finished: Option<Finished>, metrics: &FabricMetrics) {
     for arrival in legs.close() {
         let code = finished.map_or(GoneCode::Unknown, |finished| finished.code);
-        gone(arrival.leg, code, metrics).await;
+        let _ = tokio::time::timeout(ANSWER, gone(arrival.leg, code, metrics)).await;
     }
 }
 
@@ -223,11 +237,12 @@ async fn turn_away(legs: &Arrivals, finished: Option<Finished>, metrics: &Fabric
 struct Ended<'a> {
     terminator: &'a Terminator,
     key: &'a Key,
+    legs: &'a Arrivals,
 }
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        self.terminator.ended(self.key);
+        self.terminator.ended(self.key, self.legs);
     }
 }
 
@@ -267,6 +282,7 @@ async fn offer(pump: &mut Pump, arrival: Box<Arrival>, path: &mut Path, metrics:
             path.drain = drain.filter(|drain| !drain.is_replaced());
             pump.meter().pass(passing);
         }
-        Err(code) => gone(leg, code, metrics).await,
+        // Its connection may be blocked, and the flow goes on over another one.
+        Err(code) => drop(tokio::time::timeout(ANSWER, gone(leg, code, metrics)).await),
     }
 }

@@ -115,6 +115,11 @@ impl<L: Clone> Table<L> {
         self.remembered.age(now)
     }
 
+    /// Those that run.
+    pub(crate) fn all_live(&self) -> impl Iterator<Item = &L> {
+        self.live.values()
+    }
+
     /// How many flows run.
     pub(crate) fn live(&self) -> usize {
         self.live.len()

@@ -1,6 +1,6 @@
 //! Flows that end in this process: found by id, started once.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,12 @@ use crate::wire::{FlowId, Frame, GoneCode, Open, RefuseCode, ResetCode};
 /// Time for the last frames of flows that are cut to leave, before their connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
+/// An association makes room for another flow only after so long without a packet.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// How soon that is looked for again after nothing was found: each look goes over all flows.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// How often it is looked for flows that need not be remembered any more.
 const TIDY: Duration = Duration::from_secs(5);
 
@@ -45,6 +51,10 @@ pub(crate) struct Terminator {
     tidying: Mutex<JoinSet<()>>,
     /// A flow has ended.
     ended: Notify,
+    /// Flows that are just ending to make room.
+    displaced: AtomicUsize,
+    /// When nothing was found that could make room.
+    looked: Mutex<Option<Instant>>,
     /// No flow starts any more.
     draining: AtomicBool,
     /// Ends all flows.
@@ -119,6 +129,8 @@ impl Terminator {
             tasks: Arc::default(),
             tidying: Mutex::default(),
             ended: Notify::new(),
+            displaced: AtomicUsize::new(0),
+            looked: Mutex::default(),
             draining: AtomicBool::new(false),
             cut: CancellationToken::new(),
         })
@@ -210,16 +222,14 @@ impl Terminator {
                 let text = "only a repeated open came here".to_owned();
                 Found::Refused(RefuseCode::NeverArrived, text)
             }
-            (table::Found::New, Some(open)) => {
-                match self.admit(open, &key.0, backend, flows.live()) {
-                    Ok(backend) => {
-                        let legs = Arc::<Arrivals>::default();
-                        flows.begin(key, Arc::clone(&legs));
-                        Found::New(backend, legs)
-                    }
-                    Err((code, text)) => Found::Refused(code, text),
+            (table::Found::New, Some(open)) => match self.admit(open, &key.0, backend, flows) {
+                Ok(backend) => {
+                    let legs = Arc::<Arrivals>::default();
+                    flows.begin(key, Arc::clone(&legs));
+                    Found::New(backend, legs)
                 }
-            }
+                Err((code, text)) => Found::Refused(code, text),
+            },
             (table::Found::New | table::Found::Unknown, _) => Found::Unknown,
         }
     }
@@ -236,7 +246,7 @@ impl Terminator {
         open: &Open,
         from: &Subject,
         backend: Option<Backend>,
-        live: usize,
+        flows: &Table<Arc<Arrivals>>,
     ) -> Result<Backend, (RefuseCode, String)> {
         if self.draining.load(Ordering::Relaxed) {
             return Err((RefuseCode::Draining, "the provider stops".to_owned()));
@@ -256,14 +266,41 @@ impl Terminator {
         if let Err(why) = self.memory.admit(Some(from)) {
             return Err((RefuseCode::Limit, why.to_owned()));
         }
-        if live >= self.limits.flows {
-            self.metrics.hit("provider_flows");
+        if !self.has_room(flows) {
             return Err((
                 RefuseCode::Limit,
                 format!("the limit of {} flows is reached", self.limits.flows),
             ));
         }
         Ok(backend)
+    }
+
+    /// Whether another flow may start. At the limit associations make room that nobody has used for a moment: resolvers take
+    /// a new port for each question, and nothing says that they are done.
+    fn has_room(&self, flows: &Table<Arc<Arrivals>>) -> bool {
+        let stay = |displaced: usize| flows.live().saturating_sub(displaced);
+        if stay(self.displaced.load(Ordering::Relaxed)) < self.limits.flows {
+            return true;
+        }
+        self.metrics.hit("provider_flows");
+        let now = Instant::now();
+        let mut looked = lock(&self.looked);
+        if looked.is_some_and(|looked| now - looked < LOOK_AGAIN) {
+            return false;
+        }
+        let idle = flows
+            .all_live()
+            .filter_map(|flow| Some((flow.moved()?, flow)));
+        let mut idle: Vec<_> = idle.filter(|(moved, _)| now - *moved >= IDLE).collect();
+        // Some at once: each look goes over all.
+        let some = idle.len().min(1 + flows.live() / 64);
+        idle.sort_unstable_by_key(|(moved, _)| *moved);
+        for (_, flow) in &idle[..some] {
+            flow.displace();
+        }
+        self.displaced.fetch_add(some, Ordering::Relaxed);
+        *looked = (some == 0).then_some(now);
+        some > 0
     }
 
     fn start(self: &Arc<Self>, start: Box<Start>) {
@@ -279,9 +316,19 @@ impl Terminator {
     }
 
     /// The flow is over; later legs are answered from its record.
-    pub(super) fn over(&self, key: &Key, finished: Option<Finished>) {
-        let early = lock(&self.table).flows.over(key, finished, Instant::now());
+    pub(super) fn over(&self, key: &Key, legs: &Arrivals, finished: Option<Finished>) {
+        let mut table = lock(&self.table);
+        let early = table.flows.over(key, finished, Instant::now());
+        self.is_gone(legs);
+        drop(table);
         self.forgot(early);
+    }
+
+    /// The flow is in the table no more, which is locked: from now on nobody can ask it to make room.
+    fn is_gone(&self, legs: &Arrivals) {
+        if legs.take_displaced() {
+            self.displaced.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     fn tidy_in_time(&self) {
@@ -302,8 +349,11 @@ impl Terminator {
     }
 
     /// The flow's task has ended.
-    pub(super) fn ended(&self, key: &Key) {
-        lock(&self.table).flows.forget_live(key, Instant::now());
+    pub(super) fn ended(&self, key: &Key, legs: &Arrivals) {
+        let mut table = lock(&self.table);
+        table.flows.forget_live(key, Instant::now());
+        self.is_gone(legs);
+        drop(table);
         self.ended.notify_one();
     }
 

@@ -97,10 +97,10 @@ pub enum Lost {
 }
 
 impl Lost {
-    /// Whether it ended as one does whose place another connection of ours takes: closed by us, or by the peer for that reason.
+    /// Whether the peer closed it because another connection of ours takes its place.
     pub(crate) fn is_replaced(&self) -> bool {
         let replaced = CloseCode::Replaced.to_wire();
-        matches!(self, Self::Here) || matches!(self, Self::Closed { code, .. } if *code == replaced)
+        matches!(self, Self::Closed { code, .. } if *code == replaced)
     }
 }
 

@@ -94,9 +94,10 @@ pub(super) async fn serve(shared: Arc<Shared>, admitted: Admitted) {
     let lost = loop {
         tokio::select! {
             stream = connection.accept_bi() => match stream {
-                Ok((send, recv)) if first => {
+                Ok(stream) if first => {
                     first = false;
-                    control.spawn(control::serve(Arc::clone(&shared), Arc::clone(&client), send, recv));
+                    let allowance = share.allowance();
+                    control.spawn(control::serve(Arc::clone(&shared), Arc::clone(&client), allowance, stream));
                 }
                 Ok((mut send, mut recv)) => {
                     let allowance = share.allowance();

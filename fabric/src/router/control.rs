@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::clients::Client;
+use super::identities::Allowance;
 use super::route::{Provider, ServiceKey, may_publish};
-use crate::quic::{RecvStream, SendStream};
+use super::splice::Stream;
 use crate::wire::{CloseCode, Message, MessageDecoder, Offer, RefuseCode, VERSION};
 
 /// Bytes read at once.
@@ -23,11 +25,13 @@ struct Published<'a> {
 }
 
 /// Serves the stream until it or its connection ends.
+///
+/// An identity that publishes and withdraws faster than it may is read slower: each change is told to the whole fabric.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     client: Arc<Client>,
-    mut send: SendStream,
-    mut recv: RecvStream,
+    allowance: Allowance,
+    (mut send, mut recv): Stream,
 ) {
     let mut published = Published {
         shared: &shared,
@@ -63,7 +67,19 @@ pub(super) async fn serve(
         decoder.push(chunk);
         loop {
             match decoder.next() {
-                Ok(Some(message)) => published.take(message, &mut out),
+                Ok(Some(message)) => {
+                    if let Message::Publish { .. } | Message::Withdraw { .. } = message {
+                        let wait = allowance.change(&shared.limits, Instant::now());
+                        if !wait.is_zero() {
+                            shared.metrics.hit("publication_changes");
+                            if send.write_chunk(out.split().freeze()).await.is_err() {
+                                return;
+                            }
+                            tokio::time::sleep(wait).await;
+                        }
+                    }
+                    published.take(message, &mut out);
+                }
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(identity = %client.identity, %error, "control stream cannot be read");

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use keel_certs::Subject;
 use tokio::time::Instant;
@@ -34,6 +35,8 @@ struct Budget {
     connections: usize,
     opens: Bucket,
     known: Bucket,
+    /// Publications and withdrawals.
+    changes: Bucket,
     /// Legs of known flows that wait for their provider.
     parked: usize,
     floods: u32,
@@ -130,6 +133,7 @@ impl Identities {
                 connections: 0,
                 opens: Bucket::full(limits.opens_burst, now),
                 known: Bucket::full(limits.resumes_per_second, now),
+                changes: Bucket::full(limits.changes_burst, now),
                 parked: 0,
                 floods: 0,
                 floods_since: now,
@@ -193,6 +197,16 @@ impl Allowance {
         before
     }
 
+    /// Takes one publication or withdrawal out of the budget; how long it has to wait.
+    pub(super) fn change(&self, limits: &RouterLimits, now: Instant) -> Duration {
+        let mut budget = lock(&self.budget);
+        let rate = f64::from(limits.changes_per_second);
+        let changes = &mut budget.changes;
+        changes.fill(rate, f64::from(limits.changes_burst), now);
+        changes.tokens -= 1.0;
+        Duration::from_secs_f64((-changes.tokens).max(0.0) / rate)
+    }
+
     /// Room for a leg that waits for its provider; an identity has half of all.
     pub(super) fn park(&self, limits: &RouterLimits) -> Option<Parked<'_>> {
         let mut budget = lock(&self.budget);
@@ -242,8 +256,6 @@ impl Drop for Share {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn identities() -> Identities {
@@ -329,6 +341,24 @@ mod tests {
         assert_eq!(first(now), 40);
         assert_eq!(first(now + Duration::from_secs(1)), 10);
         assert_eq!(first(now + Duration::from_secs(60)), 40);
+    }
+
+    #[test]
+    fn publications_beyond_the_burst_come_at_the_rate() {
+        let identities = identities();
+        let limits = RouterLimits {
+            changes_burst: 2,
+            changes_per_second: 10,
+            ..RouterLimits::default()
+        };
+        let now = Instant::now();
+        let share = identities.connect(&"/node/a".parse().unwrap(), &limits, now);
+        let allowance = share.unwrap().allowance();
+        let waits = |now| [(); 4].map(|()| allowance.change(&limits, now).as_millis());
+        assert_eq!(waits(now), [0, 0, 100, 200]);
+        // Two are owed, and no more than the burst is earned.
+        assert_eq!(waits(now + Duration::from_millis(300)), [0, 100, 200, 300]);
+        assert_eq!(waits(now + Duration::from_secs(60)), [0, 0, 100, 200]);
     }
 
     #[test]

@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::flow::FlowLimits;
+use crate::grace::Grace;
 use crate::limits::{ProviderLimits, RouterLimits};
 use crate::link::ALPN;
 use crate::memory::Memory;
@@ -53,6 +54,8 @@ pub use view::{ClientView, ProviderView, Role, RouterView, ServiceView, Totals};
 
 /// How often counters are reported.
 const REPORT: Duration = Duration::from_secs(1);
+/// Least time between two reports of what came and went: each looks at everything.
+const REST: Duration = Duration::from_millis(10);
 /// How long peers may take to hear of the stop.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -71,8 +74,8 @@ pub struct RouterConfig {
     pub provider: ProviderLimits,
     /// Buffers of flows that end in the router.
     pub flow: FlowLimits,
-    /// How long a router that stops waits at most for flows to leave it; zero cuts them at once.
-    pub drain_timeout: Duration,
+    /// How long a router that stops waits at most for flows to leave it; no time cuts them at once.
+    pub drain: Grace,
     /// Bandwidth of the backends that the router dials itself.
     pub paces: Arc<Paces>,
     /// Flow control of connections.
@@ -83,7 +86,7 @@ pub struct RouterConfig {
     pub identity_limit: watch::Receiver<Option<Rate>>,
 }
 
-/// The default of [`RouterConfig::drain_timeout`].
+/// The default of [`RouterConfig::drain`].
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A bound router.
@@ -180,9 +183,9 @@ impl Router {
         }));
         Ok(Self {
             endpoint,
-            drain_timeout: config.drain_timeout,
+            drain_timeout: config.drain.time,
             identity_limit: config.identity_limit,
-            hurry: CancellationToken::new(),
+            hurry: config.drain.hurry.child_token(),
             shared,
             view,
         })
@@ -201,7 +204,7 @@ impl Router {
         self.view.subscribe()
     }
 
-    /// Once it is cancelled, a router that stops waits for no flow.
+    /// Once it is cancelled, this router waits for no flow when it stops.
     #[must_use]
     pub fn hurry(&self) -> CancellationToken {
         self.hurry.clone()
@@ -231,6 +234,7 @@ impl Router {
         let mut handshakes: JoinSet<Option<conn::Admitted>> = JoinSet::new();
         let mut report = tokio::time::interval(REPORT);
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut rested = pin!(tokio::time::sleep(Duration::ZERO));
         let mut backends_live = true;
         let checks = Checks::new(Arc::clone(&shared.metrics));
         let mut healths = checks.healths();
@@ -292,7 +296,10 @@ impl Router {
                 Ok(()) = healths.changed() => {
                     set_own(&shared, &backends.borrow(), &healths.borrow_and_update());
                 }
-                () = shared.changed.notified() => publish_view(&shared, &view),
+                () = async { rested.as_mut().await; shared.changed.notified().await } => {
+                    publish_view(&shared, &view);
+                    rested.as_mut().reset(Instant::now() + REST);
+                }
                 _ = report.tick() => publish_view(&shared, &view),
             }
         }

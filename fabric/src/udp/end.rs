@@ -146,6 +146,11 @@ impl End {
         self.route = Some(datagrams.route(stream, Arc::new(arrivals), &self.metrics));
     }
 
+    /// Where the datagrams of the other end come to; it knows when a packet last went either way.
+    pub(crate) fn arrived(&self) -> Arc<Inbox> {
+        Arc::clone(&self.arrived)
+    }
+
     /// Bytes of packets that wait, either direction.
     pub(crate) fn waiting(&self) -> usize {
         let client = match &self.local {
@@ -181,7 +186,7 @@ impl End {
                 Poll::Pending => return self.poll_probe(cx, flow) || moved,
                 Poll::Ready(Ok(packet)) => {
                     self.accept(flow);
-                    self.moved = Instant::now();
+                    self.touch();
                     if gate.try_take(packet.len(), self.moved) {
                         self.carry(&packet, flow, has_leg);
                     } else {
@@ -364,11 +369,17 @@ impl End {
         }
     }
 
+    /// A packet went one way or the other, by whatever means; those that look for idle associations ask the inbox.
+    fn touch(&mut self) {
+        self.moved = Instant::now();
+        self.arrived.touch();
+    }
+
     /// One packet to the application. Ready also if it was lost there.
     fn give(&mut self, cx: &mut Context<'_>, packet: &[u8], flow: &mut Flow) -> Poll<()> {
         match ready!(self.local.poll_send(cx, packet)) {
             Ok(()) => {
-                self.moved = Instant::now();
+                self.touch();
                 self.given += packet.len() as u64;
             }
             Err(error) => self.failed(&error, flow),
@@ -451,49 +462,4 @@ fn is_open(flow: &Flow) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Now = Now {
-        max: 1152,
-        attached: true,
-        accepted: true,
-        has_leg: true,
-        room: 1 << 16,
-    };
-
-    #[test]
-    fn small_packets_are_datagrams_and_large_ones_go_on_the_stream() {
-        assert_eq!(way(0, NOW), Way::Datagram);
-        assert_eq!(way(1152, NOW), Way::Datagram);
-        assert_eq!(way(1153, NOW), Way::Stream);
-        assert_eq!(way((1 << 16) - PREFIX, NOW), Way::Stream);
-        assert_eq!(way((1 << 16) - PREFIX + 1, NOW), Way::Drop("queue"));
-    }
-
-    #[test]
-    fn before_the_answer_everything_goes_on_the_stream_and_without_a_leg_nothing_goes() {
-        let opening = Now {
-            attached: false,
-            accepted: false,
-            ..NOW
-        };
-        assert_eq!(way(10, opening), Way::Stream);
-        let no_leg = Now {
-            has_leg: false,
-            ..NOW
-        };
-        assert_eq!(way(10, no_leg), Way::Drop("no_leg"));
-        // The first packet waits for the first leg.
-        let waiting = Now {
-            has_leg: false,
-            ..opening
-        };
-        assert_eq!(way(10, waiting), Way::Stream);
-        let resuming = Now {
-            attached: false,
-            ..NOW
-        };
-        assert_eq!(way(10, resuming), Way::Stream);
-    }
-}
+mod tests;

@@ -484,6 +484,7 @@ fn every_limit_has_a_test() {
         include_str!("budgets.rs"),
         include_str!("limits.rs"),
         include_str!("memory.rs"),
+        include_str!("publications.rs"),
     ]
     .concat();
     for key in KEYS.iter().filter(|key| !key.metric.is_empty()) {

@@ -1,14 +1,19 @@
 //! Resumes by somebody else: refused, counted, and without any effect on the flow.
 
 use bytes::{Bytes, BytesMut};
+use keel_fabric::consumer::{FlowOptions, Target};
 use keel_fabric::metrics::{GoneLabels, Side};
 use keel_fabric::quic::{RecvStream, SendStream};
 use keel_fabric::wire::{Decoder, Frame, Generation, GoneCode, Open, Proof, Resume, Role, Secret};
+use tokio::io::AsyncReadExt as _;
+use tokio::task::JoinSet;
 
 use crate::admission::connect;
 use crate::backend::Backend;
+use crate::bounds::bytes;
 use crate::headers;
 use crate::limits::answer;
+use crate::publications::Puppet;
 use crate::world::{World, soon};
 
 fn resume(open: &Open, proof: Option<Proof>) -> Frame {
@@ -92,4 +97,69 @@ async fn forged_replayed_and_foreign_resumes_are_refused_and_counted() {
     assert_eq!(frame, Frame::Gone { code });
     assert_eq!(refused(GoneCode::Stale), 1);
     echo(&mut second, 6, b"three").await;
+}
+
+/// The next frame of a leg.
+async fn next(recv: &mut RecvStream, decoder: &mut Decoder) -> Frame {
+    loop {
+        match decoder.next().unwrap() {
+            Some(frame) => return frame,
+            None => decoder.push(soon(recv.read_chunk(1000)).await.unwrap().unwrap()),
+        }
+    }
+}
+
+/// A router that has not carried the OPEN does not know the flow's secret.
+#[tokio::test]
+async fn an_answer_of_somebody_else_is_counted_and_the_flow_goes_on() {
+    let world = World::new();
+    let puppet = Puppet::new(&world);
+    let target = Target {
+        service: "echo.default".parse().unwrap(),
+        port: 80,
+        provider: "/node/b/ns/default/pod/p".parse().unwrap(),
+        router: puppet.peer(),
+        options: FlowOptions::default(),
+    };
+    let (consumer, mut tasks) = (world.consumer(), JoinSet::new());
+    let mut client = consumer.connect(&mut tasks, &target).await;
+    let (connection, _control, _answers) = puppet.accept().await;
+    let (mut send, mut recv) = soon(connection.accept_bi()).await.unwrap();
+    let Frame::Open(open) = next(&mut recv, &mut Decoder::new()).await else {
+        panic!("no OPEN")
+    };
+    let limit = 1 << 20;
+    let accept = Frame::Accept {
+        limit,
+        max_datagram: 0,
+        window: None,
+    };
+    send.write_chunk(bytes(&accept)).await.unwrap();
+    send.finish();
+    let mut last = None;
+    for secret in [Secret::random(), open.secret.clone()] {
+        let (mut send, mut recv) = soon(connection.accept_bi()).await.unwrap();
+        let Frame::Resume(resume) = next(&mut recv, &mut Decoder::new()).await else {
+            panic!("no RESUME")
+        };
+        let generation = resume.generation;
+        let resumed = Frame::Resumed {
+            generation,
+            recv: 0,
+            limit,
+            proof: secret.prove(open.flow, generation, Role::Terminator),
+            age: None,
+        };
+        let data = Frame::Data {
+            offset: 0,
+            bytes: Bytes::from_static(b"b"),
+        };
+        for frame in [resumed, data] {
+            send.write_chunk(bytes(&frame)).await.unwrap();
+        }
+        last = Some((send, recv));
+    }
+    assert_eq!(soon(client.read_u8()).await.unwrap(), b'b');
+    assert_eq!(world.metrics.forged.get(), 1);
+    drop(last);
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keel_fabric::consumer::Target;
+use keel_fabric::metrics::{LossLabels, Side};
 use keel_fabric::{EndReason, FlowEnd};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::backend::{Backend, noise};
-use crate::world::{Consumer, RunningRouter, World, echoes, publication, soon, target};
+use crate::world::{Consumer, RunningRouter, World, echoes, end, publication, soon, target};
 
 /// What a stall may last in a test that runs beside many others. The whole-system test has the documented bound.
 const STALL: Duration = Duration::from_secs(3);
@@ -103,6 +104,13 @@ fn legs(router: &RunningRouter) -> u64 {
     router.view.borrow().totals.connections
 }
 
+/// Legs that consumers lost with their connection, instead of leaving them.
+fn lost(world: &World) -> u64 {
+    let (role, cause) = (Side::consumer, "connection");
+    let lost = world.metrics.legs_lost.get(&LossLabels { role, cause });
+    lost.map_or(0, |lost| lost.get())
+}
+
 #[tokio::test]
 async fn a_drained_router_hands_its_flows_over_before_it_ends() {
     let mut world = World::new();
@@ -121,6 +129,11 @@ async fn a_drained_router_hands_its_flows_over_before_it_ends() {
     second.shows(|view| view.totals.connections == 20).await;
     let stall = load.end().await;
     println!("20 flows moved in {took:?}, longest stall {stall:?}");
+    assert_eq!(
+        lost(&world),
+        0,
+        "the new leg was there before the old one went"
+    );
     assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(stall < STALL, "{stall:?}");
 }
@@ -163,6 +176,11 @@ async fn three_routers_restart_one_after_the_other_under_load() {
     }
     let stall = load.end().await;
     println!("longest stall {stall:?}");
+    assert_eq!(
+        lost(&world),
+        0,
+        "the new leg was there before the old one went"
+    );
     assert!(stall < STALL, "{stall:?}");
 }
 
@@ -186,6 +204,39 @@ async fn with_a_single_router_flows_wait_until_it_is_back() {
     let stall = load.end().await;
     println!("drained in {took:?}; half a second without a router, longest stall {stall:?}");
     assert!(stall < STALL + Duration::from_millis(500), "{stall:?}");
+}
+
+/// Its old connection carries what ends in the router itself, and nothing else waits for that.
+#[tokio::test]
+async fn a_router_that_goes_to_another_address_is_used_there_at_once() {
+    let mut world = World::new();
+    let old = world.router("r").await;
+    let backend = Backend::echo().await;
+    let own: Arc<Vec<_>> = vec![publication("own.default", 80, backend.addr)].into();
+    old.backends.send_replace(Arc::clone(&own));
+    let of = |router: &RunningRouter| target("own.default", 80, "/node/r".parse().unwrap(), router);
+    let (consumer, mut ends) = (world.consumer(), JoinSet::new());
+    let mut client = consumer.carried(&mut ends, &of(&old)).await;
+    let elsewhere = world.router_at("r", "127.0.0.1:0".parse().unwrap());
+    elsewhere.backends.send_replace(own);
+    old.stop.cancel();
+    soon(async {
+        while !consumer.links.draining(&old.peer.node) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let mut another = consumer.carried(&mut ends, &of(&elsewhere)).await;
+    for byte in 0..20 {
+        echoes(&mut client, byte).await;
+        echoes(&mut another, byte).await;
+    }
+    assert!(!old.is_done(), "it waits for the flow that ends there");
+    drop(client);
+    end(&mut ends).await.unwrap();
+    let mut old = old;
+    old.stopped().await;
+    echoes(&mut another, b'z').await;
 }
 
 #[tokio::test]

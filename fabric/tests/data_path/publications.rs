@@ -20,6 +20,8 @@ use keel_fabric::wire::{
 
 use crate::admission::connect;
 use crate::backend::Backend;
+use crate::bounds::names;
+use crate::limits::hits;
 use crate::world::{RunningProvider, RunningRouter, World, publication, soon};
 
 /// A router of node `r` that does what the test says.
@@ -386,4 +388,39 @@ async fn a_newer_connection_of_the_same_process_takes_the_place_of_the_older() {
     for connection in [&unknown, &another, &foreign, &newer] {
         assert_eq!(connection.close_reason(), None);
     }
+}
+
+/// The answers to so many withdrawals of what was never published.
+async fn withdrawals(connection: &Connection, count: u64) -> Duration {
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let (mut out, mut decoder) = (BytesMut::new(), MessageDecoder::new());
+    (0..count).for_each(|id| Message::Withdraw { id }.encode(&mut out));
+    let asked = Instant::now();
+    send.write_chunk(out.freeze()).await.unwrap();
+    for expected in 0..count {
+        let answer = next(&mut recv, &mut decoder).await;
+        assert!(
+            matches!(answer, Message::Answer { id, .. } if id == expected),
+            "{answer:?}"
+        );
+    }
+    asked.elapsed()
+}
+
+#[tokio::test]
+async fn who_publishes_and_withdraws_without_end_is_read_slower_and_nobody_else() {
+    let mut world = World::new();
+    world.router_limits.changes_burst = 10;
+    world.router_limits.changes_per_second = 3;
+    let router = world.router("r").await;
+    let live = world.fabric.pod("b", "default", "p");
+    let within = connect(&router, &live).await;
+    withdrawals(&within, 10).await;
+    assert_eq!(hits(&world), []);
+    let beyond = connect(&router, &live).await;
+    let other = connect(&router, &world.fabric.pod("b", "default", "q")).await;
+    // Some of the budget may have come back by then.
+    let (slow, usual) = tokio::join!(withdrawals(&beyond, 10), withdrawals(&other, 10));
+    assert!(usual < slow, "{usual:?} and {slow:?}");
+    assert_eq!(names(&world), ["publication_changes"]);
 }

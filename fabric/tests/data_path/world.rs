@@ -161,7 +161,7 @@ impl World {
             limits: self.router_limits.clone(),
             provider: Default::default(),
             flow: self.limits,
-            drain_timeout: self.drain_timeout,
+            drain: self.drain_timeout.into(),
             paces: self.paces(),
             memory: self.memory(),
             windows: Windows::default(),
@@ -235,7 +235,7 @@ impl World {
         let config = ProviderConfig {
             limits: self.provider_limits.clone(),
             flow: self.limits,
-            grace: self.grace,
+            grace: self.grace.into(),
             paces: self.paces(),
             memory: self.memory(),
             entrances: Entrances::default(),

@@ -156,7 +156,7 @@ impl Node {
         config.metrics = ListenOn::given("127.0.0.1:0".parse().unwrap());
         config.dns_upstreams = Upstreams::None;
         config.connect_timeout = Duration::from_secs(5);
-        config.stop_grace = Duration::from_millis(200);
+        config.stop_grace = Duration::from_millis(200).into();
         config
     }
 
@@ -208,7 +208,7 @@ fn router(
         limits: RouterLimits::default(),
         provider: ProviderLimits::default(),
         flow: FlowLimits::default(),
-        drain_timeout: DRAIN_TIMEOUT,
+        drain: DRAIN_TIMEOUT.into(),
         paces: Paces::new(None, Arc::clone(&metrics)),
         memory: Memory::new(MemoryLimits::default(), Arc::clone(&metrics)),
         windows: Windows::default(),

@@ -9,7 +9,7 @@ use crate::tunnel::Tunnel;
 #[derive(Debug, clap::Parser)]
 #[command(
     bin_name = "tests/compare",
-    after_help = "Examples:\n  tests/compare                              all of it, about 20 minutes\n  tests/compare --quick                      one short round of each\n  tests/compare --only keel,rathole --link pair --loads bulk\n  tests/compare --faults                     connections through the same faults"
+    after_help = "Examples:\n  tests/compare                              all of it, about 45 minutes\n  tests/compare --quick                      one short round of each\n  tests/compare --only keel,rathole --link pair --loads bulk\n  tests/compare --faults                     connections through the same faults, about 10 minutes, as root"
 )]
 pub(crate) struct Arguments {
     /// Rounds; each measures every tunnel once
@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     /// Only these loads
     #[arg(long, value_delimiter = ',', value_enum)]
     loads: Vec<Kind>,
-    /// Fail if something that we set out to reach is not
+    /// Fail if something that we set out to reach is not; with --faults, if a connection through ours does not go on
     #[arg(long)]
     pub(crate) check: bool,
     /// What becomes of a connection when the relay dies, the network goes, the NAT changes its ports (as root)

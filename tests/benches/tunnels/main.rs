@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
         })
         .collect();
     if arguments.faults {
-        return faults::table(&tunnels);
+        return faults::table(&tunnels, arguments.check);
     }
     let mut reached = true;
     for link in arguments.links() {

@@ -53,7 +53,7 @@ impl Walk {
         let mapped = ["--mapped-services", "load"];
         let consumer = Sidecar::joining(&host, "consumer", &node, &mapped)?;
         let address = consumer.listens("load", 2003)?;
-        let load = Load::steady(10, 0xADD2_E550).start(&host, address, &server)?;
+        let load = Load::steady(10, need::seed(0xADD2_E550)).start(&host, address, &server)?;
         load.moves(100_000, wait::SOON)?;
         Ok(Self {
             consumer,

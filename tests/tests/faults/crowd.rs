@@ -13,6 +13,9 @@ use rand::{RngExt, SeedableRng};
 
 use crate::ground::{Ground, Holding};
 
+/// How long a flow without a leg is kept.
+const WINDOW: Duration = Duration::from_secs(60);
+
 /// What memory may keep besides 5 % in the short form, whose first storm is too short to fill all pools: each thread keeps some
 /// hundred free pieces for itself, which hold on to the pages around them.
 const SLACK_KIB: u64 = 512;
@@ -186,6 +189,8 @@ fn a_crowd_leaves_nothing_behind() -> anyhow::Result<()> {
     let report = load.finish()?;
     println!("{faults} faults in {span:?}: {report}");
     report.exact().with_context(|| ground.logs())?;
+    // Whoever stands still for longer has an RST instead.
+    anyhow::ensure!(report.stall(1.0) <= WINDOW, "{report}");
 
     ground.is_quiet(SOON).with_context(|| ground.logs())?;
     let after = at_rest(&ground)?;

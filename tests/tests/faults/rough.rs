@@ -183,6 +183,7 @@ fn poor_links_carry_every_byte() -> anyhow::Result<()> {
         report
             .exact()
             .with_context(|| format!("{profile:?}{}", ground.logs()))?;
+        anyhow::ensure!(report.stall(1.0) <= HANGS, "{profile:?}: {report}");
     }
     ground.is_quiet(wait::SOON)
 }

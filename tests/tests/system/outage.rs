@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use keel_tests::backends::{Backend, Manner, pattern};
@@ -206,6 +206,9 @@ impl Small {
     }
 }
 
+/// How soon after the end of a process others know of it.
+const PROMPT: Duration = Duration::from_secs(2);
+
 /// The connection must end in a reset: an end of file would pass for the server's own.
 fn is_reset(mut stream: TcpStream) -> anyhow::Result<()> {
     loop {
@@ -247,4 +250,74 @@ fn an_ended_router_resets_what_ends_in_it() -> anyhow::Result<()> {
     small.consumer.process.signal(Signal::SIGCONT)?;
     assert_eq!(ended.code(), Some(130), "a second signal ends it at once");
     is_reset(stream).context("the router that dialled the backend was ended and stays away")
+}
+
+/// What a sidecar gives its connections when it is told to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_sidecar_that_stops_gives_its_connections_time() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let mut small = Small::new()?;
+    for provider in [true, false] {
+        let mut stream = small.idle_connection("echo", 2003)?;
+        let process = if provider {
+            &mut small.provider.process
+        } else {
+            &mut small.consumer.process
+        };
+        let begun = Instant::now();
+        process.signal(Signal::SIGTERM)?;
+        let ended = loop {
+            stream.set_read_timeout(Some(GRACE + PROMPT))?;
+            let echoed = stream
+                .write_all(b"y")
+                .and_then(|()| stream.read_exact(&mut [0]));
+            if let Err(error) = echoed {
+                break error;
+            }
+            wait::pause(Duration::from_millis(50));
+        };
+        let after = begun.elapsed();
+        anyhow::ensure!(
+            (GRACE..GRACE + PROMPT).contains(&after),
+            "provider {provider}: {ended} after {after:?}"
+        );
+        anyhow::ensure!(
+            matches!(
+                ended.kind(),
+                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+            ),
+            "{ended:?}"
+        );
+        process.end(SOON)?;
+        if provider {
+            small.provider.again()?;
+        }
+    }
+    Ok(())
+}
+
+/// Whoever ends a process in a hurry does not want others to wait for it.
+#[test]
+fn an_end_in_a_hurry_is_told_to_the_other_ends() -> anyhow::Result<()> {
+    if lacking(&[Need::Root, Need::Dig]) {
+        return Ok(());
+    }
+    let mut small = Small::new()?;
+    let promptly = |stream: &TcpStream| stream.set_read_timeout(Some(PROMPT));
+    let stream = small.idle_connection("echo", 2003)?;
+    let ended = small.provider.process.end_by(Signal::SIGTERM, SOON)?;
+    promptly(&stream)?;
+    is_reset(stream).context("the provider's sidecar got two signals")?;
+    assert_eq!(ended.code(), Some(130));
+
+    let stream = small.idle_connection("dialled", 2005)?;
+    let ended = small.node.process.end_by(Signal::SIGTERM, SOON)?;
+    promptly(&stream)?;
+    is_reset(stream).context("the router that dialled the backend got two signals")?;
+    assert_eq!(ended.code(), Some(130));
+    Ok(())
 }

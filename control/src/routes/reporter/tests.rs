@@ -187,3 +187,43 @@ async fn state_is_written_at_once_and_ticks_once_per_interval() {
         ("Ready", "False")
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_without_end_is_written_at_once_for_a_while_and_then_once_a_second() {
+    let interval = Duration::from_secs(600);
+    let (written, (views, view_rx)) = (Written::default(), watch::channel(view(0, &[])));
+    let config = ReporterConfig {
+        node: "edge1".parse().unwrap(),
+        interval,
+    };
+    let stop = CancellationToken::new();
+    let reporter = Reporter::new(config, written.clone());
+    let (_reported, reported) = watch::channel(true);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(reporter.run(view_rx, context(), reported, stop.clone()));
+    written.reach(1).await;
+    let flap = async |seconds: u64| {
+        let before = written.count();
+        for step in 0..seconds * 20 {
+            let services: &[&str] = if step % 2 == 0 { &["a.default"] } else { &[] };
+            views.send_replace(view(0, services));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        written.count() - before
+    };
+    let burst = BURST as usize;
+    let first = flap(60).await;
+    assert!((burst + 55..burst + 65).contains(&first), "{first}");
+    assert!((55..65).contains(&flap(60).await));
+    // What comes after a rest is written at once, and the last word is the one that stands.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = written.count();
+    views.send_replace(view(0, &["b.default"]));
+    tokio::time::sleep(GATHER * 2).await;
+    assert_eq!(written.count(), before + 1);
+    let last = written.0.lock().unwrap().last().unwrap().clone();
+    assert_eq!(last.active_services.len(), 1);
+    stop.cancel();
+    drop(views);
+    tasks.join_next().await.unwrap().unwrap();
+}
