@@ -58,7 +58,5 @@ fn a_paused_process_is_a_pause() -> anyhow::Result<()> {
     let report = load.finish()?;
     println!("{report}");
     report.exact().with_context(|| ground.logs())?;
-    let bound = time + BACK;
-    anyhow::ensure!(report.stall(1.0) <= bound, "{report}");
     ground.is_quiet(wait::SOON)
 }
